@@ -23,12 +23,12 @@ from modpo.measure import RESPONSES, Measured, Measurer, Policy, reference_polic
 from modpo.models import ReferenceModel
 from modpo.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
 from modpo.progress import say
-from modpo.publish import new_file, read_manifest
+from modpo.publish import locked, new_file, read_manifest
 from modpo.rewards import Reward
 from modpo.scoring import ScoredData, Scorer, experiment_scorer, load_rewards
 from modpo.stages.pipeline import held_out_accuracies
 from modpo.steering import CONTINUOUS
-from modpo.sweep import TrainedPoint, failures, finished_points, require_same_experiment
+from modpo.sweep import TrainedPoint, failures, finished_points, remove_unfinished, require_same_experiment
 from modpo.training_data import load_groups
 
 
@@ -36,13 +36,19 @@ def evaluate_sweep(experiment: Experiment) -> Front:
     """Measure what is trained, write the front into the sweep's folder and return it.
 
     Raises:
-        InputError: nothing is trained yet.
+        InputError: nothing is trained yet. EnvironmentFault: another process is at work on the sweep.
     """
     require_same_experiment(experiment)
     trained = list(finished_points(experiment))
     if not trained:
         fix = "run `modpo sweep` first"
         raise InputError(Problem(str(experiment.output_dir), "points", "no trained point", fix))
+    with locked(experiment.output_dir):
+        remove_unfinished(experiment.output_dir)
+        return _measure(experiment, trained)
+
+
+def _measure(experiment: Experiment, trained: list[TrainedPoint]) -> Front:
     reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
     scorer = experiment_scorer(experiment, reference)
     measurer = _measurer(experiment, reference, scorer)

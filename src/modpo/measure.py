@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 RESPONSES = "responses.jsonl"
 AGREEMENT = "agreement.json"
 LOG_RATIOS = "log_ratios.json"
+LOG = "training_log.json"  # how long training took: decides no number
 NUMBER = "let the reward give every answer a finite number"
 
 
@@ -123,7 +124,7 @@ class Measurer:
             del settings[irrelevant]
         return sha256_json(
             {
-                "policy": dict(policy.files),
+                "policy": {name: digest for name, digest in policy.files.items() if name != LOG},
                 "reference": self.reference.fingerprint,
                 "prompts": self.prompts.fingerprint,
                 "tokenizer": tokenizer_identity(self.reference.tokenizer, 0, self.max_prompt_length),

@@ -375,6 +375,14 @@ def lora_config(section: LoraSection) -> LoraConfig:
     )
 
 
+def save_policy(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """`save_pretrained`, with the same bytes every time: PEFT writes the names of modules in no order."""
+    for config in getattr(model, "peft_config", {}).values():
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
+    model.save_pretrained(folder)
+
+
 def require_device_dtype(dtype: str, where: str) -> None:
     """Refuse a number format that this machine's device cannot train in."""
     if dtype == "float16" and device() == "cpu":

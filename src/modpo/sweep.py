@@ -20,7 +20,7 @@ from modpo import simplex
 from modpo.errors import EnvironmentFault, InputError, IntegrityError, ModpoError, Problem
 from modpo.experiment.file import read_experiment, to_yaml
 from modpo.experiment.sections import Experiment
-from modpo.models import ReferenceModel, lora_config, require_device_dtype
+from modpo.models import ReferenceModel, lora_config, require_device_dtype, save_policy
 from modpo.progress import duration, say
 from modpo.publish import locked, new_file, new_folder, read_manifest, remove_leftovers, sha256_json, write_json
 from modpo.scoring import ScoredData, experiment_scorer
@@ -65,7 +65,7 @@ def run_sweep(experiment: Experiment) -> list[str]:
     train, _ = load_groups(experiment)
     with locked(experiment.output_dir):
         claim_folder(experiment)
-        remove_unfinished(experiment.output_dir / "points")
+        remove_unfinished(experiment.output_dir)
         reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
         scored = experiment_scorer(experiment, reference).score(train)
         if experiment.sweep.mode == CONTINUOUS:
@@ -92,6 +92,7 @@ def train_point(experiment: Experiment, weights: Weights, output: Path | None = 
     with locked(output.parent if output else experiment.output_dir):
         if output is None:
             claim_folder(experiment)
+            remove_unfinished(experiment.output_dir)
         reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
         scored = experiment_scorer(experiment, reference).score(train)
         _train(experiment, weights, scored, reference, folder)
@@ -101,8 +102,12 @@ def train_point(experiment: Experiment, weights: Weights, output: Path | None = 
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed run left half written. Only under the folder's lock: it might be somebody's work."""
+    """Remove what a killed run left half written, in a run's folder and those right below it. Only under its lock: it
+    might be somebody's work.
+    """
     remove_leftovers(folder)
+    for below in folder.iterdir():
+        remove_leftovers(below)
 
 
 def claim_folder(experiment: Experiment) -> None:
@@ -208,7 +213,7 @@ def _train(
             about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost}
             about["beta"] = experiment.training.beta  # what makes the policy an implicit reward
             with new_folder(folder, about) as temporary:
-                trainer.model.save_pretrained(temporary)
+                save_policy(trainer.model, temporary)
                 if experiment.lora is None:
                     reference.tokenizer.save_pretrained(temporary)
                 write_json(temporary / "training_log.json", trainer.state.log_history)

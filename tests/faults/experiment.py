@@ -119,7 +119,7 @@ def results(folder: Path) -> dict[str, Any]:
         scored = "scored" in path.parts
         for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != ".lock"):
             if scored or file.name not in (MANIFEST, *TIMED):
-                found[str(file.relative_to(folder))] = _content(file)
+                found[str(file.relative_to(folder))] = file.read_bytes()
     for name in ("responses.jsonl", "front.json"):
         path = folder / "run" / name
         if path.is_file():
@@ -127,13 +127,6 @@ def results(folder: Path) -> dict[str, Any]:
     if "front.json" in found:
         found["front.json"] = _timeless(json.loads(found["front.json"]))
     return found
-
-
-def _content(file: Path) -> Any:
-    """Bytes; of an adapter's configuration its values, in which PEFT writes a set in any order."""
-    if file.name != "adapter_config.json":
-        return file.read_bytes()
-    return {k: sorted(v) if isinstance(v, list) else v for k, v in json.loads(file.read_text("utf-8")).items()}
 
 
 def _timeless(value: Any) -> Any:

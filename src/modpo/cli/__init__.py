@@ -43,6 +43,7 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 REFUSALS = {
     errno.ENOSPC: ("no space is left on this disk", "free some, or choose another folder with `output_dir`"),
     errno.EDQUOT: ("the disk quota is used up", "free some, or choose another folder with `output_dir`"),
+    errno.EIO: ("the disk failed to read or write", "check it, or choose another folder with `output_dir`"),
     errno.EROFS: ("this file system is read-only", "choose a folder you can write with `output_dir`"),
     errno.EACCES: ("permission denied", "change its permissions, or choose another folder"),
     errno.EPERM: ("operation not permitted", "change its permissions, or choose another folder"),

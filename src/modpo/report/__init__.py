@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from modpo.front import read_front
-from modpo.publish import new_file
+from modpo.publish import locked, new_file, remove_leftovers
 
 __all__ = ["write_report"]
 
@@ -15,6 +15,7 @@ def write_report(folder: Path) -> None:
 
     Raises:
         InputError: one of the two files is broken (nothing is written), or there is no front.
+        EnvironmentFault: another process is at work on the sweep.
     """
     from modpo.report.page import page
     from modpo.report.picture import picture
@@ -24,6 +25,8 @@ def write_report(folder: Path) -> None:
     responses = read_responses(front)
     png = picture(front)
     html = page(front, responses, png)
-    for name, content in (("front.png", png), ("report.html", html.encode())):
-        with new_file(Path(folder) / name) as temporary:
-            temporary.write_bytes(content)
+    with locked(Path(folder)):
+        remove_leftovers(Path(folder))
+        for name, content in (("front.png", png), ("report.html", html.encode())):
+            with new_file(Path(folder) / name) as temporary:
+                temporary.write_bytes(content)
