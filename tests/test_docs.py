@@ -18,10 +18,13 @@ from modpo import cli, errors
 from modpo.datasets import FORMATS
 from modpo.experiment.file import ExperimentFile, read_experiment
 from modpo.experiment.sections import (
+    BestOfNSection,
+    ComparisonSection,
     DataSection,
     EvaluationSection,
     LoraSection,
     ModelSection,
+    MorlhfSection,
     Objective,
     RewardSection,
     TrainingSection,
@@ -45,6 +48,9 @@ SECTIONS = {  # heading in docs/experiment.md -> the dataclass behind it
     "reward": RewardSection,
     "training": TrainingSection,
     "sweep": SweepChoice,
+    "morlhf": MorlhfSection,
+    "best_of_n": BestOfNSection,
+    "comparison": ComparisonSection,
     "evaluation": EvaluationSection,
 }
 IN_WORDS = {"output_dir", "cache_dir"}  # defaults that depend on the file's name or the environment

@@ -27,10 +27,12 @@ from modpo.errors import InputError, IntegrityError, NumericError
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
 from modpo.interrupts import Interrupted, Interruption
+from modpo.methods import Run
+from modpo.methods.modpo import give_base_back, new_trainer
 from modpo.models import ReferenceModel
 from modpo.publish import read_manifest
 from modpo.scoring import ScoredData, experiment_scorer
-from modpo.sweep import _give_base_back, _trainer, point_folder, run_sweep, train_point
+from modpo.sweep import point_folder, run_sweep, train_point
 from modpo.trainer import MODPOTrainer
 from modpo.training_data import load_groups
 
@@ -98,7 +100,7 @@ class Bench:
 
     def trainer(self, work: Path) -> MODPOTrainer:
         (weights,) = self.experiment.sweep.weights
-        return _trainer(self.experiment, weights, self.scored, self.reference, work)
+        return new_trainer(Run(self.experiment, self.scored, self.reference), weights, work)
 
     def train(self, work: Path, *, every: int, keep: int = 2, stop: bool = False, **run: Any) -> End:
         """Train to the end, or `stop` after one more step."""
@@ -114,7 +116,7 @@ class Bench:
             states = trainer.optimizer.state_dict(), trainer.lr_scheduler.state_dict()
             return End(finished, trainer.state.global_step, weights, *states, [e for e in log if e], resumable.cost)
         finally:
-            _give_base_back(trainer, self.reference)
+            give_base_back(trainer, self.reference)
 
 
 def make_bench(folder: Path, model: Path, overrides: list[str]) -> Bench:
@@ -270,8 +272,8 @@ def test_whatever_is_trained(tiny_model: Path, tmp_path: Path, overrides: list[s
 def test_vectors_drawn_for_each_step_are_drawn_again(bench: Bench, tmp_path: Path) -> None:
     """A continuous policy draws preference vectors when it fetches a step's batches, before that step's dropout."""
     from modpo.continuous import ContinuousConfig, ContinuousTrainer
+    from modpo.methods.modpo import training_arguments
     from modpo.models import lora_config
-    from modpo.sweep import training_arguments
 
     experiment, reference = bench.experiment, bench.reference
     assert experiment.lora is not None
@@ -290,7 +292,7 @@ def test_vectors_drawn_for_each_step_are_drawn_again(bench: Bench, tmp_path: Pat
             interruption.note(signal.SIGINT)
         ResumableRun(trainer, Checkpoints(work, {}, every=100, keep=1), "test").train(interruption)
         weights = {name: tensor.clone() for name, tensor in trained_tensors(trainer.model).items()}
-        _give_base_back(trainer, reference)
+        give_base_back(trainer, reference)
         return weights
 
     whole = train(tmp_path / "whole")
@@ -500,7 +502,7 @@ def test_weights_that_are_not_finite_are_not_saved(bench: Bench, tmp_path: Path)
     with pytest.raises(NumericError, match=f"step 4: {name} is not finite"):
         run.save()
     assert checkpoints(tmp_path) == []
-    _give_base_back(trainer, bench.reference)
+    give_base_back(trainer, bench.reference)
 
 
 # --- killed ---------------------------------------------------------------------------------------------------

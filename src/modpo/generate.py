@@ -69,7 +69,7 @@ def _sample(
         input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
         attention_mask[row, width - len(prompt) :] = 1
     device = next(model.parameters()).device
-    with _bare_generation(model):
+    with _bare_generation(model), _folded_head(model):
         out = model.generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
@@ -94,6 +94,26 @@ def _bare_generation(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         yield
     finally:
         base.generation_config = settings
+
+
+@contextmanager
+def _folded_head(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Within it, the head's weights ask for a gradient, though none is computed.
+
+    Without, `torch.matmul` does not fold the batch of last hidden states, a slice, into one matrix product: it copies
+    the head's weights once for each answer (13 GB for 224 answers of a model with 135M parameters, and 2.5 times the
+    seconds of generation on a CPU).
+    """
+    head = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if weight is None or weight.requires_grad or not weight.is_floating_point():
+        yield
+        return
+    weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        weight.requires_grad_(False)
 
 
 def _until_end(ids: list[int], ends: Collection[int]) -> list[int]:

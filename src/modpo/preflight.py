@@ -36,7 +36,8 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
         InputError, NumericError: see `check_experiment`; settings that the trainer refuses, adapters that do not fit.
         EnvironmentFault: a folder that cannot be written. IntegrityError: it holds another experiment.
     """
-    from modpo.sweep import require_same_experiment, training_arguments
+    from modpo.methods.modpo import training_arguments
+    from modpo.sweep import require_same_experiment
 
     require_writable(output or experiment.output_dir, "--output" if output else "output_dir")
     if output is None:

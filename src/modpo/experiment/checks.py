@@ -12,6 +12,7 @@ from typing import Any
 
 from modpo.experiment.sections import DRAWN, Objective, RewardSection, RewardTraining, TrainingSection
 from modpo.experiment.yaml_reader import BROKEN, SectionReader
+from modpo.methods import METHODS
 from modpo.primary import is_trainable
 from modpo.simplex import Weights
 
@@ -25,6 +26,7 @@ MISSING = ("error", "drop", "mean")
 FINDS_BATCH_SIZE = "auto_find_batch_size"  # of transformers.TrainingArguments
 KINDS = ("reward_model", "implicit")  # of rewards that are trained
 ENGINES = ("auto", "transformers", "vllm")
+ALGORITHMS = ("rloo", "grpo")  # of TRL
 MODES = ("separate", "continuous")
 # What each source of a reward may say besides itself; `clip` and `weight` go with all.
 OPTIONS = {
@@ -91,9 +93,17 @@ RULES = {
     "sample.max_new_tokens": _at_least(1),
     "sample.temperature": _above(0),
     "sample.engine": _one_of(ENGINES),
+    "sweep.method": _one_of(tuple(METHODS)),
     "sweep.mode": _one_of(MODES),
     "sweep.concentration": _above(0),
     "sweep.prompts_per_draw": _at_least(1),
+    "morlhf.algorithm": _one_of(ALGORITHMS),
+    "morlhf.learning_rate": _above(0),
+    "morlhf.max_steps": _at_least(1),
+    "morlhf.num_generations": _at_least(2),
+    "morlhf.per_device_train_batch_size": _at_least(2),
+    "morlhf.max_completion_length": _at_least(1),
+    "best_of_n.n": _at_least(1),
     "training.beta": _above(0),
     "training.loss_type": _one_of(LOSS_TYPES),
     "training.learning_rate": _above(0),
@@ -153,6 +163,8 @@ def _value(shape: Any, path: str) -> Any:
 
 def _check_training(shape: Any, reader: SectionReader) -> None:
     if _value(shape, "sweep.mode") == "continuous":
+        if (method := _value(shape, "sweep.method")) != "modpo":
+            reader.report("sweep.mode", f"is continuous, with `method: {method}`", "use `mode: separate`")
         if shape.lora is None:
             reader.report("lora", "is null", "a continuous policy is one adapter per objective: give its fields")
         elif isinstance(shape.objectives, dict) and len(shape.objectives) == 1:
@@ -168,7 +180,7 @@ def _check_training(shape: Any, reader: SectionReader) -> None:
         if name in ELSEWHERE:
             fix = f"set `{ELSEWHERE[name]}` instead"
             reader.report(f"training.arguments.{name}", "has a place of its own", fix)
-    for section in ("training", "sft"):
+    for section in ("training", "sft", "morlhf"):
         _check_arguments(_value(shape, f"{section}.arguments") or {}, f"{section}.arguments", reader)
 
 

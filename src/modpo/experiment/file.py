@@ -19,11 +19,14 @@ from yaml import MappingNode
 from modpo.errors import InputError, Problem
 from modpo.experiment.checks import check_sections
 from modpo.experiment.sections import (
+    BestOfNSection,
+    ComparisonSection,
     DataSection,
     EvaluationSection,
     Experiment,
     LoraSection,
     ModelSection,
+    MorlhfSection,
     Objective,
     RewardSection,
     RewardTraining,
@@ -54,6 +57,9 @@ class ExperimentFile:
     sample: SampleSection | None = None
     training: TrainingSection = field(default_factory=TrainingSection)
     sweep: SweepChoice | None = None
+    morlhf: MorlhfSection = field(default_factory=MorlhfSection)
+    best_of_n: BestOfNSection = field(default_factory=BestOfNSection)
+    comparison: ComparisonSection | None = None
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     output_dir: str | None = None  # runs/<name of the file>
     cache_dir: str | None = None  # the environment's MODPO_CACHE, else ~/.cache/modpo
@@ -100,6 +106,9 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = (), *, trust_re
         lora=shape.lora,
         sft=shape.sft,
         sample=shape.sample,
+        morlhf=shape.morlhf,
+        best_of_n=shape.best_of_n,
+        comparison=shape.comparison,
         seed=shape.seed,
         source=source,
         lines=reader.lines,
@@ -108,7 +117,7 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = (), *, trust_re
 
 def _sweep(choice: SweepChoice | None, vectors: list[Weights]) -> SweepSection:
     choice = choice or SweepChoice()
-    return SweepSection(vectors, choice.mode, choice.concentration, choice.prompts_per_draw)
+    return SweepSection(vectors, choice.method, choice.mode, choice.concentration, choice.prompts_per_draw)
 
 
 def _text(path: Path) -> str:
@@ -165,6 +174,9 @@ def to_yaml(experiment: Experiment) -> str:
         "objectives": objectives,
         "training": sections["training"],
         "sweep": dataclasses.asdict(experiment.sweep) if experiment.sweep.weights else None,
+        "morlhf": dataclasses.asdict(experiment.morlhf),
+        "best_of_n": dataclasses.asdict(experiment.best_of_n),
+        "comparison": dataclasses.asdict(experiment.comparison) if experiment.comparison else None,
         "evaluation": sections["evaluation"],
         "output_dir": str(experiment.output_dir),
         "cache_dir": str(experiment.cache_dir),

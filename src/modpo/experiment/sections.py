@@ -191,9 +191,38 @@ class SweepSection:
     """The preference vectors to train, already expanded from `weights`, `grid` or `lattice`."""
 
     weights: list[Weights] = field(default_factory=list)
+    method: str = "modpo"  # how the policy of a vector comes about: a name in modpo.methods.METHODS
     mode: str = "separate"  # a training per vector; "continuous": one policy for all, from which vectors are baked
     concentration: float = 1.0  # continuous: of the Dirichlet distribution that vectors are drawn from; 1 is uniform
     prompts_per_draw: int | None = None  # continuous: prompts that share a drawn vector; default: a batch
+
+
+@dataclass(frozen=True)
+class MorlhfSection:
+    """`sweep.method: morlhf`: reinforcement learning on the weighted sum of the rewards, by one of TRL's trainers."""
+
+    algorithm: str = "rloo"  # trl.RLOOTrainer; "grpo": trl.GRPOTrainer
+    learning_rate: float = 1e-4
+    max_steps: int = 100
+    num_generations: int = 4  # answers to a prompt, which are each other's baseline
+    per_device_train_batch_size: int = 16  # answers in a step
+    max_completion_length: int | None = None  # tokens; default: evaluation.max_new_tokens
+    arguments: dict[str, Any] = field(default_factory=dict)  # fields of trl.RLOOConfig or trl.GRPOConfig
+
+
+@dataclass(frozen=True)
+class BestOfNSection:
+    """`sweep.method: best_of_n`: of n answers of the reference, the one with the best weighted reward."""
+
+    n: int = 4
+
+
+@dataclass(frozen=True)
+class ComparisonSection:
+    """Several methods on the same data, rewards and held-out prompts: `modpo sweep` runs them all."""
+
+    methods: list[str]  # names of `sweep.method`, and "continuous"
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
 
 
 @dataclass(frozen=True)
@@ -224,6 +253,9 @@ class Experiment:
     lora: LoraSection | None
     sft: SftSection | None = None
     sample: SampleSection | None = None
+    morlhf: MorlhfSection = field(default_factory=MorlhfSection)
+    best_of_n: BestOfNSection = field(default_factory=BestOfNSection)
+    comparison: ComparisonSection | None = None
     seed: int = 0
     source: str = field(default="experiment", compare=False)  # the file, for error messages
     lines: dict[str, int] = field(default_factory=dict, compare=False)  # "training.beta" -> line; 0 for --set

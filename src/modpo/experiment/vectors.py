@@ -26,6 +26,7 @@ class SweepChoice:
     weights: list[Any] | None = None  # [{helpful: 0.7, concise: 0.3}, ...]
     normalize: bool = False  # divide each vector of `weights` by its sum
     grid: int | None = None  # so many evenly spaced vectors between two objectives, without the ends
+    method: str = "modpo"
     mode: str = "separate"
     concentration: float = 1.0
     prompts_per_draw: int | None = None

@@ -1,0 +1,47 @@
+"""How the policy at a preference vector comes about: one method a file, each with the same face.
+
+A method's module has `maker(run)`, which makes what all vectors share and gives a function that writes the policy of
+one vector into its folder. Everything around it (folders, locks, failures, evaluation, the report) is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modpo.experiment.sections import Experiment
+from modpo.simplex import Weights
+
+if TYPE_CHECKING:
+    from modpo.models import ReferenceModel
+    from modpo.scoring import ScoredData
+
+METHODS = {"modpo": "modpo.methods.modpo"}  # `sweep.method` -> its module
+CONTINUOUS = "modpo.methods.continuous"  # MODPO's, with `sweep.mode: continuous`
+
+Maker = Callable[[Weights, Path], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every method starts from."""
+
+    experiment: Experiment
+    scored: ScoredData
+    reference: ReferenceModel
+
+
+def maker(run: Run) -> Maker:
+    """The maker of the experiment's method, everything that its vectors share made.
+
+    Raises:
+        IntegrityError: the folder holds something of other data or settings.
+        NumericError: a loss or gradient of what is shared is not finite.
+    """
+    sweep = run.experiment.sweep
+    module = CONTINUOUS if sweep.mode == "continuous" else METHODS[sweep.method]
+    made: Maker = import_module(module).maker(run)
+    return made

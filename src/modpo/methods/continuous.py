@@ -1,0 +1,105 @@
+"""A sweep from one training: the continuous policy, and each preference vector baked from it as a plain adapter.
+
+<output>/continuous/<objective>/    an adapter per objective, as PEFT saves it
+<output>/continuous/training_log.json, manifest.json
+<output>/points/<name>/             the policy at a vector: the same files as a point that was trained alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modpo import simplex
+from modpo.combine import combine_adapters
+from modpo.errors import InputError, Problem
+from modpo.methods import Maker, Run
+from modpo.methods.modpo import LOG, give_base_back, training_arguments
+from modpo.methods.point import is_there, shared_parts, work_folder
+from modpo.models import lora_config
+from modpo.progress import duration, say
+from modpo.publish import new_folder, read_manifest, sha256_json, write_json
+from modpo.simplex import Weights
+from modpo.steering import CONTINUOUS
+
+if TYPE_CHECKING:
+    from modpo.continuous import ContinuousTrainer
+
+
+def maker(run: Run) -> Maker:
+    """Train the continuous policy if it is not there; each vector is baked from it.
+
+    Raises:
+        InputError: no adapters to steer. IntegrityError: the folder holds a policy of other data or settings.
+        NumericError: a loss or gradient that is not finite.
+    """
+    experiment = run.experiment
+    if experiment.lora is None:
+        fix = "give `lora` its fields back: a continuous policy is one adapter per objective"
+        raise InputError(Problem(experiment.where("lora"), "lora", "is null", fix))
+    folder = experiment.output_dir / CONTINUOUS
+    _train(run, folder)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return partial(_bake, run, folder, manifest)
+
+
+def _train(run: Run, folder: Path) -> None:
+    from modpo.checkpoints import Checkpoints, trained
+
+    experiment = run.experiment
+    sweep, section = experiment.sweep, experiment.training
+    settings = {"concentration": sweep.concentration, "prompts_per_draw": sweep.prompts_per_draw}
+    parts = {**shared_parts(experiment, run.scored), "continuous": settings}
+    key, work = sha256_json(parts), work_folder(folder)
+    if is_there(folder, key, CONTINUOUS):
+        return
+    identity = {**parts, "model": run.reference.fingerprint}
+    checkpoints = Checkpoints(work, identity, every=section.save_steps, keep=section.save_total_limit)
+    trainer = _new_trainer(run, work, settings)
+    try:
+        with trained(trainer, checkpoints, CONTINUOUS) as cost:
+            about = {"key": key, "seed": experiment.seed, "cost": cost, "beta": section.beta}
+            with new_folder(folder, about) as temporary:
+                trainer.save_policy(temporary)
+                write_json(temporary / LOG, trainer.state.log_history)
+    finally:
+        give_base_back(trainer, run.reference)
+    say(f"{CONTINUOUS}: trained in {duration(cost['seconds'])}")
+
+
+def _new_trainer(run: Run, work: Path, settings: Mapping[str, Any]) -> ContinuousTrainer:
+    from transformers import PrinterCallback
+
+    from modpo.continuous import ContinuousConfig, ContinuousTrainer
+
+    experiment = run.experiment
+    assert experiment.lora is not None
+    uniform = {name: 1 / len(experiment.objectives) for name in experiment.objectives}
+    trainer = ContinuousTrainer(
+        run.reference.model,
+        training_arguments(experiment, uniform, work, kind=ContinuousConfig, more=settings),
+        run.scored.dataset(),
+        peft_config=lora_config(experiment.lora),
+        processing_class=run.reference.tokenizer,
+        objectives=experiment.objectives,
+        calibrations=run.scored.calibrations,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _bake(run: Run, policy: Path, manifest: Mapping[str, Any], weights: Weights, folder: Path) -> None:
+    """The policy at a vector as a plain adapter, its cost a share of the one training."""
+    key, label = sha256_json({"continuous": manifest["key"], "weights": weights}), simplex.name(weights)
+    if is_there(folder, key, label):
+        return
+    experiment = run.experiment
+    share = len(experiment.sweep.weights)
+    cost = {"seconds": manifest["cost"]["seconds"] / share, "tokens": manifest["cost"]["tokens"] // share}
+    about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost, "beta": experiment.training.beta}
+    with new_folder(folder, {**about, "made_of": CONTINUOUS}) as temporary:
+        combine_adapters({policy / name: weight for name, weight in weights.items()}, temporary)
+    say(f"{label}: baked from the continuous policy")

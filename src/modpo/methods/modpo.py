@@ -1,0 +1,130 @@
+"""MODPO: a training for each preference vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from modpo import simplex
+from modpo.errors import InputError, Problem
+from modpo.experiment.sections import Experiment
+from modpo.methods import Maker, Run
+from modpo.methods.point import is_there, point_parts, work_folder
+from modpo.models import ReferenceModel, lora_config, save_policy
+from modpo.progress import duration, say
+from modpo.publish import new_folder, sha256_json, write_json
+from modpo.simplex import Weights
+
+if TYPE_CHECKING:
+    from modpo.trainer import MODPOTrainer
+    from modpo.training_config import MODPOConfig
+
+    Config = TypeVar("Config", bound=MODPOConfig)
+
+LOG = "training_log.json"
+
+
+def maker(run: Run) -> Maker:
+    """Nothing is shared but the scores."""
+    return partial(train, run)
+
+
+def train(run: Run, weights: Weights, folder: Path) -> None:
+    """Train one vector, from its newest checkpoint if there is one; kept where it is finished."""
+    from modpo.checkpoints import Checkpoints, trained
+
+    experiment, reference = run.experiment, run.reference
+    parts, label = point_parts(run, weights), simplex.name(weights)
+    key, work = sha256_json(parts), work_folder(folder)
+    if is_there(folder, key, label):
+        return
+    section = experiment.training
+    identity = {**parts, "model": reference.fingerprint}
+    checkpoints = Checkpoints(work, identity, every=section.save_steps, keep=section.save_total_limit)
+    trainer = new_trainer(run, weights, work)
+    try:
+        with trained(trainer, checkpoints, label) as cost:
+            about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost}
+            about["beta"] = section.beta  # what makes the policy an implicit reward
+            with new_folder(folder, about) as temporary:
+                save_policy(trainer.model, temporary)
+                if experiment.lora is None:
+                    reference.tokenizer.save_pretrained(temporary)
+                write_json(temporary / LOG, trainer.state.log_history)
+    finally:
+        give_base_back(trainer, reference)
+    say(f"{label}: trained in {duration(cost['seconds'])}")
+
+
+def new_trainer(run: Run, weights: Weights, work: Path) -> MODPOTrainer:
+    """A trainer that has not trained yet."""
+    from transformers import PrinterCallback
+
+    from modpo.trainer import MODPOTrainer
+
+    experiment = run.experiment
+    trainer = MODPOTrainer(
+        run.reference.model,
+        args=training_arguments(experiment, weights, work),
+        train_dataset=run.scored.dataset(),
+        processing_class=run.reference.tokenizer,
+        objectives=experiment.objectives,
+        calibrations=run.scored.calibrations,
+        peft_config=lora_config(experiment.lora) if experiment.lora else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def training_arguments(
+    experiment: Experiment,
+    weights: Weights,
+    work: Path,
+    *,
+    kind: type[Config] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> Config:
+    """The experiment's training section as `MODPOConfig`, or as another kind of it with `more` fields."""
+    from modpo.models import device
+    from modpo.training_config import MODPOConfig
+
+    settings = experiment.training.deciding()
+    arguments = settings.pop("arguments")
+    settings["activation_checkpointing"] = settings.pop("gradient_checkpointing")  # transformers' new name for it
+    defaults = {
+        "bf16": experiment.model.dtype == "bfloat16",
+        "fp16": experiment.model.dtype == "float16",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device() != "cpu",
+    }
+    try:
+        return (kind or MODPOConfig)(
+            output_dir=str(work),
+            weights=weights,
+            seed=experiment.seed,
+            max_length=experiment.data.max_length,
+            max_prompt_length=experiment.data.max_prompt_length,
+            **(defaults | settings | arguments | dict(more or {})),
+        )
+    except (TypeError, ValueError) as error:  # names and values that only transformers knows
+        where, fix = experiment.where("training"), "see the fields of trl.DPOConfig"
+        raise InputError(Problem(where, "training", str(error).splitlines()[0], fix)) from error
+
+
+def give_base_back(trainer: MODPOTrainer, reference: ReferenceModel) -> None:
+    """Take the adapter off, so that the next point starts from the same base without reading it again."""
+    from peft import PeftModel
+
+    from modpo.logprobs import detach_packed_forward
+
+    if isinstance(trainer.model, PeftModel) and not trainer.model.peft_config["default"].modules_to_save:
+        base = trainer.model.unload()
+        detach_packed_forward(base)
+        base.requires_grad_(True)
+        base.eval()
+    else:
+        reference.release()  # its own weights were trained
