@@ -1,8 +1,7 @@
-"""The loss: closed forms by hand, its two reformulations, its gradient, its optimum."""
+"""The loss: closed forms by hand, its two reformulations, its gradient. Its optimum: test_theory.py."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -165,79 +164,6 @@ def test_gradient_against_finite_differences(loss_type: str, K: int):
         return modpo_loss(chosen, rejected, *others, *margins, weights=weights, beta=0.7, loss_type=loss_type)[0]
 
     assert torch.autograd.gradcheck(losses, policy)
-
-
-# --- the optimum ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("weights", "beta"), [((1.0,), 0.5), ((0.3, 0.7), 0.5), ((0.8, 0.2), 0.1), ((0.2, 0.5, 0.3), 1.0)]
-)
-def test_minimum_is_the_policy_that_maximises_the_weighted_reward(weights: tuple[float, ...], beta: float):
-    """With every pair of 5 responses labelled as r_k's Bradley-Terry annotator would, the exact minimiser over all
-    policies is pi(y) proportional to pi_ref(y) exp(sum_i w_i r_i(y) / beta) (paper, eq. 4 and appendix A).
-    """
-    generator = torch.Generator().manual_seed(3)
-    rewards = torch.randn(5, len(weights), generator=generator, dtype=torch.float64)  # column 0 is r_k
-    reference = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(0)
-    chosen, rejected = torch.tensor(list(itertools.permutations(range(5), 2))).T
-    share = torch.sigmoid(rewards[chosen, 0] - rewards[rejected, 0])  # how often y1 is preferred to y2
-    logits = reference.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [logits], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
-    )
-
-    def expected_loss() -> Tensor:
-        optimizer.zero_grad()
-        policy = logits.log_softmax(0)
-        losses, _, _ = modpo_loss(
-            policy[chosen],
-            policy[rejected],
-            reference[chosen],
-            reference[rejected],
-            rewards[chosen, 1:],
-            rewards[rejected, 1:],
-            weights=weights,
-            beta=beta,
-        )
-        total = (share * losses).sum()
-        total.backward()
-        return total
-
-    optimizer.step(expected_loss)
-    optimum = (reference + rewards @ torch.tensor(weights, dtype=torch.float64) / beta).log_softmax(0)
-    kl = F.kl_div(logits.detach().log_softmax(0), optimum, log_target=True, reduction="sum")
-    away = F.kl_div(reference, optimum, log_target=True, reduction="sum")
-    assert kl < 1e-6 < 0.05 < away  # the optimum is not where the search began
-
-
-@pytest.mark.parametrize("weights", [(1.0,), (0.0, 1.0), (0.3, 0.7), (0.2, 0.0, 0.8), (0.1, 0.2, 0.3, 0.4)])
-@pytest.mark.parametrize("beta", [0.1, 1.0])
-def test_regression_has_the_same_minimum_and_needs_no_labels(weights: tuple[float, ...], beta: float):
-    """Over every two of 5 responses the loss is 0 exactly at pi proportional to pi_ref exp(sum_i w_i r_i / beta)."""
-    generator = torch.Generator().manual_seed(4)
-    rewards = torch.randn(5, len(weights), generator=generator, dtype=torch.float64)
-    reference = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(0)
-    chosen, rejected = torch.tensor(list(itertools.combinations(range(5), 2))).T
-
-    def loss(policy: Tensor) -> Tensor:
-        four = policy[chosen], policy[rejected], reference[chosen], reference[rejected]
-        return regression_loss(*four, rewards[chosen], rewards[rejected], weights=weights, beta=beta)[0].sum()
-
-    optimum = (reference + rewards @ torch.tensor(weights, dtype=torch.float64) / beta).log_softmax(0)
-    assert loss(optimum) < 1e-20
-    logits = reference.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        total = loss(logits.log_softmax(0))
-        total.backward()
-        return total
-
-    optimizer.step(closure)
-    kl = F.kl_div(logits.detach().log_softmax(0), optimum, log_target=True, reduction="sum")
-    assert kl < 1e-6 < F.kl_div(reference, optimum, log_target=True, reduction="sum")
 
 
 def test_regression_by_hand():
