@@ -215,8 +215,8 @@ def test_report_and_quickstart_take_their_folder(stages, tmp_path):
     assert main(["quickstart"]) == 0
     assert stages.calls == [
         ("write_report", tmp_path),
-        ("run_quickstart", tmp_path, ("fast", True)),
-        ("run_quickstart", Path("runs/quickstart"), ("fast", False)),
+        ("run_quickstart", tmp_path, ("separate", False), ("fast", True)),
+        ("run_quickstart", Path("runs/quickstart"), ("separate", False), ("fast", False)),
     ]
 
 

@@ -9,8 +9,9 @@ HELP = "train and draw a small front with the embedded model"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """--fast, --output."""
-    parser.add_argument("--fast", action="store_true", help="fewer points and prompts")
+    """--separate, --fast, --output."""
+    parser.add_argument("--separate", action="store_true", help="train each preference vector by itself, fewer of them")
+    parser.add_argument("--fast", action="store_true", help="fewer prompts and vectors")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/quickstart"), metavar="FOLDER", help="default: %(default)s"
     )
@@ -20,5 +21,5 @@ def run(args: Namespace) -> int:
     """Run the embedded experiment."""
     from modpo.quickstart import run_quickstart
 
-    run_quickstart(args.output, fast=args.fast)
+    run_quickstart(args.output, separate=args.separate, fast=args.fast)
     return 0

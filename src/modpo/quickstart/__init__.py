@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modpo.experiment.sections import Experiment
@@ -19,23 +19,38 @@ class Size:
     train_prompts: int
     held_out_prompts: int
     vectors: int
+    epochs: int
+    mode: str = "continuous"
     max_new_tokens: int = 48
 
 
-FULL = Size(train_prompts=128, held_out_prompts=112, vectors=5)
-FAST = Size(train_prompts=32, held_out_prompts=48, vectors=2, max_new_tokens=40)
+FULL = Size(train_prompts=128, held_out_prompts=112, vectors=9, epochs=2)
+FAST = Size(train_prompts=32, held_out_prompts=48, vectors=3, epochs=2, max_new_tokens=40)
 
 
-def run_quickstart(output: Path, *, fast: bool = False) -> None:
-    """Sample, score, sweep, evaluate and report into `output`; what is there already is kept."""
+def size(*, separate: bool = False, fast: bool = False) -> Size:
+    """The size asked for; a training for each vector takes fewer of them, for one epoch."""
+    chosen = FAST if fast else FULL
+    return replace(chosen, mode="separate", vectors=2 if fast else 5, epochs=1) if separate else chosen
+
+
+def run_quickstart(output: Path, *, separate: bool = False, fast: bool = False) -> None:
+    """Sample, score, train, evaluate and report into `output`; what is there already is kept.
+
+    Args:
+        separate: a training for each preference vector, in place of one for all.
+        fast: fewer prompts and vectors.
+    """
     from modpo.stages.pipeline import run_pipeline
 
-    run_pipeline(quickstart_experiment(output, FAST if fast else FULL))
+    run_pipeline(quickstart_experiment(output, size(separate=separate, fast=fast)))
     say(
         f"the front:    {output / 'front.png'} (to the right more positive, upwards fewer words; the star is the model)"
     )
-    say(f"the answers:  {output / 'report.html'} (open it in a browser: every policy's answers side by side)")
+    say(f"the answers:  {output / 'report.html'} (open it in a browser: a slider moves the weights)")
     say(f"the policies: {output / 'points'} (PEFT adapters, made by {output / 'experiment.yaml'})")
+    if not separate:
+        say(f"talk to it:   modpo chat {output} (/w positive=0.8 changes the weights while you talk)")
 
 
 def quickstart_experiment(output: Path, size: Size, overrides: Sequence[str] = ()) -> Experiment:
@@ -53,7 +68,9 @@ def quickstart_experiment(output: Path, size: Size, overrides: Sequence[str] = (
             f"sample.held_out={size.held_out_prompts}",
             f"sample.max_new_tokens={size.max_new_tokens}",
             f"output_dir={output}",
+            f"training.num_train_epochs={size.epochs}",
             f"sweep.grid={size.vectors}",
+            f"sweep.mode={size.mode}",
             f"evaluation.max_new_tokens={size.max_new_tokens}",
             *overrides,
         ],
