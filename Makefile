@@ -26,6 +26,11 @@ nightly: install
 faults: install
 	MODPO_FAULT_SERVERS=2 MODPO_FAULT_TABLE=1 $(BIN)/python -m pytest -q -s -m slow tests/faults/test_every_fault.py
 
+# The quickstart with --fast, killed ten times at random moments and finished, against an undisturbed one.
+.PHONY: kills
+kills: install
+	$(BIN)/python tests/faults/demo_kills.py
+
 # The same faults on transformers, TRL, PEFT and datasets alone.
 stack: install
 	MODPO_FAULT_TABLE=1 $(BIN)/python -m pytest -q -s tests/faults/stack.py

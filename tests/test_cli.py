@@ -257,6 +257,36 @@ def test_trouble_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code, 
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unable to mmap 25 bytes from file <x>: Cannot allocate memory (12)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(monkeypatch, capsys, error):
+    def run(args):
+        raise error
+
+    monkeypatch.setattr(cli.report, "run", run)
+    assert main(["report", "x"]) == 3
+    assert "; fix: lower `training.per_device_train_batch_size`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_was_closed_at_the_start(tmp_path, name):
+    """What is said goes nowhere, and not into a file that was opened in its place."""
+    number = {"stdout": 1, "stderr": 2}[name]
+    code = f"import os, sys; os.close({number}); os.execv(sys.executable, sys.argv[1:])"
+    command = [sys.executable, "-c", code, sys.executable, "-m", "modpo", "report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert ("no such file" in done.stderr) == (name == "stdout")
+    assert done.stdout == ""
+
+
 def test_an_accelerators_memory_error_is_one_too(monkeypatch, capsys):
     import torch
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from modpo.audit import Audit
-from modpo.errors import InputError, NumericError
+from modpo.errors import InputError, IntegrityError, NumericError
 from modpo.front import (
     Cost,
     Estimate,
@@ -240,6 +240,13 @@ def test_a_write_that_fails_leaves_the_old_front(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["front.csv", "front.json"]
 
 
+def unsealed_front(folder):
+    """The content of front.json without its seal, as one who writes it by hand would have it."""
+    content = json.loads((folder / "front.json").read_text())
+    del content["sha256"]
+    return content
+
+
 def edited(path, value):
     """A change of one field of front.json, by its path; `...` deletes it."""
 
@@ -293,8 +300,7 @@ BROKEN = [
 @pytest.mark.parametrize(("path", "value", "message"), BROKEN, ids=[f"{p}={v!r:.20}" for p, v, _ in BROKEN])
 def test_a_broken_front_is_refused_by_field(tmp_path, path, value, message):
     write_front(make_front(tmp_path))
-    file = tmp_path / "front.json"
-    content = json.loads(file.read_text())
+    file, content = tmp_path / "front.json", unsealed_front(tmp_path)
     edited(path, value)(content)
     file.write_text(json.dumps(content))
     with pytest.raises(InputError, match=message) as refused:
@@ -303,9 +309,34 @@ def test_a_broken_front_is_refused_by_field(tmp_path, path, value, message):
     assert "fix:" in str(refused.value)
 
 
+def test_every_flipped_bit_of_a_front_is_found(tmp_path):
+    write_front(make_front(tmp_path))
+    file = tmp_path / "front.json"
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        with pytest.raises((InputError, IntegrityError)):
+            read_front(tmp_path)
+
+
+def test_an_edited_front_is_refused_and_the_advice_helps(tmp_path):
+    write_front(make_front(tmp_path))
+    file = tmp_path / "front.json"
+    content = json.loads(file.read_text())
+    content["reference"]["cost"]["tokens"] += 1
+    file.write_text(json.dumps(content, indent=2) + "\n")
+    with pytest.raises(IntegrityError, match=r"front\.json: it was changed; fix: .*take 'sha256' out of it"):
+        read_front(tmp_path)
+    del content["sha256"]
+    file.write_text(json.dumps(content))
+    assert read_front(tmp_path).reference.cost.tokens == content["reference"]["cost"]["tokens"]
+
+
 def test_an_unknown_field_is_left_out(tmp_path):
     write_front(make_front(tmp_path))
-    content = json.loads((tmp_path / "front.json").read_text())
+    content = unsealed_front(tmp_path)
     content["points"][0]["seen_later"] = 1
     (tmp_path / "front.json").write_text(json.dumps(content))
     assert read_front(tmp_path) == make_front(tmp_path)
@@ -327,7 +358,7 @@ def test_a_missing_front_is_refused(tmp_path):
 
 def test_a_front_written_before_there_were_audits_is_read(tmp_path):
     write_front(make_front(tmp_path))
-    content = json.loads((tmp_path / "front.json").read_text())
+    content = unsealed_front(tmp_path)
     del content["continuous"], content["points"][0]["audit"], content["points"][1]["audit"]
     (tmp_path / "front.json").write_text(json.dumps(content))
     front = read_front(tmp_path)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from modpo import publish
-from modpo.errors import EnvironmentFault, InputError, IntegrityError, Problem
+from modpo.errors import EnvironmentFault, InputError, IntegrityError, NumericError, Problem
 from modpo.publish import (
     MANIFEST,
     SEAL,
@@ -189,6 +189,23 @@ def test_a_folder_appears_whole_with_its_manifest(tmp_path):
         "files": {"b.txt": sha256_file(path / "b.txt"), "part/a.txt": sha256_file(path / "part" / "a.txt")},
     }
     assert visible(path.parent) == [p.name for p in path.parent.iterdir()] == ["w"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_published(tmp_path, bad):
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path / "point"
+    with new_folder(path, {}) as temporary:
+        save_file({"a": torch.ones(3), "n": torch.arange(3)}, temporary / "adapter_model.safetensors")
+    before = read_manifest(path)
+    tensors = {"a": torch.ones(3), "b": torch.tensor([[1.0, bad]], dtype=torch.bfloat16)}
+    said = r"^adapter_model\.safetensors: b is not finite.*; fix: "
+    with pytest.raises(NumericError, match=said), new_folder(path, {}) as temporary:
+        save_file(tensors, temporary / "adapter_model.safetensors")
+    assert read_manifest(path) == before
+    assert visible(tmp_path) == ["point"]
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modpo import scoring
+from modpo import columns, publish, scoring
 from modpo.columns import SHARD_GROUPS, column
 from modpo.data.groups import group_rows, rows_from_list
 from modpo.errors import InputError, IntegrityError, NumericError
@@ -34,6 +35,7 @@ from modpo.experiment.sections import (
 )
 from modpo.labels import draw_bradley_terry
 from modpo.models import ReferenceModel
+from modpo.progress import Progress
 from modpo.scoring import (
     ScoredData,
     experiment_scorer,
@@ -627,6 +629,34 @@ def test_a_killed_run_continues_and_ends_as_if_it_had_not_been(house):
     undisturbed = replace(house.experiment, cache_dir=house.folder / "another-cache")
     house.run(undisturbed)
     assert shards(house.experiment.cache_dir) == shards(undisturbed.cache_dir)
+
+
+@pytest.mark.parametrize("theirs", [4, 10])
+def test_what_another_process_scored_while_this_one_waited_counts_as_done(tmp_path, monkeypatch, capsys, theirs):
+    """Of ten prompts in shards of four, the other one scored the first shard, or all."""
+    target = column(tmp_path, "reward", {"reward": "a"}, 10, shard_groups=4)
+
+    @contextmanager
+    def locked_late(*args: Any, **kwargs: Any) -> Iterator[None]:
+        with publish.locked(*args, **kwargs):
+            for shard in target.missing_shards():
+                if target.groups_of(shard).stop <= theirs:
+                    target.publish(shard, ({"scores": [0.5]} for _ in target.groups_of(shard)))
+            yield
+
+    computed: list[int] = []
+
+    def compute(groups: range, progress: Progress) -> Iterator[dict[str, Any]]:
+        for i in groups:
+            computed.append(i)
+            progress.advance()
+            yield {"scores": [0.5]}
+
+    monkeypatch.setattr(columns, "locked", locked_late)
+    scoring._fill(target, "reward a", compute)
+    assert computed == list(range(theirs, 10))
+    assert capsys.readouterr().err.startswith("reward a: 10 of 10 prompts, ")
+    assert target.open()["scores"][:] == [[0.5]] * 10
 
 
 def test_score_experiment_fills_the_experiments_cache(house):

@@ -5,6 +5,7 @@ dangerous; secrets are not said. Positive controls show that each payload works 
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import pickle
@@ -33,7 +34,7 @@ from security.attack import TERMINAL, Attack
 from security.browser import CHROMIUM, Host, payloads, rendered
 from security.corpus import CORPUS
 from security.dangers import dangers
-from security.runs import run_folder
+from security.runs import chatted_with_it, evaluated_with_it, run_folder
 from security.yard import Pickled, Yard
 from test_report import Page
 
@@ -116,6 +117,12 @@ def test_the_yard_itself_is_harmless(yard: Yard, capfd):
     """Without an attack everything works, so that refusals are of the attacks."""
     assert main(yard.experiment()) == 0, capfd.readouterr().err
     assert main(yard.by_adapter()) == 0, capfd.readouterr().err
+    assert main(evaluated_with_it(yard)) == 0, capfd.readouterr().err
+
+
+def test_a_planted_adapter_that_is_harmless_can_be_talked_to(yard: Yard, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("/quit\n"))
+    assert main(chatted_with_it(yard)) == 0, capfd.readouterr().err
 
 
 # --- controls: each payload works where it is let in ----------------------------------------------------------
@@ -291,6 +298,29 @@ def test_no_error_and_no_traceback_says_a_secret(yard: Yard, capsys, monkeypatch
         assert "not-a-usual-token-9" not in printed
 
 
+def test_no_secret_is_written(yard: Yard, capsys, monkeypatch):
+    """Neither one given to a reward nor one in the error of a point: not into the run, not into the cache."""
+    from modpo.trainer import MODPOTrainer
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError(f"401 for {OPENAI}")
+
+    body = "assert key.startswith('hf_aB3'); return [float(len(c)) for c in completions]"
+    (yard.folder / "keyed_reward.py").write_text(f"def score(completions, key, **_):\n    {body}\n")
+    reward = {"function": "keyed_reward:score", "kwargs": {"key": HF}}
+    objectives = {"good": {"pairs": "data"}, "brief": {"reward": reward}}
+    command = ["sweep", *yard.experiment(objectives=objectives, evaluation={"max_new_tokens": 4, "bootstrap": 20})[1:]]
+    with monkeypatch.context() as patch:
+        patch.setattr(MODPOTrainer, "compute_loss", broken)
+        assert main(command) == 5
+    failed = next((yard.out / "failed").iterdir()).read_text("utf-8")
+    assert "RuntimeError: 401 for ***" in failed
+    assert main(command) == 0, capsys.readouterr().err  # it is known as the same experiment
+    written = [path for place in (yard.out, yard.cache) for path in place.rglob("*") if path.is_file()]
+    assert len(written) > 20
+    assert [path for path in written if HF.encode() in path.read_bytes() or OPENAI.encode() in path.read_bytes()] == []
+
+
 def test_progress_says_no_secret_and_steers_nothing(capsys, monkeypatch):
     say(f"{TERMINAL}{HF}")
     with Progress(TERMINAL + HF, total=1) as progress:
@@ -303,8 +333,6 @@ def test_progress_says_no_secret_and_steers_nothing(capsys, monkeypatch):
 
 
 def test_a_live_bar_steers_nothing_and_reads_no_markup(monkeypatch):
-    import io
-
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 
 from modpo.cli import main
-from modpo.errors import EnvironmentFault, IntegrityError, NumericError
+from modpo.errors import LESS_MEMORY, EnvironmentFault, IntegrityError, NumericError
 from modpo.evaluate import evaluate_sweep
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
@@ -182,6 +182,56 @@ def test_a_point_that_fails_is_recorded_and_the_others_are_kept(
     monkeypatch.undo()
     assert main(["sweep", str(experiment_file)]) == 0
     assert load_front(experiment.output_dir).failed == []
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9 bytes")]
+)
+def test_out_of_memory_says_what_to_lower(
+    experiment: Experiment,
+    experiment_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: RuntimeError,
+) -> None:
+    """A sweep records it for the point, `train` leaves with it."""
+    from modpo.trainer import MODPOTrainer
+
+    def broken(*_: object, **__: object) -> object:
+        raise error
+
+    monkeypatch.setattr(MODPOTrainer, "compute_loss", broken)
+    assert main(["sweep", str(experiment_file)]) == 5
+    for record in (experiment.output_dir / "failed").iterdir():
+        assert f"out of memory: {error}; fix: {LESS_MEMORY}" in json.loads(record.read_text())["reason"]
+    capsys.readouterr()
+    assert main(["train", str(experiment_file), "--weights", "kind=0.5,concise=0.5"]) == 3
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert said == [f"error: out of memory: {error}; fix: {LESS_MEMORY}"]
+
+
+def test_weights_that_turn_nan_in_the_last_step_are_not_published(
+    experiment: Experiment, experiment_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No loss sees them, and no checkpoint is saved after them."""
+    from modpo.checkpoints import ResumableRun, trained_tensors
+
+    on_step_end = ResumableRun.on_step_end
+
+    def broken(self: ResumableRun, args: object, state: TrainerState, *rest: object, **kwargs: object) -> None:
+        if state.global_step == state.max_steps:
+            next(iter(trained_tensors(self._trainer.model).values())).fill_(float("nan"))
+        on_step_end(self, args, state, *rest, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableRun, "on_step_end", broken)
+        command = ["train", str(experiment_file), "--weights", "kind=0.75,concise=0.25"]
+        assert main(command) == 6
+        assert "adapter_model.safetensors: " in (said := capsys.readouterr().err)
+        assert "is not finite, so it is not published; fix: lower the learning rate" in said
+        assert list(finished_points(experiment)) == []
+    assert main(command) == 0  # from the checkpoint before
+    assert [point.name for point in finished_points(experiment)] == ["kind0.75-concise0.25"]
 
 
 def test_a_folder_of_another_experiment_is_refused(experiment: Experiment, experiment_file: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modpo.errors import InputError, Problem
+from modpo.finite import nonfinite_tensors
 from modpo.models import ADAPTER_CONFIG, first_line, tensor_shapes
 from modpo.publish import sha256_file
 
@@ -113,9 +114,6 @@ def _differences(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
 
 
 def _require_finite(path: Path, where: str, field: str) -> None:
-    from safetensors.torch import load_file
-
-    broken = [name for name, tensor in load_file(path).items() if not tensor.isfinite().all()]
-    if broken:
+    if broken := nonfinite_tensors(path):
         problem = f"{path} holds NaN or infinity in {len(broken)} tensors ({broken[0]})"
         raise InputError(Problem(where, field, problem, "train the adapter again, with a lower learning rate"))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,18 +97,26 @@ class Column:
 
     def fill(self, compute: Callable[[range], Iterator[Row]]) -> None:
         """Compute what is missing. `compute(range of groups)` yields one row per group, in order."""
+        with self.held() as missing:
+            for shard in missing:
+                self.publish(shard, compute(self.groups_of(shard)))
+
+    @contextmanager
+    def held(self) -> Iterator[list[int]]:
+        """Hold the column alone, after waiting for another process that does; yields the shards missing then."""
         self.finished_shards()  # refuses what is no column, before a lock is written into it
         with locked(self.folder, wait=True, progress=self._progress):
             remove_leftovers(self.folder)
-            finished = self.finished_shards()
-            for shard in self.missing_shards():
-                groups, path = self.groups_of(shard), self.shard_path(shard)
-                with new_file(path) as temporary:
-                    _write_arrow(temporary, self.kind, self._counted(compute(groups)), len(groups))
-                    digest = sha256_file(temporary)
-                reach("shard.published", path)
-                finished[path.name] = {"sha256": digest, "rows": len(groups)}
-                self._write_manifest(finished)
+            yield self.missing_shards()
+
+    def publish(self, shard: int, rows: Iterator[Row]) -> None:
+        """Write a shard, one row a group in order, and enter it into the manifest. Only while the column is held."""
+        groups, path = self.groups_of(shard), self.shard_path(shard)
+        with new_file(path) as temporary:
+            _write_arrow(temporary, self.kind, self._counted(rows), len(groups))
+            digest = sha256_file(temporary)
+        reach("shard.published", path)
+        self._write_manifest({**self.finished_shards(), path.name: {"sha256": digest, "rows": len(groups)}})
 
     def _progress(self) -> str:
         return f"{len(self.finished_shards())} of {self.shard_count} shards"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 MOST_PROBLEMS_SHOWN = 20
 
@@ -43,6 +44,15 @@ def redacted(text: str) -> str:
         if len(value) >= SHORTEST_SECRET and SECRET_VARIABLE.search(name.upper()):
             text = text.replace(value, "***")
     return SECRET.sub("***", text)
+
+
+def without_secrets(value: Any) -> Any:
+    """A JSON value with every text in it `redacted`, to be written down."""
+    if isinstance(value, dict):
+        return {key: without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in value]
+    return redacted(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -110,11 +120,13 @@ LESS_MEMORY = (
     "`training.gradient_checkpointing: true`, or, where answers are sampled, lower `evaluation.batch_size`"
 )
 # How accelerators, and torch on a CPU, say in a plain RuntimeError that there is no memory left.
-NO_MEMORY = re.compile(r"out of memory|(can't allocate|not enough) memory|bad_alloc|ALLOC_FAILED")
+NO_MEMORY = re.compile(r"out of memory|(can't allocate|cannot allocate|not enough) memory|bad_alloc|ALLOC_FAILED", re.I)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, an accelerator's, or that of torch on a CPU."""
+    """Whether memory ran out: Python's, the system's, an accelerator's, or that of torch on a CPU."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     kinds = {kind.__name__ for kind in type(error).__mro__}  # by name: torch is not imported for it
     if not kinds.isdisjoint({"MemoryError", "OutOfMemoryError"}):
         return True

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from modpo.audit import Audit
 from modpo.calibration import UNCALIBRATED, Calibration
 from modpo.decode import WrongFieldError, decode
-from modpo.errors import InputError, NumericError, Problem
+from modpo.errors import InputError, IntegrityError, NumericError, Problem
 from modpo.pareto import (
     Hypervolume,
     Score,
@@ -23,7 +24,7 @@ from modpo.pareto import (
     dominated_flags,
     measure_hypervolume,
 )
-from modpo.publish import new_file
+from modpo.publish import SEAL, new_file, sealed, unsealed
 from modpo.simplex import Weights, read_weights
 
 if TYPE_CHECKING:
@@ -173,10 +174,11 @@ def read_front(folder: str | Path) -> Front:
 
     Raises:
         InputError: no such file, not JSON, not a front, a newer schema, or a wrong field, named by its path.
+        IntegrityError: it holds the sha256 of itself, and was changed.
     """
     path = Path(folder) / FILE
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # line breaks as they are: they are sealed too
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         fix = "name the folder of an evaluated sweep, or run `modpo evaluate` first"
         raise InputError(Problem(str(path), "", "no such file", fix)) from None
@@ -199,7 +201,7 @@ def write_front(front: Front) -> None:
     for key in ("weights", "hypervolume_contribution", "audit"):
         del content["reference"][key]
     _refuse_nonfinite(content, "")
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    text = sealed(content)
     _parse(text, front.folder / FILE)  # what is written can be read
     for name, written in (("front.csv", _csv(front)), (FILE, text)):
         with new_file(front.folder / name) as temporary:
@@ -259,6 +261,7 @@ def _parse(text: str, path: Path) -> Front:
         refuse("schema", "missing: this is no front of a sweep", "name the folder of an evaluated sweep")
     if schema > SCHEMA:
         refuse("schema", f"{schema} is newer than {SCHEMA}, the newest known here", "update modpo")
+    _require_unchanged(text, content, path)
     try:
         front: Front = decode(Front, content | {"folder": path.parent})
     except WrongFieldError as wrong:
@@ -270,6 +273,17 @@ def _parse(text: str, path: Path) -> Front:
     for i, point in enumerate(front.points):
         read_weights(point.weights, names, where=str(path), field=f"points.{i}.weights")
     return front
+
+
+def _require_unchanged(text: str, content: dict[str, Any], path: Path) -> None:
+    """Hold a front against its seal. One that was written by hand needs none."""
+    if not any(key == SEAL or re.fullmatch("[0-9a-f]{64}", str(value)) for key, value in content.items()):
+        return
+    try:
+        unsealed(text)
+    except ValueError as error:
+        fix = f"{_MEASURE_AGAIN}, or take {SEAL!r} out of it if the change is yours"
+        raise IntegrityError(f"{path}: {error}; fix: {fix}") from None
 
 
 def _troubles(front: Front) -> Iterator[tuple[str, str]]:

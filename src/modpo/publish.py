@@ -21,8 +21,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from modpo.errors import EnvironmentFault, IntegrityError, ModpoError
+from modpo.errors import EnvironmentFault, IntegrityError, ModpoError, NumericError
 from modpo.faults import reach
+from modpo.finite import nonfinite_tensors
 from modpo.progress import SECONDS_BETWEEN_LINES, say
 
 MANIFEST = "manifest.json"
@@ -69,6 +70,9 @@ def new_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
     """Fill the yielded temporary folder; on leaving without error it becomes `path`, with a manifest.
 
     The manifest holds `about` and the sha256 of every file. A folder already at `path` is replaced.
+
+    Raises:
+        NumericError: weights among the files are NaN or infinite; what stood at `path` still does.
     """
     _make_folder(path.parent)
     temporary = _temporary(path)
@@ -78,6 +82,7 @@ def new_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
             reach("folder.begun", temporary)
             yield temporary
             reach("folder.filled", temporary)
+        _require_finite(temporary)
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         hashes = {p.relative_to(temporary).as_posix(): sha256_file(p) for p in files}
         write_sealed(temporary / MANIFEST, {**about, "files": hashes})
@@ -87,6 +92,14 @@ def new_folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
         _put_in_place(temporary, path)
     finally:
         _remove(temporary)
+
+
+def _require_finite(folder: Path) -> None:
+    """Refuse weights that no model can work with: a policy, a reward, a checkpoint."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        if broken := nonfinite_tensors(path):
+            fix = "lower the learning rate, and train again"
+            raise NumericError(f"{path.name}: {broken[0]} is not finite, so it is not published; fix: {fix}")
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
@@ -115,8 +128,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
     """Publish a JSON object together with the sha256 of itself, for `read_sealed`."""
+    with new_file(path) as temporary:
+        temporary.write_text(sealed(value), "utf-8")
+
+
+def sealed(value: dict[str, Any]) -> str:
+    """The text of a JSON object together with the sha256 of itself, for `unsealed`."""
     plain = json.loads(_json_text(value))  # as it will be read: keys are strings, and tuples lists
-    write_json(path, {**plain, SEAL: sha256_json(plain)})
+    return _json_text({**plain, SEAL: sha256_json(plain)})
 
 
 def _json_text(value: Any) -> str:
@@ -185,16 +204,24 @@ def read_sealed(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is something else, or one byte of it was changed.
     """
-    content = path.read_bytes()
+    return unsealed(path.read_bytes().decode())
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """The JSON object of a text that `sealed` made, without its seal.
+
+    Raises:
+        ValueError: it is something else, or one byte of it was changed.
+    """
     try:
-        value: dict[str, Any] = json.loads(content)
+        value: dict[str, Any] = json.loads(text)
         if not isinstance(value, dict) or value.pop(SEAL, None) is None:
             raise ValueError("it has no sha256 of itself")
         # The text too is as it would be written: a number may be spelled in several ways.
-        written = _json_text({**value, SEAL: sha256_json(value)}).encode()
+        written = sealed(value)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if written != content:
+    if written != text:
         raise ValueError("it was changed")
     return value
 

@@ -275,13 +275,15 @@ class Scorer:
 
 def _fill(target: Column, label: str, compute: Callable[[range, Progress], Iterator[Row]]) -> Column:
     """Compute a column's missing shards under a progress bar; say so when there is nothing to do."""
-    missing = target.missing_shards()
-    if not missing:
-        say(f"{label}: {target.rows} of {target.rows} prompts, in the cache")
-        return target
-    done = target.rows - sum(len(target.groups_of(shard)) for shard in missing)
-    with Progress(label, target.rows, "prompts", done=done) as progress:
-        target.fill(lambda groups: compute(groups, progress))
+    if not target.complete:
+        with target.held() as missing:
+            if missing:
+                done = target.rows - sum(len(target.groups_of(shard)) for shard in missing)
+                with Progress(label, target.rows, "prompts", done=done) as progress:
+                    for shard in missing:
+                        target.publish(shard, compute(target.groups_of(shard), progress))
+                return target
+    say(f"{label}: {target.rows} of {target.rows} prompts, in the cache")
     return target
 
 

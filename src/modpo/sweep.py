@@ -11,12 +11,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from modpo import simplex
-from modpo.errors import EnvironmentFault, InputError, IntegrityError, ModpoError, Problem
+from modpo.errors import (
+    EnvironmentFault,
+    InputError,
+    IntegrityError,
+    ModpoError,
+    Problem,
+    one_line,
+    redacted,
+    without_secrets,
+)
 from modpo.experiment.file import read_experiment, to_yaml
 from modpo.experiment.sections import Experiment
 from modpo.methods import Maker, Run, maker
@@ -132,10 +141,18 @@ def _differences(path: Path, experiment: Experiment) -> list[str]:
         problem = error.problems[0].problem
         fix = "choose another `output_dir`, or delete the folder"
         raise IntegrityError(f"{path}: is no experiment of this version ({problem}); fix: {fix}") from error
-    sections = {name: (getattr(before, name), getattr(after, name)) for name in ("lora", "data", "objectives", "seed")}
+    sections: dict[str, tuple[Any, Any]] = {
+        name: (getattr(before, name), getattr(after, name)) for name in ("lora", "data", "seed")
+    }
+    sections["objectives"] = (_without_secrets(before), _without_secrets(after))
     sections["model"] = (before.model, replace(after.model, trust_remote_code=False))
     sections["training"] = (before.training.deciding(), after.training.deciding())
     return [name for name, (old, new) in sections.items() if old != new]
+
+
+def _without_secrets(experiment: Experiment) -> Any:
+    """The objectives as they are written: secrets among the `kwargs` of rewards are not."""
+    return without_secrets({name: asdict(objective) for name, objective in experiment.objectives.items()})
 
 
 def point_folder(experiment: Experiment, weights: Weights) -> Path:
@@ -170,7 +187,7 @@ def _made_or_recorded(experiment: Experiment, weights: Weights, make: Maker, ref
     except (InputError, IntegrityError, EnvironmentFault):
         raise  # not of this point's making: the others would meet it too
     except (ModpoError, RuntimeError, ValueError, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = redacted(one_line(error))
         say(f"point {name} failed: {reason}")
         write_json(record, {"name": name, "weights": weights, "reason": f"{type(error).__name__}: {reason}"})
         reference.release()

@@ -10,4 +10,5 @@ test_few_faults.py    a few faults of each kind: part of `make test`
 test_every_fault.py   all of them: `make faults`
 table.py              what `make faults` prints and writes into docs/reliability.md
 stack.py              the same faults without modpo: `make stack`
+demo_kills.py         the quickstart, killed ten times and finished: `make kills`
 """

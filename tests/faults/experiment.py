@@ -120,6 +120,7 @@ def results(folder: Path) -> dict[str, Any]:
         for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != ".lock"):
             if scored or file.name not in (MANIFEST, *TIMED):
                 found[str(file.relative_to(folder))] = file.read_bytes()
+    found["run"] = sorted(path.name for path in folder.glob("run/[!.]*") if path.is_file())
     for name in ("responses.jsonl", "front.json"):
         path = folder / "run" / name
         if path.is_file():

@@ -2,6 +2,8 @@
 
 A run is `python -m modpo sweep` on the experiment of experiment.py, in a process that `Server` forks. First one runs
 undisturbed and records every point of modpo.faults that it reaches: these, by their number, are the sites of faults.
+The same run is also done in parts, by the commands of its stages, each on what the one before left: a fault in one is
+then tried without what comes before and after it.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from . import invariants
 from .experiment import FILE, finished, label, results, write_experiment
 
 SECONDS = 120  # the longest that a run may take
+RECORD = "record"
+WHOLE = ("sweep", FILE)
+IN_PARTS = (("score", FILE), ("sweep", FILE, "--no-evaluate"), ("evaluate", FILE), ("report", "run"))
 _NUMBERS = itertools.count()
 
 
@@ -42,6 +47,31 @@ class Site:
     def fault(self, action: str) -> str:
         """The value of MODPO_FAULT."""
         return f"{self.point}:{self.nth}:{action}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command of a run, undisturbed: from what it started, and with what it ended."""
+
+    arguments: tuple[str, ...]
+    before: Path
+    after: Path
+
+    @cached_property
+    def expected(self) -> dict[str, Any]:
+        """What it must end with, whatever happens in between."""
+        return results(self.after)
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """Every point that it reaches, in order."""
+        counted: Counter[str] = Counter()
+        found = []
+        for line in (self.after / RECORD).read_text().splitlines():
+            point, _, path = line.partition("\t")
+            counted[point] += 1
+            found.append(Site(point, counted[point], label(path, self.after)))
+        return found
 
 
 @dataclass(frozen=True)
@@ -83,7 +113,7 @@ class Server:
     def run(
         self,
         folder: Path,
-        arguments: Iterable[str] = ("sweep", FILE),
+        arguments: Iterable[str] = WHOLE,
         *,
         fault: str = "",
         environment: Mapping[str, str] | None = None,
@@ -186,35 +216,42 @@ class House:
         return folder
 
     @cached_property
-    def undisturbed(self) -> Path:
-        """The folder of a run to which nothing happened; `record` names the points it reached."""
-        folder = self.new_case()
-        modules = folder / "modules"
-        done = self.server.run(folder, fault=f"record:{folder / 'record'}", list_modules=modules)
-        assert done.code == 0, done.stderr
-        assert invariants.visible_verifies(folder) == []
+    def whole(self) -> Part:
+        """A run to which nothing happened."""
+        modules = self.folder / "modules"
+        part = self._undisturbed(WHOLE, self.new_case(), list_modules=modules)
         self.server.import_all(modules)
-        return folder
+        return part
 
     @cached_property
+    def parts(self) -> list[Part]:
+        """The same run, a command at a time."""
+        _ = self.whole  # what it imports comes first
+        parts = [self._undisturbed(IN_PARTS[0], self.new_case())]
+        for arguments in IN_PARTS[1:]:
+            parts.append(self._undisturbed(arguments, parts[-1].after))
+        return parts
+
+    def _undisturbed(self, arguments: tuple[str, ...], before: Path, **how: Any) -> Part:
+        after = self.copy(before)
+        done = self.server.run(after, arguments, fault=f"record:{after / RECORD}", **how)
+        assert done.code == 0, done.stderr
+        assert invariants.visible_verifies(after) == []
+        return Part(arguments, before, after)
+
+    @property
+    def undisturbed(self) -> Path:
+        """The folder that `whole` ended with."""
+        return self.whole.after
+
+    @property
     def expected(self) -> dict[str, Any]:
-        """What every run must end with."""
-        return results(self.undisturbed)
-
-    @cached_property
-    def sites(self) -> list[Site]:
-        """Every point that a run reaches, in order."""
-        counted: Counter[str] = Counter()
-        found = []
-        for line in (self.undisturbed / "record").read_text().splitlines():
-            point, _, path = line.partition("\t")
-            counted[point] += 1
-            found.append(Site(point, counted[point], label(path, self.undisturbed)))
-        return found
+        """What every whole run must end with."""
+        return self.whole.expected
 
     def site(self, point: str, what: str) -> Site:
-        """The first site of that point whose path holds `what`."""
-        return next(site for site in self.sites if site.point == point and what in site.what)
+        """The first site of that point in a whole run whose path holds `what`."""
+        return next(site for site in self.whole.sites if site.point == point and what in site.what)
 
     def finished_case(self) -> Path:
         """A copy of the folder of the undisturbed run."""
@@ -224,43 +261,40 @@ class House:
         """A copy of a folder in which something has run."""
         folder = self.folder / f"case-{next(_NUMBERS)}"
         shutil.copytree(source, folder)
-        for old in folder.glob("std*-*"):
+        for old in (*folder.glob("std*-*"), *folder.glob(RECORD)):
             old.unlink()
         return folder
 
     # --- cases ----------------------------------------------------------------------------------------------
 
-    def strike(self, site: Site, action: str) -> Outcome:
-        """A fault at a site, and the retry."""
-        folder = self.new_case()
-        done = self.server.run(folder, fault=site.fault(action))
+    def strike(self, site: Site, action: str, part: Part | None = None) -> Outcome:
+        """A fault at a site of a part, or of a whole run, and the retry."""
+        part = part or self.whole
+        folder = self.copy(part.before)
+        done = self.server.run(folder, part.arguments, fault=site.fault(action))
         wrong = invariants.left_right(action, done.code, done.stderr, folder)
-        return self.judge(f"{action} at {site.point} {site.nth} ({site.what})", folder, done, wrong)
+        case = f"{part.arguments[0]}: {action} at {site.point} {site.nth} ({site.what})"
+        return self.judge(case, folder, done, wrong, part)
 
-    def judge(
-        self, case: str, folder: Path, done: Done, wrong: list[str], retry: Mapping[str, Any] | None = None
-    ) -> Outcome:
+    def judge(self, case: str, folder: Path, done: Done, wrong: list[str], part: Part | None = None) -> Outcome:
         """What must hold after any fault: B, C, E now, and A after a retry. Deletes the folder when all did."""
         wrong = [*wrong, *(f"B: {w}" for w in invariants.visible_verifies(folder))]
         wrong += [f"E: {w}" for w in invariants.nothing_left(folder, done.orphans)]
         before = finished(folder)
-        wrong += self.retried(folder, **(retry or {}))
+        wrong += self.retried(folder, part)
         wrong += [f"C: {w}" for w in invariants.untouched(before, finished(folder))]
         if not wrong:
             shutil.rmtree(folder, ignore_errors=True)  # a part of it may be mounted
         return Outcome(case, wrong)
 
-    def retried(self, folder: Path, **how: Any) -> list[str]:
-        """A: the same command again ends well, with the results of the undisturbed run."""
-        again = self.server.run(folder, **how)
+    def retried(self, folder: Path, part: Part | None = None) -> list[str]:
+        """A: the same command again ends well, with the results of the undisturbed one."""
+        part = part or self.whole
+        again = self.server.run(folder, part.arguments)
         if again.code != 0:
             return [f"A: the retry left with {again.code}: {again.stderr[-500:]}"]
-        found = results(folder)
-        wrong = [
-            f"A: {n}: differs"
-            for n in sorted(found.keys() | self.expected.keys())
-            if found.get(n) != self.expected.get(n)
-        ]
+        found, expected = results(folder), part.expected
+        wrong = [f"A: {n}: differs" for n in sorted(found.keys() | expected.keys()) if found.get(n) != expected.get(n)]
         wrong += [f"A: {w}" for w in invariants.one_line(again.stderr, 0)]
         return wrong + [f"E: {w}" for w in invariants.nothing_unfinished(folder)]
 

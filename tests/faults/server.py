@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -46,6 +47,7 @@ def main() -> None:
     for name in NEEDED:
         importlib.import_module(name)
     _make_small()
+    _keep_in_memory()
     _answer({"ready": os.getpid()})
     for line in sys.stdin:
         request = json.loads(line)
@@ -54,16 +56,24 @@ def main() -> None:
 
 def _make_small() -> None:
     import torch
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     from modpo import columns, scoring
 
     torch.set_num_threads(1)
+    get_checkpoint_conversion_mapping("llama")  # a quarter of a second, once a process
     installed = functools.cache(metadata.packages_distributions)  # a good part of a second, for each reward
     installed()
     metadata.packages_distributions = installed
     columns.SHARD_GROUPS = GROUPS_IN_A_SHARD
     small = functools.partial(scoring.AnswerSettings, max_new_tokens=TOKENS_OF_AN_ANSWER)
     scoring.AnswerSettings = small  # type: ignore[misc, assignment]
+
+
+def _keep_in_memory() -> None:
+    """What is there stays as it is: no run walks through all of it when it collects garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def _answer(reply: dict[str, Any]) -> None:
@@ -76,6 +86,7 @@ def _import_all(listed: str) -> dict[str, Any]:
         if name not in sys.modules and not name.startswith("_"):
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+    _keep_in_memory()
     return {"modules": len(sys.modules)}
 
 

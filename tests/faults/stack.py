@@ -157,7 +157,7 @@ def test_optimizer_deleted(
     (folder / "checkpoint-2" / "optimizer.pt").unlink()
     stack = how_it_ended(train(tiny_model, folder, data, "resumed"), folder, undisturbed)
     case = house.new_case()
-    site = [site for site in house.sites if site.point == "step.done"][2]
+    site = [site for site in house.whole.sites if site.point == "step.done"][2]
     assert house.server.run(case, fault=site.fault("kill")).code == -9
     optimizer = next(p for p in sorted(case.rglob("optimizer.*"), reverse=True))
     assert damage.damaged(house, case, optimizer, damage.delete).wrong == []

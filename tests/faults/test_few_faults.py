@@ -22,25 +22,32 @@ STRIKES = [
 
 @pytest.mark.parametrize(("action", "point", "what"), STRIKES)
 def test_a_fault_and_a_retry(house: House, action: str, point: str, what: str) -> None:
-    if point not in {site.point for site in house.sites}:
+    if point not in {site.point for site in house.whole.sites}:
         pytest.skip(f"no run reaches {point}")
     assert house.strike(house.site(point, what), action).wrong == []
 
 
 def test_every_kind_of_point_is_reached(house: House) -> None:
     """Otherwise the enumeration would leave something out without saying so."""
-    points = {site.point for site in house.sites}
+    points = {site.point for site in house.whole.sites}
     assert points >= {
         *(f"file.{at}" for at in ("begun", "written", "flushed", "renamed")),
         *(f"folder.{at}" for at in ("begun", "filled", "flushed", "cleared", "renamed")),
         *(f"shard.{at}" for at in ("row", "published")),
         "lock.taken",
     }
-    places = {site.what for site in house.sites}
+    places = {site.what for site in house.whole.sites}
     for part in ("scored/tokens/00001.arrow", "scored/samples", "scored/calibration", "run/points", "run/evaluation"):
         assert any(part in what for what in places), part
     for name in ("experiment.yaml", "front.json", "front.csv", "responses.jsonl", "front.png", "report.html"):
         assert f"run/{name}" in places
+
+
+def test_in_parts_or_at_once(house: House) -> None:
+    """The parts, on which faults are enumerated, come to the same points and end with the same bits."""
+    at_once = {(site.point, site.what) for site in house.whole.sites}
+    assert at_once == {(site.point, site.what) for part in house.parts for site in part.sites}
+    assert house.parts[-1].expected == house.expected
 
 
 def test_two_undisturbed_runs_are_equal(house: House) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 
-from security.attack import DEEP, attack
+from security.attack import DEEP, Attack, Build, attack
+from security.runs import chatted_with_it, evaluated_with_it
 from security.yard import CHAT, Pickled, Yard, edit_json
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -240,3 +241,30 @@ def adapter_with_its_base_elsewhere(yard: Yard) -> list[str]:
     head = {"base_model.model.score.weight": torch.zeros(1, 64)}
     save_file(head, yard.adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     return yard.by_adapter("reward_model", task_type="SEQ_CLS", base_model_name_or_path="../outside")
+
+
+# --- adapters planted as points of a run --------------------------------------------------------------------
+
+
+def _pickled(use: Build) -> Attack:
+    @attack(2, "has no adapter_model.safetensors")
+    def build(yard: Yard) -> list[str]:
+        adapter_pickled.build(yard)
+        return use(yard)
+
+    return build
+
+
+def _importing(use: Build) -> Attack:
+    @attack(2, "wants what lies outside of it (megatron_config)")
+    def build(yard: Yard) -> list[str]:
+        adapter_that_imports_a_module.build(yard)
+        return use(yard)
+
+    return build
+
+
+pickled_point_evaluated = _pickled(evaluated_with_it)
+pickled_point_chatted_with = _pickled(chatted_with_it)
+importing_point_evaluated = _importing(evaluated_with_it)
+importing_point_chatted_with = _importing(chatted_with_it)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modpo.front import FailedPoint, FrontObjective, Point, write_front
-from modpo.publish import MANIFEST, sha256_file, write_sealed
+from modpo.publish import MANIFEST, SEAL, sha256_file, write_sealed
 from security.yard import Yard
 from test_report import make_front, write_responses
 
@@ -49,9 +49,36 @@ def planted_point(yard: Yard, listed: str) -> Path:
     return folder
 
 
+def sealed_point(yard: Yard, folder: Path) -> Path:
+    """The yard's adapter as a point, sealed as if it had been trained here."""
+    shutil.copytree(yard.adapter, folder)
+    about = {"key": "", "weights": {}, "cost": {"seconds": 1.0, "tokens": 1}}
+    files = {path.name: sha256_file(path) for path in folder.iterdir()}
+    write_sealed(folder / MANIFEST, {**about, "files": files})
+    return folder
+
+
+def evaluated_with_it(yard: Yard) -> list[str]:
+    """`modpo evaluate` of the yard's experiment, the yard's adapter being its only point."""
+    sealed_point(yard, yard.out / "points" / "good0.75-brief0.25")
+    return ["evaluate", *yard.experiment(evaluation={"max_new_tokens": 4, "bootstrap": 20})[1:]]
+
+
+def chatted_with_it(yard: Yard) -> list[str]:
+    """`modpo chat` with a front in which the yard's adapter stands for every point."""
+    yard.out.mkdir()
+    front = make_front(yard.out, 2)
+    for point in front.points:
+        sealed_point(yard, yard.out / str(point.adapter))
+    write_front(front)
+    (yard.out / "experiment.yaml").write_text(json.dumps(yard.sections()))
+    return ["chat", str(yard.out)]
+
+
 def edit_front(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     """Change `front.json` without the checks of `write_front`."""
     path = folder / "front.json"
     front = json.loads(path.read_text("utf-8"))
+    front.pop(SEAL, None)  # who plants a front needs none
     edit(front)
     path.write_text(json.dumps(front), "utf-8")

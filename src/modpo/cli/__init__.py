@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.showwarning = _show_warning
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     try:
         with raised():
             code = _run(arguments)
@@ -161,10 +162,27 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
+def _open_closed_streams() -> None:
+    """Where standard output or error was closed at the start, what is written there goes nowhere."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_WRONLY)
+            if not _is_open(number):  # or the next file that is opened would take its place
+                os.dup2(descriptor, number)
+            setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8"))
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
 def _flush() -> None:
     """Write standard output out now: a closed pipe or a full disk must not first show in the shutdown."""
-    if sys.stdout is not None:  # started with it closed
-        sys.stdout.flush()
+    sys.stdout.flush()
 
 
 def _stdout_is_lost() -> bool:
@@ -179,7 +197,7 @@ def _stdout_is_lost() -> bool:
 
 def _reader_is_gone() -> bool:
     """Whether standard output is a pipe that nobody reads: without a buffer, flushing does not tell."""
-    if sys.stdout is None or not hasattr(select, "poll"):
+    if not hasattr(select, "poll"):
         return False
     try:
         poll = select.poll()

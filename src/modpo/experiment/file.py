@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from yaml import MappingNode
 
-from modpo.errors import InputError, Problem
+from modpo.errors import InputError, Problem, without_secrets
 from modpo.experiment.checks import check_sections
 from modpo.experiment.sections import (
     BestOfNSection,
@@ -154,8 +154,9 @@ def _root(node: yaml.Node | None, source: str) -> MappingNode:
 def to_yaml(experiment: Experiment) -> str:
     """The complete effective configuration, defaults filled in, as YAML.
 
-    `read_experiment` reads it back to an equal experiment. `trust_remote_code` is not written: no file may
-    allow it. Of an experiment that stages have filled in, what the file asked for is written.
+    `read_experiment` reads it back to an equal experiment. Not written are secrets among the `kwargs` of rewards, and
+    `trust_remote_code`: no file may allow it. Of an experiment that stages have filled in, what the file asked for
+    is written.
     """
     experiment = experiment.asked or experiment
     sections: dict[str, Any] = {
@@ -165,6 +166,7 @@ def to_yaml(experiment: Experiment) -> str:
     objectives = {name: dataclasses.asdict(o) for name, o in experiment.objectives.items()}
     for objective in objectives.values():
         del objective["name"]
+    objectives = without_secrets(objectives)
     tree = {
         "model": sections["model"],
         "lora": dataclasses.asdict(experiment.lora) if experiment.lora else None,

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modpo.errors import redacted
 from modpo.experiment.yaml_nodes import place
 from modpo.simplex import Weights
 
@@ -96,7 +97,7 @@ class RewardSection:
         """Where the numbers come from, in a few words."""
         if self.function is not None:
             kwargs = ", ".join(f"{name}={value!r}" for name, value in self.kwargs.items())
-            said = self.function + (f" ({kwargs})" if kwargs else "")
+            said = redacted(self.function + (f" ({kwargs})" if kwargs else ""))
         elif self.sum is not None:
             said = " + ".join(f"{part.weight:g} * {part.description}" for part in self.sum)
         elif self.train is not None:

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from modpo.data.prompt_group import Text
-from modpo.errors import InputError, ModpoError, Problem, is_out_of_memory
+from modpo.errors import InputError, ModpoError, Problem, is_out_of_memory, without_secrets
 from modpo.rewards import RewardBatch, check_scores
 
 REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -180,7 +180,7 @@ class FunctionReward:
             "function": self.reference,
             "source_sha256": hashlib.sha256(source).hexdigest(),
             "distributions": {name: _version(name) for name in sorted(distributions)},
-            "kwargs": self._kwargs | self._identified_settings(),
+            "kwargs": without_secrets(self._kwargs | self._identified_settings()),  # it is written to disk
         }
 
     def _identified_settings(self) -> dict[str, Any]:
