@@ -9,6 +9,7 @@ the B's apart, which is another update.) A smaller rank is had by the singular v
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ MORE_THAN_LOW_RANK = (
     "rank_pattern",
     "alpha_pattern",
 )
+OF_ONE_RUN = ("manifest.json", "training_log.json")  # beside a model's files: they say how it was trained
 PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # the others change the base's weights
 
 
@@ -89,6 +91,30 @@ def combine_adapters(coefficients: Mapping[Path, float], output: Path, *, rank: 
     config = json.dumps(_config(first.config, final_rank), indent=2, sort_keys=True)
     (output / ADAPTER_CONFIG).write_text(config + "\n", "utf-8")
     return float((lost / whole) ** 0.5) if whole else 0.0
+
+
+def average_models(coefficients: Mapping[Path, float], output: Path) -> None:
+    """Write the weighted sum of whole models' weights into `output`: models of one training, saved alike.
+
+    Sums are taken in float32, and saved as the weights were.
+
+    Raises:
+        InputError: models of other tensors.
+    """
+    from safetensors.torch import load_file, save_file
+
+    kept = {folder: c for folder, c in coefficients.items() if c != 0}
+    first = next(iter(kept))
+    for path in sorted(p for p in first.iterdir() if p.is_file() and p.name not in OF_ONE_RUN):
+        if path.suffix != ".safetensors":
+            shutil.copyfile(path, output / path.name)  # configuration, tokenizer, index
+            continue
+        parts = [(load_file(folder / path.name), c) for folder, c in kept.items()]
+        own = parts[0][0]
+        if any({n: t.shape for n, t in part.items()} != {n: t.shape for n, t in own.items()} for part, _ in parts):
+            raise InputError(Problem(str(path), "", "holds other tensors than its namesakes", "train the models again"))
+        mixed = {n: sum(c * part[n].float() for part, c in parts).to(own[n].dtype) for n in own}
+        save_file(mixed, output / path.name, metadata={"format": "pt"})
 
 
 def read_adapter(folder: Path) -> LowRank:

@@ -147,6 +147,7 @@ def _differences(path: Path, experiment: Experiment) -> list[str]:
     sections["objectives"] = (_without_secrets(before), _without_secrets(after))
     sections["model"] = (before.model, replace(after.model, trust_remote_code=False))
     sections["training"] = (before.training.deciding(), after.training.deciding())
+    sections["sweep.method"] = (before.sweep.method, after.sweep.method)
     return [name for name, (old, new) in sections.items() if old != new]
 
 

@@ -54,7 +54,8 @@ def read_option(text: str, experiment: Experiment) -> Weights:
 
     names = list(experiment.objectives)
     weights = simplex.read_weights(_pieces(text, names), names, where=OPTION)
-    check_trainable(weights, experiment.objectives, experiment.training.objective, where=OPTION, field="weights")
+    named, method = experiment.training.objective, experiment.sweep.method
+    check_trainable(weights, experiment.objectives, named, where=OPTION, field="weights", method=method)
     return weights
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from modpo import simplex
 from modpo.errors import InputError, Problem
 from modpo.experiment.checks import trainable_problem
+from modpo.experiment.method_checks import MARGINS, ONE_OBJECTIVE, method_vectors
 from modpo.experiment.sections import Objective
 from modpo.experiment.yaml_nodes import place
 from modpo.experiment.yaml_reader import BROKEN, SectionReader
@@ -34,14 +35,23 @@ class SweepChoice:
 
 
 def check_trainable(
-    weights: Weights, objectives: dict[str, Objective], named: str | None, *, where: str, field: str
+    weights: Weights,
+    objectives: dict[str, Objective],
+    named: str | None,
+    *,
+    where: str,
+    field: str,
+    method: str = "modpo",
 ) -> None:
-    """Of the objectives with a weight, all but one need a reward to enter as a margin.
+    """Of the objectives with a weight, all but one need a reward where it enters as a margin.
 
     Raises:
-        InputError: two of them have pairs alone.
+        InputError: two of them have pairs alone; several have a weight, and the method has policies of one.
     """
-    problem = trainable_problem(weights, objectives, named)
+    if method in ONE_OBJECTIVE and sum(weight > 0 for weight in weights.values()) > 1:
+        fix = "give one objective all the weight"
+        raise InputError(Problem(where, field, f"lies between objectives, and `method: {method}` takes one", fix))
+    problem = trainable_problem(weights, objectives, named) if method in MARGINS else None
     if problem:
         fix = "give all but one of them a reward, for instance `reward: {train: implicit}`, or the weight 0"
         raise InputError(Problem(where, field, problem, fix))
@@ -56,6 +66,8 @@ def expand_sweep(choice: Any, objectives: Any, named: str | None, reader: Sectio
     if choice is None or choice is BROKEN or reader.is_broken("sweep") or reader.is_broken("objectives"):
         return []
     given = [name for name in ("weights", "grid", "lattice") if getattr(choice, name) is not None]
+    if not given and choice.method in ONE_OBJECTIVE:
+        return method_vectors(choice.method, [], list(objectives))
     if len(given) != 1:
         problem = f"{' and '.join(given)} exclude each other" if given else "says nothing"
         reader.report("sweep", problem, "give exactly one of `weights`, `grid` and `lattice`")
@@ -66,9 +78,12 @@ def expand_sweep(choice: Any, objectives: Any, named: str | None, reader: Sectio
     else:
         made = _from_grid if choice.grid is not None else _from_lattice
         vectors = [(path, vector) for vector in made(getattr(choice, given[0]), names, reader)]
+    if choice.method in ONE_OBJECTIVE:
+        return method_vectors(choice.method, [], names)
     try:
         for path, weights in vectors:
-            check_trainable(weights, objectives, named, where=place(reader.source, reader.lines, path), field=path)
+            where = place(reader.source, reader.lines, path)
+            check_trainable(weights, objectives, named, where=where, field=path, method=choice.method)
     except InputError as error:  # the first will do: the others have the same reason
         reader.problems += error.problems
         return []

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from modpo.models import ReferenceModel
     from modpo.scoring import ScoredData
 
-METHODS = {"modpo": "modpo.methods.modpo"}  # `sweep.method` -> its module
+METHODS = {  # `sweep.method` -> its module
+    "modpo": "modpo.methods.modpo",
+    "soups": "modpo.methods.soups",
+}
 CONTINUOUS = "modpo.methods.continuous"  # MODPO's, with `sweep.mode: continuous`
 
 Maker = Callable[[Weights, Path], None]

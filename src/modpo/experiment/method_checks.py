@@ -1,0 +1,54 @@
+"""What each method of a sweep asks of the objectives, found before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from modpo import simplex
+from modpo.experiment.sections import LoraSection, Objective, RewardSection
+from modpo.experiment.yaml_reader import BROKEN, SectionReader
+from modpo.simplex import Weights
+
+MARGINS = ("modpo", "continuous")  # train on the pairs of one objective, with rewards of the others as margins
+OWN_PAIRS = ("loss_weighting", "dpo")  # train on the pairs of each objective
+NEW_ANSWERS = ("best_of_n", "morlhf", "rlhf")  # score answers that stand in no data
+ADDED_UP = ("soups", "continuous")  # make the policy of a vector by adding adapters up
+ONE_OBJECTIVE = ("dpo", "rlhf")  # have a policy for each objective, and none between
+
+PROBLEM = tuple[str, str, str]  # field, what is wrong with it, what to do
+
+
+def method_vectors(method: str, vectors: list[Weights], objectives: list[str]) -> list[Weights]:
+    """The vectors of a sweep by that method: the unit vectors where a policy is of one objective."""
+    return simplex.lattice(objectives, 1) if method in ONE_OBJECTIVE else vectors
+
+
+def check_method(shape: Any, reader: SectionReader) -> None:
+    """Note in the reader where the file's method cannot work with its objectives."""
+    method = (
+        "continuous" if getattr(shape.sweep, "mode", None) == "continuous" else getattr(shape.sweep, "method", None)
+    )
+    if method is None or not isinstance(shape.objectives, dict) or shape.lora is BROKEN:
+        return
+    known = {n: o for n, o in shape.objectives.items() if o is not BROKEN and not reader.is_broken(f"objectives.{n}")}
+    for problem in method_problems(method, known, shape.lora):
+        reader.report(*problem)
+
+
+def method_problems(method: str, objectives: Mapping[str, Objective], lora: LoraSection | None) -> Iterator[PROBLEM]:
+    """Why a method cannot work with the objectives and adapters of an experiment."""
+    for name, objective in objectives.items():
+        if method in OWN_PAIRS and objective.pairs is None:
+            fix = "name a label set in `pairs`, or draw them from its reward: `pairs: bradley_terry`"
+            yield f"objectives.{name}", f"has no pairs, which `method: {method}` trains on", fix
+        if method in NEW_ANSWERS and not (objective.reward and _scores_new_text(objective.reward)):
+            fix = "give it a reward function, a reward model or `reward: {train: reward_model}`"
+            yield f"objectives.{name}", f"cannot score new answers, as `method: {method}` needs", fix
+    if method in ADDED_UP and lora is not None and lora.modules_to_save:
+        fix = "leave it out: only low-rank updates are added up"
+        yield "lora.modules_to_save", f"does not go with `{method}`", fix
+
+
+def _scores_new_text(reward: RewardSection) -> bool:
+    return reward.column is None and all(_scores_new_text(part) for part in reward.sum or [])

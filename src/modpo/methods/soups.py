@@ -1,0 +1,62 @@
+"""Soups: a policy for each objective, averaged in weight space by the preference vector.
+
+    weight update at w  =  sum_i w_i (update of the policy that was trained for objective i alone)
+
+Ramé et al., "Rewarded soups", NeurIPS 2023, arXiv 2306.04488. The policies at the ends are trained as MODPO trains at a
+unit vector: DPO where the objective has pairs, regression on its reward where it has none.
+
+<output>/ends/<objective>/    the policy of one objective, as a point that was trained alone
+<output>/points/<name>/       their average at a vector
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from modpo import simplex
+from modpo.combine import average_models, combine_adapters
+from modpo.methods import Maker, Run
+from modpo.methods.modpo import train
+from modpo.methods.point import is_there
+from modpo.progress import say
+from modpo.publish import new_folder, read_manifest, sha256_json
+from modpo.simplex import Weights
+
+ENDS = "ends"
+
+
+def maker(run: Run) -> Maker:
+    """Train the policies of the objectives that are not there; each vector averages them.
+
+    Raises:
+        IntegrityError: the folder holds policies of other data or settings.
+        NumericError: a loss or gradient that is not finite.
+    """
+    names = list(run.experiment.objectives)
+    ends = {name: run.experiment.output_dir / ENDS / name for name in names}
+    for vector, (name, folder) in zip(simplex.lattice(names, 1), ends.items(), strict=True):
+        say(f"end {name}: {simplex.label(vector)}")
+        train(run, vector, folder)
+    return partial(_average, run, ends)
+
+
+def _average(run: Run, ends: Mapping[str, Path], weights: Weights, folder: Path) -> None:
+    """The policy at a vector, its cost a share of the ends."""
+    manifests = {name: read_manifest(end) or {} for name, end in ends.items()}
+    key = sha256_json({"ends": {name: m["key"] for name, m in manifests.items()}, "weights": weights})
+    label = simplex.name(weights)
+    if is_there(folder, key, label):
+        return
+    experiment = run.experiment
+    share, costs = len(experiment.sweep.weights), [m["cost"] for m in manifests.values()]
+    cost = {"seconds": sum(c["seconds"] for c in costs) / share, "tokens": sum(c["tokens"] for c in costs) // share}
+    about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost, "beta": experiment.training.beta}
+    with new_folder(folder, {**about, "made_of": ENDS}) as temporary:
+        coefficients = {ends[name]: weight for name, weight in weights.items()}
+        if experiment.lora is None:
+            average_models(coefficients, temporary)
+        else:
+            combine_adapters(coefficients, temporary)
+    say(f"{label}: averaged from the ends")
