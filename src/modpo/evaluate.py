@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from modpo.collator import REWARD_PREFIX
 from modpo.data.groups import PromptGroups, group_rows, rows_from_list
 from modpo.data.prompt_group import PromptGroup
 from modpo.errors import InputError, Problem
+from modpo.evaluation_rewards import is_separate, measuring_rewards, probe_evaluation_rewards, scorer_warnings
 from modpo.experiment.sections import Experiment
 from modpo.front import Cost, Estimate, FailedPoint, Front, FrontObjective, HeldOut, Point, write_front
 from modpo.measure import RESPONSES, Measured, Measurer, Policy, reference_policy
@@ -24,7 +25,6 @@ from modpo.models import ReferenceModel
 from modpo.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
 from modpo.progress import say
 from modpo.publish import locked, new_file, read_manifest
-from modpo.rewards import Reward
 from modpo.scoring import ScoredData, Scorer, experiment_scorer, load_rewards
 from modpo.stages.pipeline import held_out_accuracies
 from modpo.steering import CONTINUOUS
@@ -51,6 +51,8 @@ def evaluate_sweep(experiment: Experiment) -> Front:
 def _measure(experiment: Experiment, trained: list[TrainedPoint]) -> Front:
     reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
     scorer = experiment_scorer(experiment, reference)
+    for warning in scorer_warnings(experiment):
+        say(f"warning: {warning}")
     measurer = _measurer(experiment, reference, scorer)
     measured = [measurer.measure(reference_policy())]
     measurer = replace(measurer, audited=_audited(experiment, scorer, measurer, measured[0]))
@@ -72,12 +74,8 @@ def require_measurable(experiment: Experiment) -> None:
     _, held_out = load_groups(experiment)
     to_train = {n for n, o in experiment.objectives.items() if o.reward is not None and o.reward.train is not None}
     there = {name: o for name, o in experiment.objectives.items() if name not in to_train}
-    scoring = set(_new_text_rewards(load_rewards(replace(experiment, objectives=there)))) | to_train
-    _measured_prompts(experiment, held_out, scoring)
-
-
-def _new_text_rewards(rewards: Mapping[str, Reward]) -> dict[str, Reward]:
-    return {name: reward for name, reward in rewards.items() if reward.scores_new_text}
+    scoring = set(measuring_rewards(experiment, load_rewards(replace(experiment, objectives=there)))) | to_train
+    probe_evaluation_rewards(experiment, _measured_prompts(experiment, held_out, scoring))
 
 
 def _measured_prompts(experiment: Experiment, held_out: PromptGroups, rewards: Container[str]) -> PromptGroups:
@@ -101,7 +99,7 @@ def _compares(experiment: Experiment, objectives: list[str], group: PromptGroup)
 
 def _measurer(experiment: Experiment, reference: ReferenceModel, scorer: Scorer) -> Measurer:
     train, held_out = load_groups(experiment)
-    rewards = _new_text_rewards(scorer.rewards)
+    rewards = measuring_rewards(experiment, scorer.rewards)
     prompts = _measured_prompts(experiment, held_out, rewards)
     calibrations = scorer.score(train).calibrations
     scored = None if len(rewards) == len(experiment.objectives) else scorer.score(prompts, calibrations)
@@ -118,7 +116,7 @@ def _audited(experiment: Experiment, scorer: Scorer, measurer: Measurer, referen
     own = [i for i, group in enumerate(measurer.prompts) if len(group.responses) > 1]
     if own:
         return scorer.score(measurer.prompts.select(own), measurer.calibrations)
-    if len(measurer.rewards) < len(experiment.objectives):
+    if not all(reward.scores_new_text for reward in scorer.rewards.values()):
         return None
     given: dict[int, list[Any]] = {}
     for answer in reference.answers:
@@ -151,6 +149,7 @@ def _audit(experiment: Experiment, measurer: Measurer, point: TrainedPoint, meas
 def _front(experiment: Experiment, measurer: Measurer, trained: list[TrainedPoint], measured: list[Measured]) -> Front:
     """Everything in raw units; intervals by bootstrap over prompts."""
     settings, names = experiment.evaluation, list(experiment.objectives)
+    measured_with = {name: value for name, value in asdict(settings).items() if name != "rewards"}
     maximize = [_maximize(experiment, measurer, name) for name in names]
     samples = np.array([[m.scores(name) for name in names] for m in measured])  # (1 + P, K, N)
     samples = samples.transpose(0, 2, 1)  # (1 + P, N, K)
@@ -178,7 +177,7 @@ def _front(experiment: Experiment, measurer: Measurer, trained: list[TrainedPoin
         reference=reference,
         points=points,
         hypervolume=hypervolume,
-        evaluation={**asdict(settings), "prompts": len(measurer.prompts), "seed": experiment.seed},
+        evaluation={**measured_with, "prompts": len(measurer.prompts), "seed": experiment.seed},
         failed=[FailedPoint(**record) for record in failures(experiment)],
         continuous=_continuous_cost(experiment),
     )
@@ -200,13 +199,15 @@ def _maximize(experiment: Experiment, measurer: Measurer, name: str) -> bool:
 def _objective(experiment: Experiment, measurer: Measurer, name: str) -> FrontObjective:
     asked = (experiment.asked or experiment).objectives[name]
     accuracy = held_out_accuracies(experiment).get(name)
-    scored, by = name in measurer.rewards, asked.reward.description if asked.reward else ""
+    scored, reward = name in measurer.rewards, experiment.evaluation.rewards.get(name, asked.reward)
+    by = reward.description if reward else ""
     return FrontObjective(
         name,
         maximize=_maximize(experiment, measurer, name),
         unit=asked.unit if scored else "pair agreement",
         scale=asked.scale,
         measured_by=by if scored else "agreement on held-out pairs",
+        separate=is_separate(experiment, name),
         calibration=measurer.calibrations.get(name, UNCALIBRATED),
         held_out=HeldOut(**accuracy) if accuracy else None,
     )

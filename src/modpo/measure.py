@@ -85,7 +85,7 @@ class Measurer:
 
     Args:
         prompts: N held-out prompt groups.
-        rewards: the scorers that can score new text, by objective.
+        rewards: the scorers that can score new text, by objective: see `evaluation_rewards.measuring_rewards`.
         scored: the held-out responses, for objectives that cannot; None when there are none.
         calibrations: of the rewards, as they were fitted for training.
         audited: answers to held-out prompts, several to each, on which policies are audited; None: they are not.
@@ -120,7 +120,7 @@ class Measurer:
 
     def _key(self, policy: Policy) -> str:
         settings = asdict(self.experiment.evaluation)
-        for irrelevant in ("bootstrap", "confidence", "report_prompts"):
+        for irrelevant in ("bootstrap", "confidence", "report_prompts", "rewards"):
             del settings[irrelevant]
         return sha256_json(
             {

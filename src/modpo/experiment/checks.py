@@ -152,6 +152,7 @@ def check_sections(shape: Any, reader: SectionReader) -> None:
     _check_training(shape, reader)
     if isinstance(shape.objectives, dict):
         _check_objectives(shape, reader)
+        _check_evaluation_rewards(shape, reader)
 
 
 def _value(shape: Any, path: str) -> Any:
@@ -254,6 +255,25 @@ def _check_reward(reward: RewardSection, path: str, reader: SectionReader, *, in
     if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
         reader.report(f"{path}.clip", f"is {clip}", "give [low, high], low below high")
     _check_source(source, reward, path, reader)
+
+
+def _check_evaluation_rewards(shape: Any, reader: SectionReader) -> None:
+    for name, reward in (_value(shape, "evaluation.rewards") or {}).items():
+        path = f"evaluation.rewards.{name}"
+        if name not in shape.objectives:
+            reader.report(path, "is of no objective", f"use one of: {', '.join(shape.objectives)}")
+        elif isinstance(reward, RewardSection):
+            _check_reward(reward, path, reader)
+            if not reader.is_broken(path) and reward.train is not None:
+                fix = "train it in an experiment of its own, and name its folder in `reward_model` or `implicit`"
+                reader.report(path, "is still to be trained", fix)
+            elif not reader.is_broken(path) and _reads_column(reward):
+                fix = "give a function, a reward model or an implicit reward"
+                reader.report(path, "is a column of the data, which cannot score new answers", fix)
+
+
+def _reads_column(reward: RewardSection) -> bool:
+    return reward.column is not None or any(map(_reads_column, reward.sum or []))
 
 
 def _given_options(reward: RewardSection) -> list[str]:

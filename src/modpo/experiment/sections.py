@@ -237,6 +237,7 @@ class EvaluationSection:
     bootstrap: int = 2000  # resamples of prompts behind each interval
     confidence: float = 0.95
     report_prompts: int = 8  # prompts whose answers the report shows side by side
+    rewards: dict[str, RewardSection] = field(default_factory=dict)  # what measures an objective instead of its own
 
 
 @dataclass(frozen=True)

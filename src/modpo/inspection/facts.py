@@ -14,6 +14,7 @@ import numpy as np
 from modpo.data.groups import PromptGroups
 from modpo.data.prompt_group import Pair
 from modpo.errors import MOST_PROBLEMS_SHOWN, InputError, Problem
+from modpo.evaluation_rewards import scorer_warnings
 from modpo.experiment.sections import Experiment, RewardSection
 from modpo.inspection.cost import Cost, expected_cost
 from modpo.inspection.reward_statistics import (
@@ -113,7 +114,7 @@ def look(experiment: Experiment) -> Inspection:
         warnings=train.warnings,
     )
     found = _data_warnings(experiment, data, pairs)
-    found += reward_warnings(experiment.objectives, statistics, _in_loss(experiment))
+    found += reward_warnings(experiment.objectives, statistics, _in_loss(experiment)) + scorer_warnings(experiment)
     first = next((i for i, paired in enumerate(pairs) if paired), 0)
     return Inspection(
         experiment=experiment,

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modpo.data.prompt_group import UNNAMED
-from modpo.experiment.sections import DRAWN, Experiment, Objective
+from modpo.experiment.sections import DRAWN, Experiment, Objective, RewardSection
 from modpo.inspection.cost import Cost
 from modpo.inspection.facts import DataSummary, Example, Inspection
 from modpo.inspection.reward_statistics import margin_spread
@@ -200,7 +200,7 @@ def _objectives(experiment: Experiment) -> Table:
         better = "more" if objective.maximize else "less"
         cells = (
             _role(objective),
-            measured_by(objective),
+            measured_by(objective, experiment.evaluation.rewards.get(objective.name)),
             better,
             objective.calibration,
             f"{objective.scale:g}",
@@ -217,11 +217,10 @@ def _role(objective: Objective) -> str:
     return pairs + (" or margin" if objective.reward else "")
 
 
-def measured_by(objective: Objective) -> str:
+def measured_by(objective: Objective, evaluation: RewardSection | None = None) -> str:
     """Where an objective's numbers come from, in a few words."""
-    if objective.reward is None:
-        return "pairs alone"
-    return objective.reward.description
+    own = objective.reward.description if objective.reward else "pairs alone"
+    return f"{own}; policies by {evaluation.description}" if evaluation else own
 
 
 def _rewards(inspection: Inspection) -> Table:

@@ -162,7 +162,8 @@ def _settings_section(front: Front) -> str:
 def _measure(objective: FrontObjective) -> str:
     said = [f"{_direction(objective)}, trained with scale {objective.scale:g}"]
     if objective.measured_by:
-        said.append(f"measured by {objective.measured_by}")
+        apart = ", which it was not trained on" if objective.separate else ""
+        said.append(f"measured by {objective.measured_by}{apart}")
     fitted, accuracy = objective.calibration, objective.held_out
     if fitted.method != "none":
         numbers = f"{fitted.factor:.4g} * (reward - {fitted.center:.4g})"

@@ -1,0 +1,74 @@
+"""What measures an objective on new answers: a scorer of `evaluation.rewards`, which nothing is trained on, else the
+objective's own reward.
+
+A policy that is trained on a learned scorer may come to please that scorer alone; another one tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from modpo.data.groups import PromptGroups
+from modpo.errors import InputError
+from modpo.experiment.sections import Experiment, RewardSection
+from modpo.reference_answers import answer_batch
+from modpo.rewards import PROBE_ROWS, Reward, RewardContext, load_reward, probe, reads_model
+
+
+def measuring_rewards(experiment: Experiment, trained_on: Mapping[str, Reward]) -> dict[str, Reward]:
+    """The scorers that measure new answers, by objective; none for one known by pairs or a column alone.
+
+    Args:
+        trained_on: the objectives' own rewards.
+
+    Raises:
+        InputError: a reward of `evaluation.rewards` that cannot be had.
+    """
+    found = {**trained_on, **load_evaluation_rewards(experiment)}
+    return {name: reward for name, reward in found.items() if reward.scores_new_text}
+
+
+def load_evaluation_rewards(experiment: Experiment) -> dict[str, Reward]:
+    """The scorers of `evaluation.rewards`, found and checked."""
+    context = RewardContext.of(experiment)
+    return {name: _load(experiment, name, section, context) for name, section in experiment.evaluation.rewards.items()}
+
+
+def _load(experiment: Experiment, name: str, section: RewardSection, context: RewardContext) -> Reward:
+    field = f"evaluation.rewards.{name}"
+    try:
+        return load_reward(section, context, where=experiment.where(field), name=name)
+    except InputError as error:
+        own = f"objectives.{name}.reward"  # where rewards stand otherwise
+        raise InputError([replace(p, field=p.field.replace(own, field, 1)) for p in error.problems]) from error
+
+
+def probe_evaluation_rewards(experiment: Experiment, held_out: PromptGroups) -> None:
+    """Let each scorer of `evaluation.rewards` that reads no model score something, as it will score answers.
+
+    Raises:
+        InputError, NumericError: what scoring raises.
+    """
+    prompts = list(held_out[:PROBE_ROWS])
+    for name, reward in load_evaluation_rewards(experiment).items():
+        if not reads_model(experiment.evaluation.rewards[name]):
+            probe(reward, answer_batch(prompts, ["An answer."] * len(prompts)))
+
+
+def is_separate(experiment: Experiment, name: str) -> bool:
+    """Whether an objective is measured by another scorer than the one that is trained on."""
+    given = experiment.evaluation.rewards.get(name)
+    return given is not None and given != (experiment.asked or experiment).objectives[name].reward
+
+
+def scorer_warnings(experiment: Experiment) -> list[str]:
+    """Objectives that are measured by the very model that they are trained on, one line each."""
+    objectives = (experiment.asked or experiment).objectives.values()
+    learned = [o.name for o in objectives if o.reward is not None and reads_model(o.reward)]
+    return [
+        f"{name} is measured by the model that it is trained on, which policies may come to please without being "
+        "better; `evaluation.rewards` takes another"
+        for name in learned
+        if not is_separate(experiment, name)
+    ]
