@@ -109,20 +109,11 @@ class ContinuousTrainer(MODPOTrainer):
             return batch
         rows, parts = batch["rows"], []
         size = self.args.prompts_per_draw or len(rows)
-        vectors = self._vectors()
         for start in range(0, len(rows), size):
-            collator = replace(self._at_vector, weights=next(vectors))
+            collator = replace(self._at_vector, weights=draw(list(self.args.vector), self.args.concentration))
             # What is trainable at a vector inside the simplex, as all rows are, is so on its border.
             parts += collator(rows[start : start + size])["parts"]
         return {"parts": parts}
-
-    def _vectors(self) -> Iterator[Weights]:
-        """Drawn vectors, each given in all K rotations of its weights: so the objectives have equal shares in them."""
-        names = list(self.args.vector)
-        while True:
-            numbers = list(draw(names, self.args.concentration).values())
-            for turn in range(len(names)):
-                yield dict(zip(names, numbers[turn:] + numbers[:turn], strict=True))
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
