@@ -23,6 +23,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from modpo.checkpoints import WEIGHTS, Checkpoints, ResumableRun, trained_tensors
 from modpo.cli import main
+from modpo.data.groups import PromptGroups
 from modpo.errors import InputError, IntegrityError, NumericError
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
@@ -97,10 +98,11 @@ class Bench:
     experiment: Experiment
     scored: ScoredData
     reference: ReferenceModel
+    prompts: PromptGroups
 
     def trainer(self, work: Path) -> MODPOTrainer:
         (weights,) = self.experiment.sweep.weights
-        return new_trainer(Run(self.experiment, self.scored, self.reference), weights, work)
+        return new_trainer(Run(self.experiment, self.scored, self.reference, self.prompts, {}), weights, work)
 
     def train(self, work: Path, *, every: int, keep: int = 2, stop: bool = False, **run: Any) -> End:
         """Train to the end, or `stop` after one more step."""
@@ -122,7 +124,8 @@ class Bench:
 def make_bench(folder: Path, model: Path, overrides: list[str]) -> Bench:
     experiment = read_experiment(write_experiment(folder, model), overrides)
     reference = ReferenceModel(experiment.model, experiment.cache_dir)
-    return Bench(experiment, experiment_scorer(experiment, reference).score(load_groups(experiment)[0]), reference)
+    prompts, _ = load_groups(experiment)
+    return Bench(experiment, experiment_scorer(experiment, reference).score(prompts), reference, prompts)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,7 +20,7 @@ from modpo import simplex
 from modpo.conversation import Conversation
 from modpo.errors import InputError, ModpoError, Problem, printable
 from modpo.front import load_front
-from modpo.generate import _bare_generation
+from modpo.generate import bare_generation
 from modpo.progress import say
 from modpo.report.escape import visible
 from modpo.simplex import Weights
@@ -208,7 +208,7 @@ class Chat:
         input_ids = torch.tensor([ids], device=next(model.parameters()).device)
         stream = _Stream(tokenizer, show)
         try:
-            with _bare_generation(model):
+            with bare_generation(model):
                 model.generate(
                     input_ids=input_ids,
                     attention_mask=torch.ones_like(input_ids),

@@ -191,9 +191,10 @@ class ResumableRun(TrainerCallback):
 
     @property
     def cost(self) -> dict[str, float]:
-        """Seconds and packed tokens, those before the checkpoint included."""
+        """Seconds, packed tokens, and tokens generated where there are any; those before the checkpoint included."""
         seconds = self._seconds_before + monotonic() - self._started
-        return {"seconds": round(seconds, 1), "tokens": self._trainer._total_train_tokens}
+        cost = {"seconds": round(seconds, 1), "tokens": self._trainer._total_train_tokens}
+        return {**cost, "tokens_generated": self._trainer.tokens_generated} if self._trainer.tokens_generated else cost
 
     # --- what the trainer calls -------------------------------------------------------------------------------
 
@@ -227,6 +228,7 @@ class ResumableRun(TrainerCallback):
         self._progress = json.loads((folder / PROGRESS).read_text("utf-8"))
         self._seconds_before = self._progress["seconds"]
         self._trainer._total_train_tokens = self._progress["tokens"]
+        self._trainer.tokens_generated = self._progress["tokens_generated"]
 
     # --- the callback -----------------------------------------------------------------------------------------
 
@@ -251,6 +253,7 @@ class ResumableRun(TrainerCallback):
         return {
             "seconds": self._seconds_before + monotonic() - self._started,
             "tokens": trainer._total_train_tokens,
+            "tokens_generated": trainer.tokens_generated,
             "loss": trainer._tr_loss.item(),
             "metrics": trainer._metrics["train"],
             "logged_step": trainer._globalstep_last_logged,

@@ -69,7 +69,7 @@ def _sample(
         input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
         attention_mask[row, width - len(prompt) :] = 1
     device = next(model.parameters()).device
-    with _bare_generation(model), _folded_head(model):
+    with bare_generation(model), folded_head(model):
         out = model.generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
@@ -85,7 +85,7 @@ def _sample(
 
 
 @contextmanager
-def _bare_generation(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+def bare_generation(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Within it, none of the model's own generation settings: a repetition penalty, say, is not the policy's."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     settings = base.generation_config
@@ -97,7 +97,7 @@ def _bare_generation(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
 
 @contextmanager
-def _folded_head(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+def folded_head(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Within it, the head's weights ask for a gradient, though none is computed.
 
     Without, `torch.matmul` does not fold the batch of last hidden states, a slice, into one matrix product: it copies

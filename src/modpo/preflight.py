@@ -36,6 +36,7 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
         InputError, NumericError: see `check_experiment`; settings that the trainer refuses, adapters that do not fit.
         EnvironmentFault: a folder that cannot be written. IntegrityError: it holds another experiment.
     """
+    from modpo.methods import check_settings
     from modpo.methods.modpo import training_arguments
     from modpo.sweep import require_same_experiment
 
@@ -45,6 +46,7 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
     check_experiment(experiment)
     _check_adapters(experiment)
     training_arguments(experiment, weights, experiment.output_dir)
+    check_settings(experiment, weights)
 
 
 def check_experiment(experiment: Experiment) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from modpo import simplex
+from modpo.data.groups import PromptGroups
 from modpo.errors import (
     EnvironmentFault,
     InputError,
@@ -69,8 +70,7 @@ def run_sweep(experiment: Experiment) -> list[str]:
         claim_folder(experiment)
         remove_unfinished(experiment.output_dir)
         reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
-        scored = experiment_scorer(experiment, reference).score(train)
-        make = maker(Run(experiment, scored, reference))
+        make = maker(_run(experiment, train, reference))
         failed = []
         for number, weights in enumerate(vectors, start=1):
             say(f"point {number} of {len(vectors)}: {simplex.label(weights)}")
@@ -92,11 +92,16 @@ def train_point(experiment: Experiment, weights: Weights, output: Path | None = 
             claim_folder(experiment)
             remove_unfinished(experiment.output_dir)
         reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
-        scored = experiment_scorer(experiment, reference).score(train)
-        maker(Run(experiment, scored, reference))(weights, folder)
+        maker(_run(experiment, train, reference))(weights, folder)
         if output is None:
             _failure_record(experiment, weights).unlink(missing_ok=True)
     return folder
+
+
+def _run(experiment: Experiment, train: PromptGroups, reference: ReferenceModel) -> Run:
+    """What every method starts from, the data scored."""
+    scorer = experiment_scorer(experiment, reference)
+    return Run(experiment, scorer.score(train), reference, train, scorer.rewards)
 
 
 def remove_unfinished(folder: Path) -> None:

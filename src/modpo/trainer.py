@@ -83,6 +83,7 @@ class MODPOTrainer(DPOTrainer):
     _tag_names = ["trl", "dpo", "modpo"]  # noqa: RUF012 (as in TRL)
     _name = "MODPO"
     loss_is_scaled_for_ga = True  # the loss is divided by the pairs of the whole optimizer step
+    tokens_generated = 0  # it trains on answers that are there
     resumable_run: ResumableRun | None = None  # saves and restores; if there is none, transformers does
     _resumed_from: str | None = None  # the checkpoint that this training began with
     _random_state_of: str | None = None  # the checkpoint whose random numbers were taken up

@@ -42,6 +42,8 @@ class TrainingProgress(TrainerCallback):
     ) -> None:
         if self._progress and logs and "loss" in logs and "rewards/accuracies" in logs:
             self._progress.note(f"loss {logs['loss']:.3f}, accuracy {logs['rewards/accuracies']:.2f}")
+        elif self._progress and logs and logs.get("reward") is not None:  # of reinforcement learning
+            self._progress.note(f"reward {logs['reward']:.3f}, KL {logs.get('kl', 0.0):.3f} a token")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._progress:

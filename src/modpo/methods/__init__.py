@@ -6,21 +6,25 @@ one vector into its folder. Everything around it (folders, locks, failures, eval
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from modpo.experiment.sections import Experiment
 from modpo.simplex import Weights
 
 if TYPE_CHECKING:
+    from modpo.data.groups import PromptGroups
     from modpo.models import ReferenceModel
+    from modpo.rewards import Reward
     from modpo.scoring import ScoredData
 
 METHODS = {  # `sweep.method` -> its module
     "modpo": "modpo.methods.modpo",
+    "morlhf": "modpo.methods.morlhf",
     "soups": "modpo.methods.soups",
 }
 CONTINUOUS = "modpo.methods.continuous"  # MODPO's, with `sweep.mode: continuous`
@@ -35,6 +39,8 @@ class Run:
     experiment: Experiment
     scored: ScoredData
     reference: ReferenceModel
+    prompts: PromptGroups  # the training data, not tokenized
+    rewards: Mapping[str, Reward]  # the scorer of each objective that has one
 
 
 def maker(run: Run) -> Maker:
@@ -44,7 +50,21 @@ def maker(run: Run) -> Maker:
         IntegrityError: the folder holds something of other data or settings.
         NumericError: a loss or gradient of what is shared is not finite.
     """
-    sweep = run.experiment.sweep
-    module = CONTINUOUS if sweep.mode == "continuous" else METHODS[sweep.method]
-    made: Maker = import_module(module).maker(run)
+    made: Maker = _module(run.experiment).maker(run)
     return made
+
+
+def check_settings(experiment: Experiment, weights: Weights) -> None:
+    """Check what only the method's trainer knows of the settings, before a model is read.
+
+    Raises:
+        InputError: settings that the trainer refuses, or that leave the method nothing to work with.
+    """
+    check = getattr(_module(experiment), "check_settings", None)
+    if check is not None:
+        check(experiment, weights)
+
+
+def _module(experiment: Experiment) -> ModuleType:
+    sweep = experiment.sweep
+    return import_module(CONTINUOUS if sweep.mode == "continuous" else METHODS[sweep.method])

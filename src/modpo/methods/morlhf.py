@@ -1,0 +1,270 @@
+"""MORLHF: reinforcement learning on the weighted sum of the rewards, one on-policy training for each vector.
+
+    maximise E[sum_i w_i r_i(x, y)] - beta KL(pi || pi_ref)
+
+with each reward r_i calibrated, scaled and signed as in MODPO's margins, so that both methods have the same optimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modpo import simplex
+from modpo.calibration import Calibration
+from modpo.data.groups import PromptGroups
+from modpo.errors import InputError, Problem
+from modpo.experiment.sections import Experiment, Objective, RewardSection
+from modpo.methods import Maker, Run
+from modpo.methods.modpo import LOG, give_base_back
+from modpo.methods.point import is_there, point_parts, work_folder
+from modpo.models import lora_config, save_policy
+from modpo.progress import duration, say
+from modpo.publish import new_folder, sha256_json, write_json
+from modpo.reference_answers import answer_batch
+from modpo.rewards import Reward, check_scores
+from modpo.simplex import Weights
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig, RLOOConfig
+
+    from modpo.on_policy import OnPolicy
+
+NUMBER = "let the reward give every answer a finite number"
+PROMPT = "prompt_index"  # column of the prompts' data set: which prompt group a row is
+
+# Fields under which another objective would be maximised, or answers were not the policy's own.
+PINNED: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "generation_kwargs": None,
+    "mask_truncated_completions": False,
+    "sync_ref_model": False,
+}
+PINNED_BY_ALGORITHM: dict[str, dict[str, Any]] = {
+    "rloo": {"normalize_advantages": False, "reward_clip_range": None},
+    "grpo": {
+        "multi_objective_aggregation": "sum_then_normalize",
+        "scale_rewards": "none",
+        "loss_type": "dr_grpo",  # the others weigh an answer's tokens by how many there are
+    },
+}
+ELSEWHERE = {
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "model_init_kwargs": "model",
+    "trust_remote_code": "--trust-remote-code",
+    "beta": "training.beta",
+    "reward_weights": "sweep.weights",
+    "learning_rate": "morlhf.learning_rate",
+    "max_steps": "morlhf.max_steps",
+    "num_generations": "morlhf.num_generations",
+    "per_device_train_batch_size": "morlhf.per_device_train_batch_size",
+    "max_completion_length": "morlhf.max_completion_length",
+}
+FROM_TRAINING = ("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "logging_steps")
+
+
+def maker(run: Run) -> Maker:
+    """Nothing is shared but the scores, on which rewards are calibrated."""
+    return partial(train, run)
+
+
+def check_settings(experiment: Experiment, weights: Weights) -> None:
+    """Check that the rewards can score new answers, and that the trainer takes its settings.
+
+    Raises:
+        InputError: they cannot, or it does not.
+    """
+    require_scorers(experiment, weights)
+    training_arguments(experiment, weights, experiment.output_dir)
+
+
+def require_scorers(experiment: Experiment, weights: Weights) -> None:
+    """Check that every objective with a weight has a reward for texts that are not in the data.
+
+    Raises:
+        InputError: naming those that have none.
+    """
+    fix = "give it a reward that scores new text: `function`, `reward_model`, `implicit` or `train`; or the weight 0"
+    unscored = [n for n, weight in weights.items() if weight > 0 and not _scores_new_text(experiment.objectives[n])]
+    problems = [
+        Problem(
+            experiment.where(f"objectives.{name}"),
+            f"objectives.{name}.reward",
+            f"cannot score new answers, which `sweep.method: {experiment.sweep.method}` is trained on",
+            fix,
+        )
+        for name in unscored
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def _scores_new_text(objective: Objective) -> bool:
+    def scores(section: RewardSection) -> bool:
+        return section.column is None and all(scores(part) for part in section.sum or [])
+
+    return objective.reward is not None and scores(objective.reward)
+
+
+def train(run: Run, weights: Weights, folder: Path) -> None:
+    """Train one vector, from its newest checkpoint if there is one; kept where it is finished."""
+    from modpo.checkpoints import Checkpoints, trained
+
+    experiment, reference = run.experiment, run.reference
+    section = asdict(experiment.morlhf) | {"max_completion_length": max_completion_length(experiment)}
+    parts, label = {**point_parts(run, weights), "morlhf": section}, simplex.name(weights)
+    key, work = sha256_json(parts), work_folder(folder)
+    if is_there(folder, key, label):
+        return
+    saving = experiment.training
+    identity = {**parts, "model": reference.fingerprint}
+    checkpoints = Checkpoints(work, identity, every=saving.save_steps, keep=saving.save_total_limit)
+    trainer = new_trainer(run, weights, work)
+    try:
+        with trained(trainer, checkpoints, label) as cost:
+            about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost, "beta": saving.beta}
+            with new_folder(folder, about) as temporary:
+                save_policy(trainer.model, temporary)
+                if experiment.lora is None:
+                    reference.tokenizer.save_pretrained(temporary)
+                write_json(temporary / LOG, trainer.state.log_history)
+    finally:
+        give_base_back(trainer, reference)
+        for reward in run.rewards.values():
+            reward.release()
+    say(f"{label}: trained in {duration(cost['seconds'])}")
+
+
+def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
+    """A trainer that has not trained yet."""
+    from datasets import Dataset
+    from transformers import PrinterCallback
+
+    from modpo.on_policy import OnPolicyGRPO, OnPolicyRLOO, Reading
+    from modpo.trainer import FiniteGradients
+
+    experiment, prompts = run.experiment, run.prompts
+    arguments = training_arguments(experiment, weights, work)
+    _require_prompts(experiment, arguments, len(prompts))
+    trainer = (OnPolicyRLOO if experiment.morlhf.algorithm == "rloo" else OnPolicyGRPO)(
+        run.reference.model,
+        reward_funcs=reward_functions(run, weights),
+        args=arguments,
+        train_dataset=Dataset.from_list([{"prompt": group.prompt, PROMPT: i} for i, group in enumerate(prompts)]),
+        processing_class=run.reference.tokenizer,
+        peft_config=lora_config(experiment.lora) if experiment.lora else None,
+        callbacks=[FiniteGradients()],
+        reading=Reading(max_prompt_length(experiment), prompts.conversational, experiment.training.packing),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def reward_functions(run: Run, weights: Weights) -> list[Callable[..., list[float | None]]]:
+    """TRL's reward functions, one for each objective with a weight, in the order of `reward_weights`."""
+    functions = []
+    for name in _active(weights):
+        sign, calibration = run.experiment.objectives[name].sign, run.scored.calibrations[name]
+        functions.append(_reward_function(name, run.rewards[name], calibration, sign, run.prompts))
+    return functions
+
+
+def _reward_function(
+    name: str, reward: Reward, calibration: Calibration, sign: float, prompts: PromptGroups
+) -> Callable[..., list[float | None]]:
+    def function(completions: Sequence[Any], **columns: Sequence[Any]) -> list[float | None]:
+        """The margin reward of each answer."""
+        texts = [answer if isinstance(answer, str) else answer[-1]["content"] for answer in completions]
+        batch = answer_batch([prompts[i] for i in columns[PROMPT]], [text.strip() for text in texts])
+        scores = check_scores(reward(batch), batch, field=name, fix=NUMBER)
+        return [calibration.apply(raw, sign) for raw in scores]
+
+    function.__name__ = name  # what TRL's logs call it
+    return function
+
+
+def training_arguments(experiment: Experiment, weights: Weights, work: Path) -> RLOOConfig | GRPOConfig:
+    """The experiment's `morlhf` section as TRL's configuration; what it leaves open is as in `training`.
+
+    Raises:
+        InputError: `morlhf.arguments` names what has a place of its own, or what the configuration refuses.
+    """
+    import torch
+    from trl import GRPOConfig, RLOOConfig
+
+    from modpo.models import device
+    from modpo.stages.training import training_config
+
+    section, training, dtype = experiment.morlhf, experiment.training, experiment.model.dtype
+    pinned = PINNED | PINNED_BY_ALGORITHM[section.algorithm]
+    where = experiment.where("morlhf.arguments")
+    _require_pinned(section.arguments, pinned, where)
+    own = {name: getattr(training, name) for name in FROM_TRAINING} | pinned
+    own |= {
+        "output_dir": str(work),
+        "seed": experiment.seed,
+        "beta": training.beta,
+        "reward_weights": [weights[name] for name in _active(weights)],
+        "learning_rate": section.learning_rate,
+        "max_steps": section.max_steps,
+        "num_generations": section.num_generations,
+        "per_device_train_batch_size": section.per_device_train_batch_size,
+        "max_completion_length": max_completion_length(experiment),
+        "activation_checkpointing": training.gradient_checkpointing,
+        "disable_dropout": True,
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
+        "use_cpu": not torch.accelerator.is_available(),  # bf16 on a CPU has to be asked for
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device() != "cpu",
+    }
+    kind: Any = RLOOConfig if section.algorithm == "rloo" else GRPOConfig
+    return training_config(kind, own, section.arguments, where=where, field="morlhf.arguments", elsewhere=ELSEWHERE)
+
+
+def _require_pinned(arguments: Mapping[str, Any], pinned: Mapping[str, Any], where: str) -> None:
+    fix = "leave it out: with another value something else than the weighted sum of the rewards would be maximised"
+    problems = [
+        Problem(where, f"morlhf.arguments.{name}", f"is {value!r}, and must stay {pinned[name]!r}", fix)
+        for name, value in arguments.items()
+        if name in pinned and value != pinned[name]
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def _require_prompts(experiment: Experiment, arguments: RLOOConfig | GRPOConfig, prompts: int) -> None:
+    """TRL leaves out a batch that is not full, so there must be one that is."""
+    needed = arguments.generation_batch_size // arguments.num_generations
+    if prompts < needed:
+        problem = f"a step takes {needed} prompts, and there are {prompts} to train on"
+        fix = "lower `morlhf.per_device_train_batch_size`, or raise `morlhf.num_generations`"
+        where = experiment.where("morlhf")
+        raise InputError(Problem(where, "morlhf.per_device_train_batch_size", problem, fix))
+
+
+def max_completion_length(experiment: Experiment) -> int:
+    """Tokens of an answer: as in evaluation, if nothing else is said."""
+    return experiment.morlhf.max_completion_length or experiment.evaluation.max_new_tokens
+
+
+def max_prompt_length(experiment: Experiment) -> int:
+    """Tokens of a prompt: what the answer leaves of `max_length`, half at least, as in evaluation."""
+    data = experiment.data
+    return data.max_prompt_length or max(data.max_length // 2, data.max_length - max_completion_length(experiment))
+
+
+def _active(weights: Weights) -> list[str]:
+    return [name for name, weight in weights.items() if weight > 0]
