@@ -1,5 +1,5 @@
 """A sweep measured: the reference and every finished point on the same held-out prompts, into `front.json`,
-`front.csv` and `responses.jsonl`.
+`front.csv`, `responses.jsonl` and `scores.jsonl`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from modpo.steering import CONTINUOUS
 from modpo.sweep import TrainedPoint, failures, finished_points, remove_unfinished, require_same_experiment
 from modpo.training_data import load_groups
 
+SCORES = "scores.jsonl"
+
 
 def evaluate_sweep(experiment: Experiment) -> Front:
     """Measure what is trained, write the front into the sweep's folder and return it.
@@ -59,6 +61,7 @@ def _measure(experiment: Experiment, trained: list[TrainedPoint]) -> Front:
     measured += [measurer.measure(Policy(p.name, p.weights, p.folder, p.files)) for p in trained]
     front = _front(experiment, measurer, trained, measured)
     _write_responses(experiment, measured)
+    _write_scores(experiment, [reference_policy().name, *(point.name for point in trained)], measured)
     write_front(front)
     say(f"front: {experiment.output_dir / 'front.json'}")
     return front
@@ -159,7 +162,7 @@ def _front(experiment: Experiment, measurer: Measurer, trained: list[TrainedPoin
         default_reference_point(samples[0], maximize),
         resamples=settings.bootstrap,
         confidence=settings.confidence,
-        seed=experiment.seed,
+        seed=settings.seed,
         names=names,
     )
     reference_dominated = dominated_flags(samples.mean(axis=1), maximize)[0]
@@ -177,7 +180,7 @@ def _front(experiment: Experiment, measurer: Measurer, trained: list[TrainedPoin
         reference=reference,
         points=points,
         hypervolume=hypervolume,
-        evaluation={**measured_with, "prompts": len(measurer.prompts), "seed": experiment.seed},
+        evaluation={**measured_with, "prompts": len(measurer.prompts)},
         failed=[FailedPoint(**record) for record in failures(experiment)],
         continuous=_continuous_cost(experiment),
     )
@@ -225,7 +228,7 @@ def _point(
     settings = experiment.evaluation
     scores = {
         name: bootstrap_mean(
-            samples[:, k], resamples=settings.bootstrap, confidence=settings.confidence, seed=experiment.seed
+            samples[:, k], resamples=settings.bootstrap, confidence=settings.confidence, seed=settings.seed
         )
         for k, name in enumerate(experiment.objectives)
     }
@@ -256,3 +259,12 @@ def _write_responses(experiment: Experiment, measured: list[Measured]) -> None:
     ):
         for policy in measured:
             file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in policy.answers)
+
+
+def _write_scores(experiment: Experiment, names: list[str], measured: list[Measured]) -> None:
+    """What the means are of: each policy's numbers on each prompt, in the order of the prompts."""
+    with new_file(experiment.output_dir / SCORES) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for name, policy in zip(names, measured, strict=True):
+            scores = {objective: policy.scores(objective).tolist() for objective in experiment.objectives}
+            kl, tokens = policy.numbers("kl").tolist(), policy.numbers("tokens").tolist()
+            file.write(json.dumps({"policy": name, "scores": scores, "kl": kl, "tokens": tokens}) + "\n")

@@ -1,6 +1,7 @@
 """One policy measured: its answers to held-out prompts, their rewards, and how far it is from the reference.
 
     <output>/evaluation/<name>/responses.jsonl, agreement.json and a manifest
+    <cache>/evaluation/<key>/reference/     the same of the reference, which all sweeps share
 
 Kept under a key of policy, prompts and settings, so that measuring again measures only what is new.
 """
@@ -25,7 +26,7 @@ from modpo.data.groups import PromptGroups
 from modpo.experiment.sections import Experiment
 from modpo.front import REFERENCE
 from modpo.models import ReferenceModel, device
-from modpo.publish import new_folder, read_manifest, sha256_json
+from modpo.publish import locked, new_folder, read_manifest, remove_leftovers, sha256_json
 from modpo.reference_answers import answer_batch
 from modpo.rewards import Reward, check_scores
 from modpo.scoring import ScoredData
@@ -101,8 +102,15 @@ class Measurer:
 
     def measure(self, policy: Policy) -> Measured:
         """The policy's numbers, read back where they are there already."""
-        folder = self.experiment.output_dir / "evaluation" / policy.name
         key = self._key(policy)
+        if policy.folder is not None:
+            return self._kept_or_new(policy, key, self.experiment.output_dir / "evaluation" / policy.name)
+        shared = self.experiment.cache_dir / "evaluation" / key
+        with locked(shared, wait=True):
+            remove_leftovers(shared)
+            return self._kept_or_new(policy, key, shared / policy.name)
+
+    def _kept_or_new(self, policy: Policy, key: str, folder: Path) -> Measured:
         manifest = read_manifest(folder)
         if manifest is None or manifest.get("key") != key:
             with self._loaded(policy) as model:
@@ -120,6 +128,7 @@ class Measurer:
 
     def _key(self, policy: Policy) -> str:
         settings = asdict(self.experiment.evaluation)
+        seed = settings.pop("seed")
         for irrelevant in ("bootstrap", "confidence", "report_prompts", "rewards"):
             del settings[irrelevant]
         return sha256_json(
@@ -132,7 +141,7 @@ class Measurer:
                 "agreement": {name: column.key for name, column in self._agreement_columns.items()},
                 "audited": self.audited.tokens.key if self.audited and policy.folder else None,
                 "settings": settings,
-                "seed": self.experiment.seed,
+                "seed": seed,
             }
         )
 
@@ -194,7 +203,7 @@ class Measurer:
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             batch_size=settings.batch_size,
-            seed=self.experiment.seed,
+            seed=settings.seed,
             label=f"answers of {policy.name}",
         )
         kl = self._log_ratios(policy, model, prompts_ids, answers_ids)

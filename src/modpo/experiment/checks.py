@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from modpo.experiment.sections import DRAWN, Objective, RewardSection, RewardTraining, TrainingSection
+from modpo.experiment.sections import CONTINUOUS, DRAWN, Objective, RewardSection, RewardTraining, TrainingSection
 from modpo.experiment.yaml_reader import BROKEN, SectionReader
 from modpo.methods import METHODS
 from modpo.primary import is_trainable
@@ -27,7 +27,7 @@ FINDS_BATCH_SIZE = "auto_find_batch_size"  # of transformers.TrainingArguments
 KINDS = ("reward_model", "implicit")  # of rewards that are trained
 ENGINES = ("auto", "transformers", "vllm")
 ALGORITHMS = ("rloo", "grpo")  # of TRL
-MODES = ("separate", "continuous")
+MODES = ("separate", CONTINUOUS)
 # What each source of a reward may say besides itself; `clip` and `weight` go with all.
 OPTIONS = {
     "function": ("kwargs",),
@@ -71,6 +71,7 @@ def _is_path(text: str) -> bool:
 
 
 NAMED = Rule(_is_path, "a name or path")
+SEED = Rule(lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
 
 RULES = {
     "model.model_name_or_path": NAMED,
@@ -93,6 +94,7 @@ RULES = {
     "sample.max_new_tokens": _at_least(1),
     "sample.temperature": _above(0),
     "sample.engine": _one_of(ENGINES),
+    "sample.seed": SEED,
     "sweep.method": _one_of(tuple(METHODS)),
     "sweep.mode": _one_of(MODES),
     "sweep.concentration": _above(0),
@@ -124,9 +126,10 @@ RULES = {
     "evaluation.bootstrap": _at_least(1),
     "evaluation.confidence": Rule(lambda value: 0 < value < 1, "above 0 and below 1"),
     "evaluation.report_prompts": _at_least(0),
+    "evaluation.seed": SEED,
     "output_dir": NAMED,
     "cache_dir": NAMED,
-    "seed": Rule(lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
+    "seed": SEED,
 }
 
 # What `training.arguments` must not say a second time.
@@ -150,6 +153,7 @@ def check_sections(shape: Any, reader: SectionReader) -> None:
         if value is not None and not rule.accepts(value):
             reader.report(path, f"is {value!r:.80}", f"give a value that is {rule.expected}")
     _check_training(shape, reader)
+    _check_comparison(shape, reader)
     if isinstance(shape.objectives, dict):
         _check_objectives(shape, reader)
         _check_evaluation_rewards(shape, reader)
@@ -163,12 +167,11 @@ def _value(shape: Any, path: str) -> Any:
 
 
 def _check_training(shape: Any, reader: SectionReader) -> None:
-    if _value(shape, "sweep.mode") == "continuous":
+    if _value(shape, "sweep.mode") == CONTINUOUS:
         if (method := _value(shape, "sweep.method")) != "modpo":
             reader.report("sweep.mode", f"is continuous, with `method: {method}`", "use `mode: separate`")
-        if shape.lora is None:
-            reader.report("lora", "is null", "a continuous policy is one adapter per objective: give its fields")
-        elif isinstance(shape.objectives, dict) and len(shape.objectives) == 1:
+        _check_continuous(shape, reader)
+        if shape.lora is not None and isinstance(shape.objectives, dict) and len(shape.objectives) == 1:
             reader.report("sweep.mode", "is continuous, with one objective", "use `mode: separate`")
     longest, prompt = _value(shape, "data.max_length"), _value(shape, "data.max_prompt_length")
     if longest is not None and prompt is not None and prompt >= longest:
@@ -183,6 +186,31 @@ def _check_training(shape: Any, reader: SectionReader) -> None:
             reader.report(f"training.arguments.{name}", "has a place of its own", fix)
     for section in ("training", "sft", "morlhf"):
         _check_arguments(_value(shape, f"{section}.arguments") or {}, f"{section}.arguments", reader)
+
+
+def _check_continuous(shape: Any, reader: SectionReader) -> None:
+    if shape.lora is None:
+        reader.report("lora", "is null", "a continuous policy is one adapter per objective: give its fields")
+
+
+def _check_comparison(shape: Any, reader: SectionReader) -> None:
+    methods, seeds = _value(shape, "comparison.methods"), _value(shape, "comparison.seeds")
+    choices = (*METHODS, CONTINUOUS)
+    for method in methods or []:
+        if method not in choices:
+            reader.report("comparison.methods", f"names {method!r:.80}", f"use some of: {', '.join(choices)}")
+    for seed in seeds or []:
+        if not SEED.accepts(seed):
+            reader.report("comparison.seeds", f"has {seed}", f"give numbers {SEED.expected}")
+    for name, values in (("methods", methods), ("seeds", seeds)):
+        if values is not None and (not values or len(set(values)) < len(values)):
+            problem = "has one twice" if values else "is empty"
+            reader.report(f"comparison.{name}", problem, "name at least one, each once")
+    if CONTINUOUS in (methods or []):
+        _check_continuous(shape, reader)
+    if methods is not None and isinstance(shape.objectives, dict) and len(shape.objectives) == 1:
+        fix = "give two objectives or more, or leave `comparison` out"
+        reader.report("comparison", "compares fronts, and there is one objective", fix)
 
 
 def _check_arguments(arguments: dict[str, Any], path: str, reader: SectionReader) -> None:

@@ -13,6 +13,7 @@ from modpo.errors import redacted
 from modpo.experiment.yaml_nodes import place
 from modpo.simplex import Weights
 
+CONTINUOUS = "continuous"  # a `sweep.mode`, and MODPO with it as a method of a comparison
 DRAWN = "bradley_terry"  # `pairs` of an objective whose labels are drawn from its reward
 SAVING = ("save_steps", "save_total_limit")  # of `training`: they change no number
 
@@ -154,6 +155,7 @@ class SampleSection:
     max_new_tokens: int = 128
     temperature: float = 1.0
     engine: str = "auto"  # transformers | vllm | auto: vLLM where it is installed and has a GPU
+    seed: int | None = None  # of the answers; default: the experiment's
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,7 @@ class EvaluationSection:
     confidence: float = 0.95
     report_prompts: int = 8  # prompts whose answers the report shows side by side
     rewards: dict[str, RewardSection] = field(default_factory=dict)  # what measures an objective instead of its own
+    seed: int = 0  # of answers and bootstrap; apart from `seed`, so that all policies answer with the same draws
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,16 @@ Each stage is skipped when its result is there and was made from the same data w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from modpo.errors import PartialFailure
-from modpo.experiment.sections import Experiment
+from modpo.experiment.sections import Experiment, RewardSection
 from modpo.progress import say
-from modpo.publish import read_manifest
+from modpo.publish import MANIFEST, read_sealed
 
 SWEEP, EVALUATE, REPORT = "sweep", "evaluate", "report"
 SAMPLE = "sample"
@@ -49,7 +51,7 @@ def run_pipeline(experiment: Experiment, *, evaluate: bool = True) -> None:
     """
     after = [SWEEP, EVALUATE, REPORT] if evaluate else [SWEEP]
     count = StageCount([*(stage.name for stage in stages_before(experiment)), *after])
-    _check_early(experiment, measurable=evaluate)
+    check_early(experiment, measurable=evaluate)
     experiment = prepare(experiment, count)
 
     from modpo.evaluate import evaluate_sweep
@@ -71,7 +73,7 @@ def run_pipeline(experiment: Experiment, *, evaluate: bool = True) -> None:
         )
 
 
-def _check_early(experiment: Experiment, *, measurable: bool) -> None:
+def check_early(experiment: Experiment, *, measurable: bool) -> None:
     """What is wrong with data and settings is said before anything is trained, where the data is there already."""
     from modpo.evaluate import require_measurable
     from modpo.preflight import check_training
@@ -122,14 +124,18 @@ def stages_before(experiment: Experiment) -> list[Stage]:
 
 
 def held_out_accuracies(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Of each objective whose reward was trained: `accuracy`, `se`, `pairs` and `prompts` on held-out pairs."""
+    """Of each objective whose reward modpo trained: `accuracy`, `se`, `pairs` and `prompts` on held-out pairs."""
     from modpo.stages.reward import reward_folder
 
     found = {}
-    for name, objective in (experiment.asked or experiment).objectives.items():
-        if objective.reward is not None and objective.reward.train is not None:
-            manifest = read_manifest(reward_folder(experiment, name))
-            if manifest is not None and manifest.get("held_out"):
+    for name, objective in experiment.objectives.items():
+        reward = objective.reward or RewardSection()
+        source = reward_folder(experiment, name) if reward.train else reward.reward_model or reward.implicit
+        if source is None:
+            continue
+        with suppress(OSError, ValueError):  # a model from elsewhere, which may have a manifest of its own
+            manifest = read_sealed(Path(source) / MANIFEST)
+            if manifest.get("held_out"):
                 found[name] = manifest["held_out"]
     return found
 

@@ -41,7 +41,7 @@ def sample_experiment(experiment: Experiment) -> None:
         responses_per_prompt=section.responses_per_prompt,
         max_new_tokens=section.max_new_tokens,
         temperature=section.temperature,
-        seed=experiment.seed,
+        seed=experiment.seed if section.seed is None else section.seed,
         engine=engine,
     )
 

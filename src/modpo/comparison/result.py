@@ -1,0 +1,202 @@
+"""What a comparison says: each method's hypervolume, costs and mean front, with intervals over seeds and prompts.
+
+A hypervolume here is that of a front's mean scores above the reference policy's own on the same held-out prompts. The
+intervals are percentile bootstraps: each resample draws prompts and seeds, the same ones for every method, since all
+of them answer the same prompts with the same random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from modpo.evaluate import SCORES
+from modpo.front import Front, FrontObjective
+from modpo.pareto import Score
+from modpo.simplex import Weights
+
+BASELINE = "modpo"  # what the others' hypervolumes are divided by
+SECONDS_PER_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class ComparedPoint:
+    """A method at one preference vector."""
+
+    weights: Weights
+    scores: dict[str, Score]  # raw rewards
+    kl: Score  # from the reference policy, nats per answer
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """A method, mean over its seeds."""
+
+    hypervolume: Score
+    hypervolume_by_seed: dict[int, float]
+    cost_seconds: float  # of training the whole front
+    cost_tokens: float
+    device_hours_per_model: float
+    seeds: int  # how many came to their end
+    points: list[ComparedPoint]
+
+
+@dataclass(frozen=True)
+class FailedSweep:
+    """A method that failed with a seed, and why."""
+
+    method: str
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything `comparison.json` says."""
+
+    methods: dict[str, MethodResult]
+    objectives: list[FrontObjective]
+    reference_point: dict[str, float]  # the reference policy's mean scores
+    hypervolume_ratio: dict[str, Score]  # to that of `modpo`, over the seeds that both have
+    prompts: int  # held out
+    confidence: float  # of the intervals
+    seeds: list[int] = field(default_factory=list)  # that were asked for
+    failed: list[FailedSweep] = field(default_factory=list)
+    command: str = ""
+
+
+def compare(fronts: Mapping[str, Mapping[int, Front]], *, resamples: int, confidence: float) -> Comparison:
+    """Compare methods whose fronts have the same vectors and were measured alike.
+
+    Args:
+        fronts: by method and seed; at least one.
+        resamples, confidence: of the bootstrap.
+    """
+    some = next(front for of_method in fronts.values() for front in of_method.values())
+    objectives = [objective.name for objective in some.objectives]
+    resampled = {m: _Resampled.of(list(of.values()), resamples, confidence) for m, of in fronts.items()}
+    samples = _samples(some)  # (1 + P, N, K + 1)
+    return Comparison(
+        methods={m: _method(list(of), list(of.values()), resampled[m]) for m, of in fronts.items()},
+        objectives=some.objectives,
+        reference_point=dict(zip(objectives, samples[0].mean(axis=0).tolist(), strict=False)),
+        hypervolume_ratio=_ratios(fronts, resampled),
+        prompts=samples.shape[1],
+        confidence=confidence,
+    )
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """The fronts of S seeds, B times with other prompts. C is the objectives, then KL."""
+
+    volumes: np.ndarray  # (S,)
+    drawn_volumes: np.ndarray  # (B, S)
+    means: np.ndarray  # (P, C), over seeds
+    drawn_means: np.ndarray  # (B, S, P, C)
+    confidence: float
+
+    @classmethod
+    def of(cls, fronts: Sequence[Front], resamples: int, confidence: float) -> _Resampled:
+        samples = np.stack([_samples(front) for front in fronts])  # (S, 1 + P, N, C)
+        maximize = [objective.maximize for objective in fronts[0].objectives]
+        random, N = np.random.default_rng(0), samples.shape[2]
+        drawn = np.stack([samples[:, :, random.integers(N, size=N)].mean(axis=2) for _ in range(resamples)])
+        return cls(
+            volumes=_volumes(samples.mean(axis=2), maximize),
+            drawn_volumes=np.stack([_volumes(means, maximize) for means in drawn]),
+            means=samples.mean(axis=(0, 2))[1:],
+            drawn_means=drawn[:, :, 1:],
+            confidence=confidence,
+        )
+
+    def volume(self) -> Score:
+        """The mean hypervolume of the seeds."""
+        return self._score(self.volumes.mean(), _over_seeds(self.drawn_volumes))
+
+    def points(self) -> list[list[Score]]:
+        """Of each point, the mean of each column over seeds and prompts."""
+        drawn_BPC = _over_seeds(self.drawn_means)
+        return [
+            [self._score(mean, drawn_BPC[:, p, c]) for c, mean in enumerate(row)] for p, row in enumerate(self.means)
+        ]
+
+    def ratio(self, own: Sequence[int], base: _Resampled, others: Sequence[int]) -> Score | None:
+        """Of hypervolumes, over pairs of seeds by their places; None where the base has none to divide by."""
+        below, below_B = base.volumes[others].mean(), _over_seeds(base.drawn_volumes[:, others])
+        if not below > 0 or not (below_B > 0).all():
+            return None
+        return self._score(self.volumes[own].mean() / below, _over_seeds(self.drawn_volumes[:, own]) / below_B)
+
+    def _score(self, mean: float, drawn_B: np.ndarray) -> Score:
+        low, high = np.quantile(drawn_B, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
+        return Score(float(mean), float(low), float(high))
+
+
+def _over_seeds(numbers_BS: np.ndarray) -> np.ndarray:
+    """Each resample's mean over seeds that are drawn anew."""
+    B, S = numbers_BS.shape[:2]
+    drawn_BS = np.random.default_rng(1).integers(S, size=(B, S))
+    means: np.ndarray = numbers_BS[np.arange(B)[:, None], drawn_BS].mean(axis=1)
+    return means
+
+
+def _volumes(means_SPC: np.ndarray, maximize: Sequence[bool]) -> np.ndarray:
+    """Hypervolume of each seed's points above its first row, the reference policy; KL, the last column, is left out."""
+    import moocore
+
+    volumes = [moocore.hypervolume(means[1:, :-1], ref=means[0, :-1], maximise=list(maximize)) for means in means_SPC]
+    return np.array(volumes, dtype=float)
+
+
+def _samples(front: Front) -> np.ndarray:
+    """Scores of each policy on each prompt, and its KL, (1 + P, N, K + 1), the reference first."""
+    lines = [json.loads(line) for line in (front.folder / SCORES).read_text("utf-8").splitlines()]
+    names = [objective.name for objective in front.objectives]
+    by_policy = {line["policy"]: [*(line["scores"][name] for name in names), line["kl"]] for line in lines}
+    policies = [front.reference, *front.points]
+    return np.array([by_policy[policy.name] for policy in policies]).transpose(0, 2, 1)
+
+
+def _method(seeds: Sequence[int], fronts: Sequence[Front], resampled: _Resampled) -> MethodResult:
+    seconds = float(np.mean([_seconds(front) for front in fronts]))
+    names = [objective.name for objective in fronts[0].objectives]
+    return MethodResult(
+        hypervolume=resampled.volume(),
+        hypervolume_by_seed=dict(zip(seeds, resampled.volumes.tolist(), strict=True)),
+        cost_seconds=seconds,
+        cost_tokens=float(np.mean([_tokens(front) for front in fronts])),
+        device_hours_per_model=seconds / SECONDS_PER_HOUR / len(fronts[0].points),
+        seeds=len(seeds),
+        points=[
+            ComparedPoint(point.weights or {}, dict(zip(names, scores, strict=True)), kl)
+            for point, (*scores, kl) in zip(fronts[0].points, resampled.points(), strict=True)
+        ],
+    )
+
+
+def _seconds(front: Front) -> float:
+    return front.continuous.seconds if front.continuous else math.fsum(point.cost.seconds for point in front.points)
+
+
+def _tokens(front: Front) -> int:
+    return front.continuous.tokens if front.continuous else sum(point.cost.tokens for point in front.points)
+
+
+def _ratios(fronts: Mapping[str, Mapping[int, Front]], resampled: Mapping[str, _Resampled]) -> dict[str, Score]:
+    """Of each method whose hypervolume can be divided by the baseline's."""
+    if BASELINE not in fronts:
+        return {}
+    found = {}
+    baseline = list(fronts[BASELINE])
+    for method, of_method in fronts.items():
+        own = list(of_method)
+        common = [seed for seed in own if seed in baseline]
+        if method != BASELINE and common:
+            places = [own.index(seed) for seed in common], [baseline.index(seed) for seed in common]
+            found[method] = resampled[method].ratio(places[0], resampled[BASELINE], places[1])
+    return {method: ratio for method, ratio in found.items() if ratio is not None}

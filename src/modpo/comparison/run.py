@@ -1,0 +1,161 @@
+"""A comparison run: the stages before the sweep once, then a sweep for each seed and method.
+
+Everything is resumable as a sweep is. After every finished front the comparison is written from the fronts that are
+there, so that one that was stopped shows how far it came.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from modpo.comparison.result import Comparison, FailedSweep, compare
+from modpo.comparison.table import show
+from modpo.comparison.written import write_comparison
+from modpo.errors import EnvironmentFault, InputError, IntegrityError, ModpoError, PartialFailure, Problem, one_line
+from modpo.evaluate import SCORES
+from modpo.experiment.sections import CONTINUOUS, ComparisonSection, Experiment
+from modpo.front import FILE, Front, read_front
+from modpo.progress import say
+from modpo.publish import locked, write_json
+from modpo.stages.pipeline import StageCount, check_early, prepare, run_pipeline, stages_before
+
+
+@dataclass(frozen=True)
+class Member:
+    """One sweep of a comparison."""
+
+    method: str
+    seed: int
+    experiment: Experiment
+
+    @property
+    def name(self) -> str:
+        """`modpo, seed 0`, for the console."""
+        return f"{self.method}, seed {self.seed}"
+
+
+def run_comparison(experiment: Experiment, command: str) -> None:
+    """Run what is missing, compare what is there, print the table.
+
+    Args:
+        command: what the user typed; it is written beside the numbers.
+
+    Raises:
+        InputError, EnvironmentFault, IntegrityError: see the stages; nothing else would run either.
+        PartialFailure: a method failed with some seed; the others are compared.
+    """
+    from modpo.sweep import claim_folder, remove_unfinished
+
+    check_early(experiment, measurable=True)
+    with locked(experiment.output_dir):
+        claim_folder(experiment)
+        remove_unfinished(experiment.output_dir)
+    members = list(_members(experiment, _prepared(experiment)))
+    done = None
+    for number, member in enumerate(members, start=1):
+        say(f"sweep {number} of {len(members)}: {member.name}")
+        if _run_or_record(experiment, member):
+            done = _compare_and_write(experiment, members, member, command)
+    if done is not None:
+        show(done)
+    if failed := _failures(experiment, members):
+        raise PartialFailure(
+            f"{experiment.output_dir}: {len(failed)} of {len(members)} sweeps failed: "
+            f"{', '.join(f'{f.method} with seed {f.seed}' for f in failed)}; "
+            "fix: run the same command again, what is finished is kept"
+        )
+
+
+def _prepared(experiment: Experiment) -> Experiment:
+    """The experiment as each sweep finds it: model and rewards trained, answers sampled, all with its own seed."""
+    count = StageCount([stage.name for stage in stages_before(experiment)])
+    resolved = replace(prepare(experiment, count), sft=None)
+    if resolved.sample is not None and resolved.sample.seed is None:
+        resolved = replace(resolved, sample=replace(resolved.sample, seed=experiment.seed))
+    return resolved
+
+
+def _members(experiment: Experiment, prepared: Experiment) -> Iterator[Member]:
+    """All methods with the first seed, then with the second, and so on."""
+    section = _section(experiment)
+    for seed in section.seeds:
+        for method in section.methods:
+            name, mode = ("modpo", CONTINUOUS) if method == CONTINUOUS else (method, "separate")
+            member = replace(
+                prepared,
+                comparison=None,
+                seed=seed,
+                sweep=replace(experiment.sweep, method=name, mode=mode),
+                output_dir=experiment.output_dir / method / f"seed{seed}",
+            )
+            yield Member(method, seed, replace(member, asked=member))  # nothing before the sweep is left to run
+
+
+def _section(experiment: Experiment) -> ComparisonSection:
+    if experiment.comparison is None:
+        fix = "add `comparison: {methods: [modpo, ...]}`"
+        raise InputError(Problem(experiment.source, "comparison", "there is no such section", fix))
+    return experiment.comparison
+
+
+def _run_or_record(experiment: Experiment, member: Member) -> bool:
+    """Whether the sweep came to its end without a failed point."""
+    record = _record(experiment, member)
+    try:
+        run_pipeline(member.experiment)
+    except (InputError, IntegrityError, EnvironmentFault):
+        raise  # not of this method's making, or for the user to mend
+    except (ModpoError, RuntimeError, ValueError, MemoryError) as error:
+        reason = one_line(error)
+        say(f"{member.name} failed: {reason}")
+        write_json(record, asdict(FailedSweep(member.method, member.seed, f"{type(error).__name__}: {reason}")))
+        return False
+    record.unlink(missing_ok=True)
+    return True
+
+
+def _record(experiment: Experiment, member: Member) -> Path:
+    return experiment.output_dir / "failed" / f"{member.method}-seed{member.seed}.json"
+
+
+def _failures(experiment: Experiment, members: list[Member]) -> list[FailedSweep]:
+    paths = [_record(experiment, member) for member in members]
+    return [FailedSweep(**json.loads(path.read_text("utf-8"))) for path in paths if path.is_file()]
+
+
+def _compare_and_write(experiment: Experiment, members: list[Member], newest: Member, command: str) -> Comparison:
+    """Compare the fronts that were measured as the newest was: those of other settings are still to be run again."""
+    measure = read_front(newest.experiment.output_dir)
+    fronts: dict[str, dict[int, Front]] = {}
+    for member in members:
+        front = _front(member)
+        if front is not None and _is_comparable(front, measure, member):
+            fronts.setdefault(member.method, {})[member.seed] = front
+    settings = experiment.evaluation
+    comparison = compare(fronts, resamples=settings.bootstrap, confidence=settings.confidence)
+    comparison = replace(
+        comparison, seeds=_section(experiment).seeds, failed=_failures(experiment, members), command=command
+    )
+    with locked(experiment.output_dir):
+        write_comparison(comparison, experiment.output_dir)
+    return comparison
+
+
+def _front(member: Member) -> Front | None:
+    folder = member.experiment.output_dir
+    with suppress(InputError):  # of another version: it is written anew when its turn comes
+        return read_front(folder) if (folder / FILE).is_file() else None
+    return None
+
+
+def _is_comparable(front: Front, measure: Front, member: Member) -> bool:
+    return (
+        [point.weights for point in front.points] == member.experiment.sweep.weights
+        and (front.folder / SCORES).is_file()
+        and front.evaluation == measure.evaluation
+        and front.reference.scores == measure.reference.scores
+    )

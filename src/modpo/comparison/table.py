@@ -1,0 +1,64 @@
+"""A comparison as a table: on the console, and as Markdown with the command that made it."""
+
+from __future__ import annotations
+
+import sys
+
+from modpo.comparison.result import Comparison, MethodResult
+from modpo.errors import printable, redacted
+from modpo.report.numbers import duration, interval_text, number, percent
+
+HEADS = ("method", "hypervolume", "to MODPO's", "training", "tokens", "device-hours a model", "seeds")
+
+
+def rows(comparison: Comparison) -> list[list[str]]:
+    """A row a method, the cells in the order of `HEADS`."""
+    return [_row(comparison, method, result) for method, result in comparison.methods.items()]
+
+
+def _row(comparison: Comparison, method: str, result: MethodResult) -> list[str]:
+    volume, ratio = result.hypervolume, comparison.hypervolume_ratio.get(method)
+    return [
+        method,
+        interval_text(volume.mean, volume.ci_low, volume.ci_high),
+        interval_text(ratio.mean, ratio.ci_low, ratio.ci_high) if ratio else "",
+        duration(result.cost_seconds),
+        number(result.cost_tokens),
+        number(result.device_hours_per_model),
+        f"{result.seeds} of {len(comparison.seeds)}",
+    ]
+
+
+def markdown(comparison: Comparison, commit: str) -> str:
+    """The table, what it was measured on, and what made it."""
+    lines = [_line(HEADS), _line(["---"] * len(HEADS)), *(_line(row) for row in rows(comparison))]
+    lines += ["", f"{_measured(comparison)} Made by `{printable(comparison.command)}` at {commit}.", ""]
+    lines += [f"{f.method} with seed {f.seed} failed: {printable(f.reason)}" for f in comparison.failed]
+    return redacted("\n".join(lines).rstrip() + "\n")
+
+
+def _measured(comparison: Comparison) -> str:
+    point = ", ".join(f"{name} {number(score)}" for name, score in comparison.reference_point.items())
+    return (
+        f"Hypervolume above the reference policy's own scores ({point}) on {comparison.prompts} held-out prompts; "
+        f"{percent(comparison.confidence)} intervals over seeds and prompts."
+    )
+
+
+def _line(cells: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def show(comparison: Comparison) -> None:
+    """Print the table on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for i, head in enumerate(HEADS):
+        table.add_column(Text(head), justify="right" if i else "left", overflow="fold")
+    for row in rows(comparison):
+        table.add_row(*[Text(cell) for cell in row])
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    Console(width=None if terminal else 120, highlight=False).print(table, Text(_measured(comparison)), sep="\n")
