@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,7 @@ from modpo.cli import main
 from modpo.comparison.result import compare
 from modpo.errors import InputError, NumericError
 from modpo.evaluate import SCORES
+from modpo.experiment.checks import RULES, Rule
 from modpo.experiment.file import read_experiment
 from modpo.front import Cost, Estimate, Front, FrontObjective, Hypervolume, Point, Score, load_front
 from modpo.methods import METHODS, Maker, Run
@@ -158,20 +161,34 @@ def test_table_csv_and_picture(house: Path) -> None:
     assert (house / "run" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_again_makes_nothing_new(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def made() -> dict[str, int]:
-        kinds = ("run/*/seed*/points", "run/*/seed*/evaluation", "cache")
-        return {str(p): p.stat().st_mtime_ns for k in kinds for f in house.glob(k) for p in f.rglob("*") if p.is_file()}
+@pytest.fixture
+def copy(house: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The command that goes on with a copy of what the comparison left."""
+    shutil.copytree(house / "run", tmp_path / "run")
 
-    before, result = made(), read(house)
-    assert main(["sweep", str(house / "experiment.yaml"), "--set", "comparison.seeds=[0, 3]"]) == 0
-    assert {k: t for k, t in made().items() if not k.endswith(".lock")} == {
-        k: t for k, t in before.items() if not k.endswith(".lock")
-    }
-    assert read(house) == result
+    def command(*overrides: str) -> list[str]:
+        given = [f"output_dir={tmp_path / 'run'}", *overrides]
+        return ["sweep", str(house / "experiment.yaml"), *(part for o in given for part in ("--set", o))]
+
+    return command
+
+
+def test_the_same_again_makes_nothing_new(
+    house: Path, tmp_path: Path, copy: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made() -> dict[str, int]:
+        folders = [*tmp_path.glob("run/*/seed*/points"), *tmp_path.glob("run/*/seed*/evaluation"), house / "cache"]
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+        return {str(path): path.stat().st_mtime_ns for path in files}
+
+    before = made()
+    assert main(copy("comparison.methods=[continuous]", "comparison.seeds=[3]")) == 0
+    assert made() == before
+    there, again = (read(folder)["methods"]["continuous"] for folder in (house, tmp_path))
+    assert again["hypervolume_by_seed"] == {"3": there["hypervolume_by_seed"]["3"]}
     shown = capsys.readouterr().out
-    assert "modpo" in shown
-    assert "2 of 2" in shown
+    assert "continuous" in shown
+    assert "1 of 1" in shown
 
 
 # --- what does not come to its end --------------------------------------------------------------------------
@@ -180,13 +197,13 @@ def test_the_same_again_makes_nothing_new(house: Path, capsys: pytest.CaptureFix
 class Trouble(ModuleType):
     """A method that is MODPO until a vector at which it ends."""
 
-    error: BaseException = NumericError("step 3: the loss is not finite; fix: lower learning_rate")
+    error: BaseException
 
     def maker(self, run: Run) -> Maker:
         make = modpo_maker(run)
 
         def trouble(weights: dict[str, float], folder: Path) -> None:
-            if weights["long"] < 0.5 and run.experiment.seed == 0:
+            if weights["long"] < 0.5:
                 raise self.error
             make(weights, folder)
 
@@ -198,34 +215,31 @@ def trouble(monkeypatch: pytest.MonkeyPatch) -> Trouble:
     module = Trouble("trouble")
     monkeypatch.setitem(sys.modules, "trouble", module)
     monkeypatch.setitem(METHODS, "trouble", "trouble")
+    monkeypatch.setitem(RULES, "sweep.method", Rule(METHODS.__contains__, "a method"))
     return module
 
 
-def test_a_method_that_fails_is_recorded_and_the_others_go_on(
-    tmp_path: Path, tiny_model: Path, trouble: Trouble, capsys: pytest.CaptureFixture[str]
+def test_what_fails_is_recorded_and_the_others_go_on(
+    tmp_path: Path, copy: Callable[..., list[str]], trouble: Trouble, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = write_experiment(tmp_path, tiny_model)
-    two = ["--set", "comparison={methods: [trouble, modpo], seeds: [0, 1]}"]
-    assert main(["sweep", str(file), *two]) == 5
-    assert "1 of 4 sweeps failed: trouble with seed 0" in capsys.readouterr().err
+    trouble.error = NumericError("step 3: the loss is not finite; fix: lower learning_rate")
+    assert main(copy("comparison={methods: [trouble, modpo], seeds: [3]}")) == 5
+    assert "1 of 2 sweeps failed: trouble with seed 3" in capsys.readouterr().err
     result = read(tmp_path)
-    assert {method: found["seeds"] for method, found in result["methods"].items()} == {"modpo": 2, "trouble": 1}
-    assert [(f["method"], f["seed"]) for f in result["failed"]] == [("trouble", 0)]
+    assert {method: found["seeds"] for method, found in result["methods"].items()} == {"modpo": 1}
+    assert [(failed["method"], failed["seed"]) for failed in result["failed"]] == [("trouble", 3)]
     assert "1 of 2 points failed" in result["failed"][0]["reason"]
-    ratio = result["hypervolume_ratio"].get("trouble")  # over seed 1, where both are the same policies
-    assert ratio is None or ratio == pytest.approx({"mean": 1, "ci_low": 1, "ci_high": 1})
+    assert "trouble with seed 3 failed" in (tmp_path / "run" / "comparison.md").read_text()
 
 
-def test_a_stopped_run_shows_what_there_is(tmp_path: Path, tiny_model: Path, trouble: Trouble) -> None:
-    file = write_experiment(tmp_path, tiny_model)
-    both = ["--set", "comparison.methods=[modpo, trouble]"]
+def test_a_stopped_run_shows_what_there_is(tmp_path: Path, copy: Callable[..., list[str]], trouble: Trouble) -> None:
+    """Its own methods and seeds, those that were finished before among them."""
     trouble.error = KeyboardInterrupt()
-    assert main(["sweep", str(file), *both]) == 130
-    assert list(read(tmp_path)["methods"]) == ["modpo"]
-    trouble.error = NumericError("step 3: the loss is not finite")
-    assert main(["sweep", str(file), *both]) == 5
-    assert list(read(tmp_path)["methods"]) == ["modpo"]
-    assert (tmp_path / "run" / "failed" / "trouble-seed0.json").is_file()
+    assert main(copy("comparison={methods: [modpo, trouble, continuous], seeds: [0, 1]}")) == 130
+    assert {method: found["seeds"] for method, found in read(tmp_path)["methods"].items()} == {
+        "modpo": 1,
+        "continuous": 1,
+    }
 
 
 @pytest.mark.parametrize(

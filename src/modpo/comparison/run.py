@@ -17,6 +17,7 @@ from modpo.comparison.table import show
 from modpo.comparison.written import write_comparison
 from modpo.errors import EnvironmentFault, InputError, IntegrityError, ModpoError, PartialFailure, Problem, one_line
 from modpo.evaluate import SCORES
+from modpo.experiment.method_checks import method_vectors
 from modpo.experiment.sections import CONTINUOUS, ComparisonSection, Experiment
 from modpo.front import FILE, Front, read_front
 from modpo.progress import say
@@ -85,11 +86,12 @@ def _members(experiment: Experiment, prepared: Experiment) -> Iterator[Member]:
     for seed in section.seeds:
         for method in section.methods:
             name, mode = ("modpo", CONTINUOUS) if method == CONTINUOUS else (method, "separate")
+            vectors = method_vectors(method, experiment.sweep.weights, list(experiment.objectives))
             member = replace(
                 prepared,
                 comparison=None,
                 seed=seed,
-                sweep=replace(experiment.sweep, method=name, mode=mode),
+                sweep=replace(experiment.sweep, weights=vectors, method=name, mode=mode),
                 output_dir=experiment.output_dir / method / f"seed{seed}",
             )
             yield Member(method, seed, replace(member, asked=member))  # nothing before the sweep is left to run

@@ -18,7 +18,7 @@ from yaml import MappingNode
 
 from modpo.errors import InputError, Problem, without_secrets
 from modpo.experiment.checks import check_sections
-from modpo.experiment.method_checks import check_method
+from modpo.experiment.method_checks import check_methods
 from modpo.experiment.sections import (
     BestOfNSection,
     ComparisonSection,
@@ -91,7 +91,7 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = (), *, trust_re
     if not isinstance(shape, ExperimentFile):  # the whole file is tagged
         raise InputError(reader.problems)
     check_sections(shape, reader)
-    check_method(shape, reader)
+    check_methods(shape, reader)
     named = shape.training.objective if isinstance(shape.training, TrainingSection) else None
     vectors = expand_sweep(shape.sweep, shape.objectives, named if isinstance(named, str) else None, reader)
     if reader.problems:

@@ -24,16 +24,23 @@ def method_vectors(method: str, vectors: list[Weights], objectives: list[str]) -
     return simplex.lattice(objectives, 1) if method in ONE_OBJECTIVE else vectors
 
 
-def check_method(shape: Any, reader: SectionReader) -> None:
-    """Note in the reader where the file's method cannot work with its objectives."""
-    method = (
-        "continuous" if getattr(shape.sweep, "mode", None) == "continuous" else getattr(shape.sweep, "method", None)
-    )
-    if method is None or not isinstance(shape.objectives, dict) or shape.lora is BROKEN:
+def check_methods(shape: Any, reader: SectionReader) -> None:
+    """Note in the reader where the file's method, or one of those that it compares, cannot work with its objectives."""
+    if not isinstance(shape.objectives, dict) or shape.lora is BROKEN:
         return
     known = {n: o for n, o in shape.objectives.items() if o is not BROKEN and not reader.is_broken(f"objectives.{n}")}
-    for problem in method_problems(method, known, shape.lora):
-        reader.report(*problem)
+    for method in _methods(shape):
+        for problem in method_problems(method, known, shape.lora):
+            reader.report(*problem)
+
+
+def _methods(shape: Any) -> list[str]:
+    compared = getattr(shape.comparison, "methods", None)
+    if compared is not None:
+        return [] if compared is BROKEN else list(compared)
+    continuous = getattr(shape.sweep, "mode", None) == "continuous"
+    method = "continuous" if continuous else getattr(shape.sweep, "method", None)
+    return [] if method is None else [method]
 
 
 def method_problems(method: str, objectives: Mapping[str, Objective], lora: LoraSection | None) -> Iterator[PROBLEM]:
