@@ -38,6 +38,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 EXPERIMENT = (ROOT / "docs" / "experiment.md").read_text("utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS += sorted((ROOT / "recipes").rglob("*.md"))
 
 SECTIONS = {  # heading in docs/experiment.md -> the dataclass behind it
     "The file itself": ExperimentFile,
