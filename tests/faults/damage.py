@@ -111,7 +111,9 @@ def damaged(house: House, folder: Path, path: Path, damage: Callable[[Path], Non
         # once what is fitted on them is kept.
         if "samples-" in path.parent.name:
             return _outcome(case, folder, [])
-        done = house.server.run(folder, ["sweep", FILE, "--no-evaluate", "--set", "sweep={grid: 1}"])
+        elsewhere = house.copy(folder)
+        done = house.server.run(elsewhere, ["sweep", FILE, "--set", "sweep={grid: 1}"])
+        shutil.rmtree(elsewhere)
     mine = {path.parent, folder / "run" / "evaluation" / path.parent.name}  # a point made anew is measured anew
     others = {n: seen for n, seen in others.items() if (folder / n).parent not in mine}
     wrong = [f"C: {w}" for w in invariants.untouched(others, finished(folder))]

@@ -26,15 +26,20 @@ TIMED = ("training_log.json", "progress.json")
 REWARD = '''
 """Minus the words of a response. The environment makes it fail, be slow, or tell what it was asked."""
 
+import json
 import os
 
-calls = 0
+from modpo.rewards import PROBE_ROWS
+
+calls, held = 0, False
 
 
 def score(prompts, completions):
-    global calls
+    global calls, held
     calls += 1
-    if calls == 3 and (fifo := os.environ.get("REWARD_HOLD")):  # the first two only probe
+    fifo = os.environ.get("REWARD_HOLD")
+    if fifo and not held and len(completions) > PROBE_ROWS:  # fewer only probe
+        held = True
         with open(fifo + ".held", "w") as file:
             file.write(str(os.getpid()))
         open(fifo + ".go").close()  # opens when somebody opens the other end
@@ -48,7 +53,8 @@ def score(prompts, completions):
                 scores[i] = value
     if log := os.environ.get("REWARD_LOG"):
         with open(log, "a") as file:
-            file.writelines(f"{os.getpid()}\\t{calls}\\t{prompt}\\t{c}\\n" for prompt, c in zip(prompts, completions))
+            asked = [[os.getpid(), calls, prompt, c] for prompt, c in zip(prompts, completions)]
+            file.writelines(json.dumps(row) + "\\n" for row in asked)
     return scores
 '''
 

@@ -260,7 +260,7 @@ class House:
     def copy(self, source: Path) -> Path:
         """A copy of a folder in which something has run."""
         folder = self.folder / f"case-{next(_NUMBERS)}"
-        shutil.copytree(source, folder)
+        shutil.copytree(source, folder, symlinks=True)
         for old in (*folder.glob("std*-*"), *folder.glob(RECORD)):
             old.unlink()
         return folder

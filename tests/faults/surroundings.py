@@ -198,9 +198,9 @@ def _scored_rows(log: Path, folder: Path) -> Counter[str]:
     """How often each response of the training data was scored for a column, over all processes that ended."""
     data = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     texts = {(row["prompt"], row[side]) for row in data for side in ("chosen", "rejected")}
-    calls: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    calls: dict[tuple[int, int], list[tuple[str, str]]] = {}
     for line in log.read_text().splitlines():
-        process, call, prompt_, completion = line.split("\t")
+        process, call, prompt_, completion = json.loads(line)
         calls.setdefault((process, call), []).append((prompt_, completion))
     filled = [row for call in calls.values() if len(call) > PROBE_ROWS for row in call]  # the smaller ones probe
     return Counter(f"{p}{c}" for p, c in filled if (p, c) in texts)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from modpo.publish import MANIFEST
+
 from . import damage, surroundings
 from .experiment import PROMPTS
 from .harness import House, Outcome, gather
@@ -107,8 +109,10 @@ def test_a_whole_run_killed(house: House, enter: Callable) -> None:
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_struck(house: House, enter: Callable, action: str) -> None:
+    points = WRITTEN if action == "short" else ()
+    where = "" if points else ", at each point"
     on = "" if action in LIKE_ANOTHER else ", on each kind of artefact"
-    enter(f"{ACTIONS[action]}: at each point{on}", strikes(house, action, WRITTEN if action == "short" else ()))
+    enter(f"{ACTIONS[action]}{where}{on}", strikes(house, action, points))
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -157,18 +161,19 @@ def test_damaged_files(
 
 
 def _one_of_each(folder: Path, inflict: Callable[[Path], None], *, checkpoints: bool) -> list[Path]:
-    """One file of each name in each kind of published folder, where that damage makes sense."""
+    """The manifest and the largest file of each kind of published folder; for a deletion, one file of each name."""
     found: dict[tuple[str, str], Path] = {}
-    for path in damage.published_files(folder):
+    for path in sorted(damage.published_files(folder), key=lambda path: -path.stat().st_size):
         kind = damage.kind(path)
         if (kind == "checkpoint" or "checkpoint-" in path.parent.name) != checkpoints:
             continue
-        if inflict is damage.edit and path.name != "manifest.json":
+        if inflict is damage.edit and path.name != MANIFEST:
             continue
         if inflict is damage.put_beside and path.name != "adapter_model.safetensors":
             continue
-        place = path.parent.name.partition("-")[0] if "scored" in path.parts else path.parent.parent.name
-        found.setdefault((place, path.name), path)
+        place = "calibration" if "calibration-" in path.parent.name else path.parent.parent.name
+        named = path.name == MANIFEST or (inflict is damage.delete and "scored" not in path.parts)
+        found.setdefault((place, path.name if named else "largest"), path)
     return list(found.values())
 
 
@@ -183,7 +188,7 @@ def _damage_copy(house: House, copy: Callable[[], Path], name: Path, inflict: Ca
 @pytest.mark.parametrize("variable", ["REWARD_RAISES_ON", "REWARD_NAN_ON"])
 def test_a_reward_that_breaks(house: House, enter: Callable, variable: str) -> None:
     said = "raises" if "RAISES" in variable else "is NaN"
-    cases = [partial(surroundings.broken_reward, house, variable, i) for i in range(PROMPTS)]
+    cases = [partial(surroundings.broken_reward, house, variable, i) for i in range(0, PROMPTS, 3)]
     enter(f"the reward {said} on row N", cases)
 
 
@@ -198,14 +203,14 @@ def test_a_loss_that_is_nan(house: House, enter: Callable) -> None:
 
 
 def test_little_memory(house: House, enter: Callable) -> None:
-    cases = [partial(surroundings.little_memory, house, c, mb) for c in ("score", "sweep") for mb in (200, 300)]
+    cases = [partial(surroundings.little_memory, house, c, mb) for c, mb in (("score", 200), ("sweep", 300))]
     enter("memory limit", cases, 1)
 
 
 def test_full_disks(house: House, enter: Callable) -> None:
     if not surroundings.can_mount(house.folder):
         pytest.skip("no file system can be mounted here: the row with the patched write stands for it")
-    shares = [(place, i / 12) for place in ("run", "cache") for i in range(12)]
+    shares = [(place, i / 6) for place in ("run", "cache") for i in range(6)]
     enter("no space left on a real file system", [partial(surroundings.full_disk, house, *share) for share in shares])
 
 
