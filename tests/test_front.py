@@ -192,7 +192,7 @@ def test_front_json_has_the_names_that_others_rely_on(tmp_path):
     common = {"name", "adapter", "scores", "kl", "response_length", "cost", "dominated"}
     assert set(content["reference"]) == common
     assert content["reference"]["adapter"] is None
-    assert set(content["points"][0]) == common | {"weights", "hypervolume_contribution", "audit"}
+    assert set(content["points"][0]) == common | {"weights", "best_of_n", "hypervolume_contribution", "audit"}
     assert content["points"][0]["scores"]["long"] == {"mean": 40.0, "ci_low": 39.0, "ci_high": 41.0}
     assert content["points"][0]["kl"] == {"mean": 0.1 + 0.2, "se": 0.05}
     assert set(content["hypervolume"]) == {"mean", "ci_low", "ci_high", "reference_point"}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from modpo.best_of_n import BestOfN
+from modpo.cli import main
 from modpo.combine import read_adapter
-from modpo.errors import InputError
+from modpo.errors import InputError, IntegrityError
 from modpo.evaluate import evaluate_sweep
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
@@ -86,6 +91,11 @@ def kept(experiment: Experiment) -> dict[str, int]:
     """When each file of the points was written."""
     points = list(finished_points(experiment))
     return {str(p.folder / name): (p.folder / name).stat().st_mtime_ns for p in points for name in p.files}
+
+
+def steps(policy: Path) -> int:
+    """Optimizer steps of its training."""
+    return int(json.loads((policy / "training_log.json").read_text())[-1]["step"])
 
 
 def assert_front(ran: Ran) -> None:
@@ -170,3 +180,135 @@ def test_soups_of_objectives_with_pairs_alone(read: Callable[..., Experiment]) -
 def test_saved_modules_are_refused_for_soups(read: Callable[..., Experiment]) -> None:
     with pytest.raises(InputError, match=r"lora.modules_to_save: does not go with `soups`; fix: leave it out"):
         read("soups", "lora.modules_to_save=[lm_head]")
+
+
+# --- loss weighting -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loss_weighting(read: Callable[..., Experiment]) -> Ran:
+    return run(read("loss_weighting"))
+
+
+def test_loss_weighting_from_rows_to_front(loss_weighting: Ran, soups: Ran) -> None:
+    """The same numbers of steps as at an end of the soup; its loss itself is tested in test_loss_weighting.py."""
+    assert_front(loss_weighting)
+    points = [point.folder for point in finished_points(loss_weighting.experiment)]
+    ends = [soups.experiment.output_dir / "ends" / name for name in BETWEEN]
+    assert [steps(point) for point in points] == [steps(end) for end in ends]
+    first, second = ((p / "adapter_model.safetensors").read_bytes() for p in points)
+    assert first != second
+
+
+def test_loss_weighting_needs_pairs_of_each_objective(read: Callable[..., Experiment]) -> None:
+    with pytest.raises(InputError) as refused:
+        read("loss_weighting", "objectives.concise.pairs=null")
+    assert str(refused.value).endswith(
+        "objectives.concise: has no pairs, which `method: loss_weighting` trains on; "
+        "fix: name a label set in `pairs`, or draw them from its reward: `pairs: bradley_terry`"
+    )
+
+
+def test_a_folder_of_another_method_is_refused(loss_weighting: Ran, read: Callable[..., Experiment]) -> None:
+    other = read("modpo", into="loss_weighting")
+    for command in (run_sweep, evaluate_sweep):
+        with pytest.raises(IntegrityError, match=r"sweep\.method differ"):
+            command(other)
+
+
+# --- best of n ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def best_of_n(read: Callable[..., Experiment]) -> Ran:
+    return run(read("best_of_n", "best_of_n={n: 3}", "evaluation.samples_per_prompt=2"))
+
+
+def answers(ran: Ran, policy: str) -> list[dict[str, Any]]:
+    path = ran.experiment.output_dir / "evaluation" / policy / "responses.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def pool(ran: Ran) -> list[dict[str, Any]]:
+    """What the vectors have chosen from, beside the answers of the reference: 2 times 3 to each prompt."""
+    found = (ran.experiment.cache_dir / "evaluation").glob("*/best_of_n/responses.jsonl")
+    pools = [[json.loads(line) for line in path.read_text().splitlines()] for path in found]
+    return next(answers for answers in pools if len(answers) == 3 * 2 * 3)
+
+
+def test_best_of_n_from_rows_to_front(best_of_n: Ran) -> None:
+    assert_front(best_of_n)
+    for point in best_of_n.front.points:
+        assert (point.best_of_n, point.adapter, point.audit) == (3, None, None)
+        assert (point.cost.seconds, point.cost.tokens) == (0, 0)
+        assert (point.kl.mean, point.kl.se) == (pytest.approx(math.log(3) - 2 / 3), 0.0)
+    assert json.loads((best_of_n.point() / "best_of_n.json").read_text()) == {"n": 3, "weights": BETWEEN}
+
+
+def test_the_best_of_each_three_is_chosen(best_of_n: Ran) -> None:
+    """Two answers to each of 3 prompts, each the best of three of the pool by w . (sign * scale * reward)."""
+    candidates = pool(best_of_n)
+    assert [a["prompt_index"] for a in candidates] == [0] * 6 + [1] * 6 + [2] * 6
+    differ = False
+    for point in best_of_n.front.points:
+        w = point.weights or {}
+        sums = [w["kind"] * a["rewards"]["kind"] - w["concise"] * 0.5 * a["rewards"]["concise"] for a in candidates]
+        for number, chosen in enumerate(answers(best_of_n, point.name)):
+            three = range(3 * number, 3 * number + 3)
+            best = max(three, key=sums.__getitem__)
+            assert {**chosen, "policy": "best_of_n", "weights": None} == {
+                **candidates[best],
+                "kl": math.log(3) - 2 / 3,
+                "sampled_tokens": sum(candidates[i]["tokens"] for i in three),
+            }
+            differ |= len({candidates[i]["response"] for i in three}) > 1
+        found = [a["rewards"]["concise"] for a in answers(best_of_n, point.name)]
+        assert point.scores["concise"].mean == pytest.approx(sum(found) / 6)
+    assert differ
+
+
+def test_the_pool_is_sampled_once(read: Callable[..., Experiment], capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = read("best_of_n", into="once")
+    run_sweep(experiment)
+    evaluate_sweep(experiment)
+    said = capsys.readouterr().err
+    assert said.count("answers of best_of_n: 12 of 12") == 1  # 3 prompts, n = 4
+    assert "answers of kind" not in said
+
+
+def test_the_rewards_that_are_trained_on_choose(best_of_n: Ran, read: Callable[..., Experiment]) -> None:
+    """Another scorer of `evaluation.rewards` measures what they have chosen."""
+    other = "evaluation.rewards={kind: modpo.rewards.text:word_count}"
+    settings = ["best_of_n={n: 3}", "evaluation.samples_per_prompt=2", other]
+    measured = run(read("best_of_n", *settings, into="measured"))
+    for point in best_of_n.front.points:
+        chosen = answers(measured, point.name)
+        assert [a["response"] for a in chosen] == [a["response"] for a in answers(best_of_n, point.name)]
+        assert [a["rewards"]["kind"] for a in chosen] == [len(a["response"].split()) for a in chosen]
+
+
+def test_the_bound_of_kl_against_exact_enumeration() -> None:
+    """Best of n of m equally likely answers with rewards 1..m: P(i) = (i/m)^n - ((i-1)/m)^n. It is met as m grows."""
+    for n in (1, 2, 4, 8):
+        kls = []
+        for m in (2, 5, 1000):
+            best = [(i / m) ** n - ((i - 1) / m) ** n for i in range(1, m + 1)]
+            kls.append(sum(p * math.log(p * m) for p in best if p > 0))
+        bound = BestOfN(n, {"kind": 1.0}).kl_bound
+        assert all(kl <= bound + 1e-12 for kl in kls)
+        assert kls[-1] == pytest.approx(bound, abs=0.01)
+
+
+def test_choices_of_best_of_n_cannot_be_loaded(best_of_n: Ran, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    front = best_of_n.front
+    for load in (lambda: front.at(BETWEEN), lambda: front.bake(BETWEEN, tmp_path / "baked")):
+        with pytest.raises(InputError, match=r"holds choices among the reference's answers .* no policies to load"):
+            load()
+    assert main(["chat", str(front.folder)]) == 2
+    assert capsys.readouterr().err.count("no policies to load") == 1
+
+
+def test_best_of_n_needs_rewards_that_score_new_answers(read: Callable[..., Experiment]) -> None:
+    for changed in ("objectives.concise.reward={column: length}", "objectives.kind.reward=null"):
+        with pytest.raises(InputError, match=r"cannot score new answers, as `method: best_of_n` needs; fix: give it a"):
+            read("best_of_n", changed)

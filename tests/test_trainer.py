@@ -325,7 +325,7 @@ def test_collator_reads_only_responses_that_are_compared():
         "reward/a": [0.1, 0.2, 0.3, 0.4],
     }
     group = GroupCollator({"a": 0.4, "b": 0.6}).group(row)
-    assert (group.k, group.responses_ids, group.ref_logps) == (1, [[3], [5]], [-2.0, -4.0])
+    assert (group.primaries, group.responses_ids, group.ref_logps) == ([1], [[3], [5]], [-2.0, -4.0])
     assert group.pairs == [(1, 0)]
     assert group.margins == [[0.2, 0.0], [0.4, 0.0]]
 

@@ -27,7 +27,7 @@ class ReadGroup:
     responses_ids: list[list[int]]
     ref_logps: list[float]
     pairs: list[tuple[int, int]]  # indices into these responses
-    k: int  # the primary objective, see `primary.Choice`
+    primaries: list[int]  # of each pair the primary objective, see `primary.Choice`
     margins: list[list[float]]  # one list of K per response; 0 where it has none, as its weight or its pairs say
 
 
@@ -57,12 +57,12 @@ class GroupCollator:
         sizes = [packed_tokens(group.prompt_ids, group.responses_ids) for group in groups]
         return {"parts": [self.part(groups[part]) for part in runs(sizes, self.max_packed_tokens)]}
 
-    def choice(self, row: Row) -> Choice:
-        """The primary objective of a row, and the pairs it is trained on."""
+    def choices(self, row: Row) -> list[Choice]:
+        """The primary objective of a row, and the pairs it is trained on. Of MODPO there is one."""
         pairs = {name: row[PAIRS_PREFIX + name] for name in self.weights if PAIRS_PREFIX + name in row}
-        return choose(self.weights, pairs, self._margins(row), len(row["ref_logps"]), self.objective)
+        return [choose(self.weights, pairs, self.margins(row), len(row["ref_logps"]), self.objective)]
 
-    def _margins(self, row: Row) -> dict[str, Margins]:
+    def margins(self, row: Row) -> dict[str, Margins]:
         """Margin rewards of a row's responses, by objective."""
         return {
             name: [
@@ -75,16 +75,17 @@ class GroupCollator:
 
     def group(self, row: Row) -> ReadGroup:
         """What is read of a row."""
-        choice, margins = self.choice(row), self._margins(row)
-        read = sorted({i for pair in choice.pairs for i in pair})
+        choices, margins = self.choices(row), self.margins(row)
+        pairs = [pair for choice in choices for pair in choice.pairs]
+        read = sorted({i for pair in pairs for i in pair})
         place = {i: n for n, i in enumerate(read)}
         nothing = [0.0] * len(row["ref_logps"])
         return ReadGroup(
             prompt_ids=row["prompt_ids"],
             responses_ids=[row["responses_ids"][i] for i in read],
             ref_logps=[row["ref_logps"][i] for i in read],
-            pairs=[(place[chosen], place[rejected]) for chosen, rejected in choice.pairs],
-            k=choice.k,
+            pairs=[(place[chosen], place[rejected]) for chosen, rejected in pairs],
+            primaries=[choice.k for choice in choices for _ in choice.pairs],
             margins=[[margins.get(name, nothing)[i] or 0.0 for name in self.weights] for i in read],
         )
 
@@ -104,7 +105,7 @@ class GroupCollator:
         batch = {
             "weights": torch.tensor(list(self.weights.values()), dtype=torch.float64),
             "pairs": torch.tensor(pairs).reshape(-1, 2),
-            "primaries": torch.tensor([group.k for group in groups for _ in group.pairs]),
+            "primaries": torch.tensor([k for group in groups for k in group.primaries]),
             "ref_logps": torch.tensor([logp for group in groups for logp in group.ref_logps], dtype=torch.float32),
             "margins": torch.tensor(margins, dtype=torch.float32).reshape(first, len(self.weights)),
         }

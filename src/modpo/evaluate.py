@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from modpo.audit import Audit, audit
+from modpo.best_of_n import read_best_of_n
 from modpo.calibration import UNCALIBRATED
 from modpo.collator import REWARD_PREFIX
 from modpo.data.groups import PromptGroups, group_rows, rows_from_list
@@ -58,13 +59,17 @@ def _measure(experiment: Experiment, trained: list[TrainedPoint]) -> Front:
     measurer = _measurer(experiment, reference, scorer)
     measured = [measurer.measure(reference_policy())]
     measurer = replace(measurer, audited=_audited(experiment, scorer, measurer, measured[0]))
-    measured += [measurer.measure(Policy(p.name, p.weights, p.folder, p.files)) for p in trained]
+    measured += [measurer.measure(_policy(point)) for point in trained]
     front = _front(experiment, measurer, trained, measured)
     _write_responses(experiment, measured)
     _write_scores(experiment, [reference_policy().name, *(point.name for point in trained)], measured)
     write_front(front)
     say(f"front: {experiment.output_dir / 'front.json'}")
     return front
+
+
+def _policy(point: TrainedPoint) -> Policy:
+    return Policy(point.name, point.weights, point.folder, point.files, read_best_of_n(point.folder))
 
 
 def require_measurable(experiment: Experiment) -> None:
@@ -106,7 +111,7 @@ def _measurer(experiment: Experiment, reference: ReferenceModel, scorer: Scorer)
     prompts = _measured_prompts(experiment, held_out, rewards)
     calibrations = scorer.score(train).calibrations
     scored = None if len(rewards) == len(experiment.objectives) else scorer.score(prompts, calibrations)
-    return Measurer(experiment, reference, prompts, rewards, scored, calibrations)
+    return Measurer(experiment, reference, prompts, rewards, scored, calibrations, scorer.rewards)
 
 
 def _audited(experiment: Experiment, scorer: Scorer, measurer: Measurer, reference: Measured) -> ScoredData | None:
@@ -233,15 +238,17 @@ def _point(
         for k, name in enumerate(experiment.objectives)
     }
     cost = trained.cost if trained else {"seconds": 0.0, "tokens": 0}
+    best = read_best_of_n(trained.folder) if trained else None
     return Point(
         name=trained.name if trained else reference_policy().name,
         scores=scores,
-        kl=_estimate(measured.numbers("kl")),
+        kl=Estimate(best.kl_bound, 0.0) if best else _estimate(measured.numbers("kl")),
         response_length=_estimate(measured.numbers("tokens")),
         cost=Cost(float(cost["seconds"]), int(cost["tokens"])),
         dominated=dominated,
         weights=trained.weights if trained else None,
-        adapter=trained.folder.relative_to(experiment.output_dir).as_posix() if trained else None,
+        adapter=trained.folder.relative_to(experiment.output_dir).as_posix() if trained and not best else None,
+        best_of_n=best.n if best else None,
         hypervolume_contribution=contribution,
     )
 

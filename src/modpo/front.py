@@ -105,12 +105,13 @@ class Point:
 
     name: str
     scores: dict[str, Score]
-    kl: Estimate  # from the reference policy, nats per answer
+    kl: Estimate  # from the reference policy, nats per answer; of best of n an upper bound
     response_length: Estimate  # tokens
     cost: Cost
     dominated: bool  # by another point of the sweep
     weights: Weights | None = None
     adapter: str | None = None  # path relative to the front's folder
+    best_of_n: int | None = None  # it has no adapter, but answers with the best of so many answers of the reference
     hypervolume_contribution: float | None = None
     audit: Audit | None = None  # None also where no two held-out answers differ in their rewards
 
@@ -199,7 +200,7 @@ def write_front(front: Front) -> None:
         OSError: the folder cannot be written. Nothing is written in the first two cases.
     """
     content = {"schema": SCHEMA} | {key: value for key, value in asdict(front).items() if key != "folder"}
-    for key in ("weights", "hypervolume_contribution", "audit"):
+    for key in ("weights", "best_of_n", "hypervolume_contribution", "audit"):
         del content["reference"][key]
     _refuse_nonfinite(content, "")
     text = sealed(content)
@@ -224,6 +225,7 @@ def _rows(front: Front) -> list[dict[str, Any]]:
         row["dominated"] = policy.dominated
         row["hypervolume_contribution"] = policy.hypervolume_contribution
         row["adapter"] = policy.adapter
+        row["best_of_n"] = policy.best_of_n
         rows.append(row)
     return rows
 

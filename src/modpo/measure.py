@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modpo.adapters import require_adapter
+from modpo.best_of_n import BestOfN, choice_key, chosen_answers
 from modpo.calibration import Calibration
 from modpo.collator import PAIRS_PREFIX, REWARD_PREFIX
 from modpo.data.groups import PromptGroups
@@ -53,6 +54,7 @@ class Policy:
     weights: Weights | None  # None: the reference
     folder: Path | None  # its adapter, or its model when all weights were trained
     files: Mapping[str, str]  # sha256 of the adapter's files
+    decoding: BestOfN | None = None  # how it answers, if not by sampling from a model of its own
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Measurer:
         rewards: the scorers that can score new text, by objective: see `evaluation_rewards.measuring_rewards`.
         scored: the held-out responses, for objectives that cannot; None when there are none.
         calibrations: of the rewards, as they were fitted for training.
+        trained_on: the objectives' own rewards, by which best of n chooses.
         audited: answers to held-out prompts, several to each, on which policies are audited; None: they are not.
     """
 
@@ -98,11 +101,12 @@ class Measurer:
     rewards: Mapping[str, Reward]
     scored: ScoredData | None
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    trained_on: Mapping[str, Reward] = field(default_factory=dict)
     audited: ScoredData | None = None
 
     def measure(self, policy: Policy) -> Measured:
         """The policy's numbers, read back where they are there already."""
-        key = self._key(policy)
+        key = self.key(policy)
         if policy.folder is not None:
             return self._kept_or_new(policy, key, self.experiment.output_dir / "evaluation" / policy.name)
         shared = self.experiment.cache_dir / "evaluation" / key
@@ -113,26 +117,34 @@ class Measurer:
     def _kept_or_new(self, policy: Policy, key: str, folder: Path) -> Measured:
         manifest = read_manifest(folder)
         if manifest is None or manifest.get("key") != key:
-            with self._loaded(policy) as model:
-                answers = self._answers(policy, model)
-                agreement = self._agreements(policy, model)
-                log_ratios = self._audit_ratios(policy, model)
+            measured = self._measured(policy)
             with new_folder(folder, {"key": key}) as temporary:
-                lines = [json.dumps(answer, ensure_ascii=False, allow_nan=False) for answer in answers]
+                lines = [json.dumps(answer, ensure_ascii=False, allow_nan=False) for answer in measured.answers]
                 (temporary / RESPONSES).write_text("\n".join(lines) + "\n", "utf-8")
-                (temporary / AGREEMENT).write_text(json.dumps(agreement), "utf-8")
-                (temporary / LOG_RATIOS).write_text(json.dumps(log_ratios), "utf-8")
+                (temporary / AGREEMENT).write_text(json.dumps(measured.agreement), "utf-8")
+                (temporary / LOG_RATIOS).write_text(json.dumps(measured.log_ratios), "utf-8")
         lines = (folder / RESPONSES).read_text("utf-8").split("\n")  # an answer may hold what splitlines() splits at
         kept = [json.loads((folder / name).read_text("utf-8")) for name in (AGREEMENT, LOG_RATIOS)]
         return Measured([json.loads(line) for line in lines if line], *kept)
 
-    def _key(self, policy: Policy) -> str:
+    def _measured(self, policy: Policy) -> Measured:
+        if policy.decoding is not None:
+            return Measured(chosen_answers(self, policy, policy.decoding), {}, [])
+        with self._loaded(policy) as model:
+            return Measured(
+                self._answers(policy, model), self._agreements(policy, model), self._audit_ratios(policy, model)
+            )
+
+    def key(self, policy: Policy) -> str:
+        """What decides a policy's numbers."""
         settings = asdict(self.experiment.evaluation)
         seed = settings.pop("seed")
         for irrelevant in ("bootstrap", "confidence", "report_prompts", "rewards"):
             del settings[irrelevant]
+        chosen = {"chosen": choice_key(self, policy, policy.decoding)} if policy.decoding else {}
         return sha256_json(
-            {
+            chosen
+            | {
                 "policy": {name: digest for name, digest in policy.files.items() if name != LOG},
                 "reference": self.reference.fingerprint,
                 "prompts": self.prompts.fingerprint,
@@ -208,7 +220,7 @@ class Measurer:
         )
         kl = self._log_ratios(policy, model, prompts_ids, answers_ids)
         texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers_ids]
-        rewards = self._score(indices, texts)
+        rewards = self.score(indices, texts)
         return [
             {
                 "policy": policy.name,
@@ -223,7 +235,8 @@ class Measurer:
             for n, i in enumerate(indices)
         ]
 
-    def _score(self, indices: Sequence[int], texts: Sequence[str]) -> dict[str, list[float]]:
+    def score(self, indices: Sequence[int], texts: Sequence[str]) -> dict[str, list[float]]:
+        """Rewards of answers to the prompts at `indices`, by objective."""
         batch = answer_batch([self.prompts[i] for i in indices], texts)
         return {
             name: check_scores(reward(batch), batch, field=name, fix=NUMBER) for name, reward in self.rewards.items()

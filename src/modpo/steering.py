@@ -64,6 +64,9 @@ class Steering:
     def __init__(self, front: Front, *, trust_remote_code: bool = False) -> None:
         self.folder, self._trust_remote_code = front.folder, trust_remote_code
         self.names = [objective.name for objective in front.objectives]
+        if any(point.best_of_n for point in front.points):
+            problem = "holds choices among the reference's answers (`method: best_of_n`), no policies to load"
+            raise InputError(Problem(str(self.folder), "", problem, "name the folder of a method that trains"))
         self._points = [p for p in front.points if p.adapter is not None and p.weights is not None]
 
     @cached_property

@@ -82,6 +82,7 @@ class MODPOTrainer(DPOTrainer):
 
     _tag_names = ["trl", "dpo", "modpo"]  # noqa: RUF012 (as in TRL)
     _name = "MODPO"
+    collator_class: type[GroupCollator] = GroupCollator
     loss_is_scaled_for_ga = True  # the loss is divided by the pairs of the whole optimizer step
     tokens_generated = 0  # it trains on answers that are there
     resumable_run: ResumableRun | None = None  # saves and restores; if there is none, transformers does
@@ -117,7 +118,7 @@ class MODPOTrainer(DPOTrainer):
                 for name, rows in (("train", train_dataset), ("eval", eval_dataset))
                 if rows is not None
             }
-        collator = GroupCollator(
+        collator = self.collator_class(
             weights=args.vector,
             signs={name: objective.sign for name, objective in objectives.items()},
             calibrations=calibrations or {},
@@ -390,7 +391,9 @@ def _trainable(rows: Dataset, collator: GroupCollator, name: str) -> Dataset:
         InputError: none does.
     """
     needed = [c for c in rows.column_names if c.startswith((PAIRS_PREFIX, REWARD_PREFIX)) or c == "ref_logps"]
-    kept = [i for i, row in enumerate(rows.select_columns(needed)) if collator.choice(row).pairs]
+    kept = [
+        i for i, row in enumerate(rows.select_columns(needed)) if any(choice.pairs for choice in collator.choices(row))
+    ]
     if not kept:
         active = ", ".join(n for n, weight in collator.weights.items() if weight > 0)
         problem = f"nothing to train on at this preference vector, in {len(rows)} prompts"

@@ -26,6 +26,8 @@ METHODS = {  # `sweep.method` -> its module
     "modpo": "modpo.methods.modpo",
     "morlhf": "modpo.methods.morlhf",
     "soups": "modpo.methods.soups",
+    "loss_weighting": "modpo.methods.loss_weighting",
+    "best_of_n": "modpo.methods.best_of_n",
 }
 CONTINUOUS = "modpo.methods.continuous"  # MODPO's, with `sweep.mode: continuous`
 

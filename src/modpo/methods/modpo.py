@@ -31,19 +31,25 @@ def maker(run: Run) -> Maker:
     return partial(train, run)
 
 
-def train(run: Run, weights: Weights, folder: Path) -> None:
-    """Train one vector, from its newest checkpoint if there is one; kept where it is finished."""
+def train(run: Run, weights: Weights, folder: Path, *, kind: type[MODPOTrainer] | None = None) -> None:
+    """Train one vector, from its newest checkpoint if there is one; kept where it is finished.
+
+    Args:
+        kind: the trainer; default: MODPO's.
+    """
     from modpo.checkpoints import Checkpoints, trained
 
     experiment, reference = run.experiment, run.reference
     parts, label = point_parts(run, weights), simplex.name(weights)
+    if kind is not None:
+        parts["trainer"] = kind.__name__
     key, work = sha256_json(parts), work_folder(folder)
     if is_there(folder, key, label):
         return
     section = experiment.training
     identity = {**parts, "model": reference.fingerprint}
     checkpoints = Checkpoints(work, identity, every=section.save_steps, keep=section.save_total_limit)
-    trainer = new_trainer(run, weights, work)
+    trainer = new_trainer(run, weights, work, kind=kind)
     try:
         with trained(trainer, checkpoints, label) as cost:
             about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost}
@@ -58,14 +64,14 @@ def train(run: Run, weights: Weights, folder: Path) -> None:
     say(f"{label}: trained in {duration(cost['seconds'])}")
 
 
-def new_trainer(run: Run, weights: Weights, work: Path) -> MODPOTrainer:
+def new_trainer(run: Run, weights: Weights, work: Path, *, kind: type[MODPOTrainer] | None = None) -> MODPOTrainer:
     """A trainer that has not trained yet."""
     from transformers import PrinterCallback
 
     from modpo.trainer import MODPOTrainer
 
     experiment = run.experiment
-    trainer = MODPOTrainer(
+    trainer = (kind or MODPOTrainer)(
         run.reference.model,
         args=training_arguments(experiment, weights, work),
         train_dataset=run.scored.dataset(),

@@ -154,7 +154,8 @@ def _hover(front: Front, i: int) -> str:
         score = policy.scores[objective.name]
         unit = f" {objective.unit}" if objective.unit else ""
         lines.append(escape(f"{objective.name} {interval_text(score.mean, score.ci_low, score.ci_high)}{unit}"))
-    lines.append(f"KL {number(policy.kl.mean)} ± {number(policy.kl.se)} nats per answer")
+    off = "at most" if policy.best_of_n else f"± {number(policy.kl.se)}"
+    lines.append(f"KL {number(policy.kl.mean)} {off} nats per answer")
     lines.append(f"length {number(policy.response_length.mean)} tokens")
     lines += ["dominated by another point"] * policy.dominated
     lines += [f"{flag(front, i)}, by its audit"] if flag(front, i) else []

@@ -29,8 +29,10 @@ def measured(front: Front, i: int) -> list[Fact]:
         score = policy.scores[objective.name]
         head = f"{objective.name} ({objective.unit})" if objective.unit else objective.name
         facts.append(Fact(head, *interval_text(score.mean, score.ci_low, score.ci_high).split(" ", 1)))
-    for head, estimate in (("KL (nats)", policy.kl), ("length (tokens)", policy.response_length)):
-        facts.append(Fact(head, number(estimate.mean), f"± {number(estimate.se)}"))
+    about_kl = "at most" if policy.best_of_n else f"± {number(policy.kl.se)}"
+    facts.append(Fact("KL (nats)", number(policy.kl.mean), about_kl))
+    length = policy.response_length
+    facts.append(Fact("length (tokens)", number(length.mean), f"± {number(length.se)}"))
     if _audited(front):
         audit = policy.audit
         facts.append(Fact("audit", *((number(audit.slope), f"R² {audit.r2:.2f}") if audit else ("–", ""))))

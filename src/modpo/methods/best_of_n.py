@@ -1,0 +1,32 @@
+"""Best of n: a point is a vector by which answers of the reference are chosen; see `modpo.best_of_n`.
+
+<output>/points/<name>/best_of_n.json, manifest.json
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from modpo import simplex
+from modpo.best_of_n import FILE, BestOfN
+from modpo.methods import Maker, Run
+from modpo.methods.point import is_there, point_parts
+from modpo.publish import new_folder, sha256_json, write_json
+from modpo.simplex import Weights
+
+
+def maker(run: Run) -> Maker:
+    """Nothing is trained: the work is done where policies are measured."""
+    return partial(_describe, run)
+
+
+def _describe(run: Run, weights: Weights, folder: Path) -> None:
+    best = BestOfN(run.experiment.best_of_n.n, weights)
+    key = sha256_json({**point_parts(run, weights), "best_of_n": best.n})
+    if is_there(folder, key, simplex.name(weights)):
+        return
+    cost = {"seconds": 0.0, "tokens": 0}
+    with new_folder(folder, {"key": key, "weights": weights, "seed": run.experiment.seed, "cost": cost}) as temporary:
+        write_json(temporary / FILE, asdict(best))
