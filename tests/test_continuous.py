@@ -21,7 +21,7 @@ from modpo.errors import InputError
 from modpo.experiment.sections import Objective, RewardSection
 from modpo.primary import REGRESSION
 from modpo.scoring import score_dataset
-from modpo.simplex import Weights
+from modpo.simplex import Weights, spread_out
 from modpo.trainer import MODPOConfig, MODPOTrainer
 from test_trainer import LORA, assert_same_training, log_column, logps_of, moved_weights, preference_rows
 
@@ -373,7 +373,7 @@ def test_saved_and_loaded_policy(tiny_model: Path, config, scored: Dataset, tmp_
     for first in (0.9, 0.2):
         w = [first, *[(1 - first) / (objectives - 1)] * (objectives - 1)]
         trainer.steer(torch.tensor(w))
-        steer(loaded, dict(zip(trainer.adapters.values(), w, strict=True)))
+        steer(loaded, spread_out(dict(zip(trainer.adapters.values(), w, strict=True)), trainer.args.spread))
         found.append(logps_of(loaded, scored))
         assert found[-1] == pytest.approx(logps_of(trainer.model, scored), abs=1e-4)
     assert found[0] != pytest.approx(found[1], abs=1e-3)

@@ -130,3 +130,11 @@ def test_several_bad_weights_are_told_at_once():
     with pytest.raises(InputError) as caught:
         simplex.read_weights({"helpful": -1, "concise": "x", "other": 1}, OBJECTIVES, where="here")
     assert {p.field for p in caught.value.problems} == {"weights.helpful", "weights.concise", "weights.other"}
+
+
+def test_scales_are_spread_around_the_middle():
+    assert simplex.spread_out({"a": 0.8, "b": 0.2}, 1.0) == pytest.approx({"a": 0.8, "b": 0.2})
+    assert simplex.spread_out({"a": 1.0, "b": 0.0}, 2.0) == pytest.approx({"a": 1.5, "b": -0.5})
+    three = simplex.spread_out({"a": 0.6, "b": 0.3, "c": 0.1}, 3.0)
+    assert sum(three.values()) == pytest.approx(1)
+    assert three == pytest.approx({"a": 17 / 15, "b": 7 / 30, "c": -11 / 30})

@@ -1,11 +1,13 @@
 """One policy for every preference vector: a low-rank adapter per objective, active together, steered by their scales.
 
-    weight update at w  =  sum_i w_i B_i A_i
+    weight update at w  =  sum_i c_i(w) B_i A_i,    c_i(w) = 1/K + spread (w_i - 1/K)
 
 log pi_w is affine in w (paper, section 3.1: pi_w proportional to pi_ref exp(sum_i w_i r_i / beta)), so the policies of
 a front are one smooth family. Rewards and reference log-probs are cached numbers, so the loss of any w costs nothing
 more: each part of a batch draws a w of its own from a Dirichlet distribution and is trained with MODPO's loss for it.
-Since the weights sum to 1, a part of the update that does not depend on w needs no adapter of its own.
+Since the weights sum to 1, a part of the update that does not depend on w needs no adapter of its own. With `spread` 1
+the scales are the weights. The family of policies is the same with any other, but with 1 the difference between the
+adapters of two objectives enters by w_i - 1/K and is learned that much more slowly than what they share.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from modpo.collator import GroupCollator
 from modpo.combine import not_plain, steer
 from modpo.errors import InputError, Problem
 from modpo.experiment.checks import NAME
-from modpo.simplex import Weights
+from modpo.simplex import Weights, spread_out
 from modpo.trainer import MODPOTrainer
 from modpo.training_config import MODPOConfig
 
@@ -47,6 +49,10 @@ class ContinuousConfig(MODPOConfig):
         default=1.0,
         metadata={"help": "Of the Dirichlet distribution that vectors are drawn from: 1 is uniform on the simplex."},
     )
+    spread: float = field(
+        default=2.0,
+        metadata={"help": "Scales of the adapters are 1/K + spread (w - 1/K). 1: the weights themselves."},
+    )
     prompts_per_draw: int | None = field(
         default=None, metadata={"help": "Prompts that share a drawn vector. Default: a batch."}
     )
@@ -55,6 +61,8 @@ class ContinuousConfig(MODPOConfig):
         yield from super()._refused()
         if not self.concentration > 0:
             yield Problem("ContinuousConfig", "concentration", f"is {self.concentration}", "give a number above 0")
+        if not self.spread > 0:
+            yield Problem("ContinuousConfig", "spread", f"is {self.spread}", "give a number above 0")
         if self.prompts_per_draw is not None and self.prompts_per_draw < 1:
             yield Problem("ContinuousConfig", "prompts_per_draw", f"is {self.prompts_per_draw}", "give at least 1")
         if len(self.vector) < 2:
@@ -123,7 +131,8 @@ class ContinuousTrainer(MODPOTrainer):
 
     def steer(self, weights: Tensor) -> None:
         """The policy at a vector, (K,)."""
-        steer(self.model, dict(zip(self.adapters.values(), weights.tolist(), strict=True)))
+        scales = spread_out(dict(zip(self.adapters.values(), weights.tolist(), strict=True)), self.args.spread)
+        steer(self.model, scales)
 
     def save_policy(self, folder: Path) -> None:
         """One plain PEFT folder per objective, as PEFT saves it."""

@@ -127,6 +127,12 @@ def name(weights: Weights) -> str:
     return f"{UNSAFE.sub('_', text)[:55]}-{digest}"
 
 
+def spread_out(weights: Weights, spread: float) -> Weights:
+    """The scales of a continuous policy's adapters at a vector: 1/K + spread (w - 1/K); they sum to 1 as w does."""
+    middle = 1 / len(weights)
+    return {name: middle + spread * (weight - middle) for name, weight in weights.items()}
+
+
 def label(weights: Weights) -> str:
     """A vector as a person reads it: `positive 0.7, concise 0.3`."""
     return ", ".join(f"{objective} {value:.3g}" for objective, value in weights.items())

@@ -106,8 +106,9 @@ class Steering:
         for point in self._points:
             if all(abs((point.weights or {})[name] - weights[name]) < simplex.SUM_TOLERANCE for name in self.names):
                 return Source("point", {self._folder(point): 1.0}, f"point {point.name}")
-        if self._continuous():
-            adapters = {self.folder / CONTINUOUS / name: weight for name, weight in weights.items() if weight > 0}
+        if (manifest := read_manifest(self.folder / CONTINUOUS)) is not None:
+            scales = simplex.spread_out(weights, manifest.get("spread", 1.0))
+            adapters = {self.folder / CONTINUOUS / name: scale for name, scale in scales.items() if scale != 0}
             return Source("continuous", adapters, "the continuous policy")
         return self._interpolated(weights)
 

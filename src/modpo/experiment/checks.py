@@ -98,6 +98,7 @@ RULES = {
     "sweep.method": _one_of(tuple(METHODS)),
     "sweep.mode": _one_of(MODES),
     "sweep.concentration": _above(0),
+    "sweep.spread": _above(0),
     "sweep.prompts_per_draw": _at_least(1),
     "morlhf.algorithm": _one_of(ALGORITHMS),
     "morlhf.learning_rate": _above(0),

@@ -119,7 +119,8 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = (), *, trust_re
 
 def _sweep(choice: SweepChoice | None, vectors: list[Weights]) -> SweepSection:
     choice = choice or SweepChoice()
-    return SweepSection(vectors, choice.method, choice.mode, choice.concentration, choice.prompts_per_draw)
+    taken = {f.name: getattr(choice, f.name) for f in dataclasses.fields(SweepSection) if f.name != "weights"}
+    return SweepSection(vectors, **taken)
 
 
 def _text(path: Path) -> str:

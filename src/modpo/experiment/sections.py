@@ -197,6 +197,7 @@ class SweepSection:
     method: str = "modpo"  # how the policy of a vector comes about: a name in modpo.methods.METHODS
     mode: str = "separate"  # a training per vector; "continuous": one policy for all, from which vectors are baked
     concentration: float = 1.0  # continuous: of the Dirichlet distribution that vectors are drawn from; 1 is uniform
+    spread: float = 2.0  # continuous: how much faster than the weights the scales of the adapters move
     prompts_per_draw: int | None = None  # continuous: prompts that share a drawn vector; default: a batch
 
 

@@ -30,6 +30,7 @@ class SweepChoice:
     method: str = "modpo"
     mode: str = "separate"
     concentration: float = 1.0
+    spread: float = 2.0
     prompts_per_draw: int | None = None
     lattice: int | None = None  # all vectors of multiples of 1/lattice, for any number of objectives
 

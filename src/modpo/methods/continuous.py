@@ -51,7 +51,7 @@ def _train(run: Run, folder: Path) -> None:
 
     experiment = run.experiment
     sweep, section = experiment.sweep, experiment.training
-    settings = {"concentration": sweep.concentration, "prompts_per_draw": sweep.prompts_per_draw}
+    settings = {name: getattr(sweep, name) for name in ("concentration", "spread", "prompts_per_draw")}
     parts = {**shared_parts(experiment, run.scored), "continuous": settings}
     key, work = sha256_json(parts), work_folder(folder)
     if is_there(folder, key, CONTINUOUS):
@@ -61,7 +61,7 @@ def _train(run: Run, folder: Path) -> None:
     trainer = _new_trainer(run, work, settings)
     try:
         with trained(trainer, checkpoints, CONTINUOUS) as cost:
-            about = {"key": key, "seed": experiment.seed, "cost": cost, "beta": section.beta}
+            about = {"key": key, "seed": experiment.seed, "cost": cost, "beta": section.beta, "spread": sweep.spread}
             with new_folder(folder, about) as temporary:
                 trainer.save_policy(temporary)
                 write_json(temporary / LOG, trainer.state.log_history)
@@ -101,5 +101,6 @@ def _bake(run: Run, policy: Path, manifest: Mapping[str, Any], weights: Weights,
     cost = {"seconds": manifest["cost"]["seconds"] / share, "tokens": manifest["cost"]["tokens"] // share}
     about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost, "beta": experiment.training.beta}
     with new_folder(folder, {**about, "made_of": CONTINUOUS}) as temporary:
-        combine_adapters({policy / name: weight for name, weight in weights.items()}, temporary)
+        scales = simplex.spread_out(weights, manifest["spread"])
+        combine_adapters({policy / name: scale for name, scale in scales.items()}, temporary)
     say(f"{label}: baked from the continuous policy")
