@@ -38,6 +38,7 @@ from modpo.publish import new_folder, read_manifest, remove_leftovers, write_jso
 from modpo.training_progress import TrainingProgress
 
 if TYPE_CHECKING:
+    from modpo.on_policy import OnPolicy
     from modpo.trainer import MODPOTrainer
 
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -47,7 +48,7 @@ VERSIONED = ("torch", "transformers", "trl", "peft")
 
 
 @contextmanager
-def trained(trainer: MODPOTrainer, checkpoints: Checkpoints, label: str) -> Iterator[dict[str, float]]:
+def trained(trainer: MODPOTrainer | OnPolicy, checkpoints: Checkpoints, label: str) -> Iterator[dict[str, float]]:
     """Train to the end, from the newest checkpoint if there is one; the block publishes what came of it.
 
     The block is given the cost: `seconds` and packed `tokens`, those before the checkpoint included. The checkpoints go
@@ -151,14 +152,14 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
 class ResumableRun(TrainerCallback):
     """A trainer's run from its newest checkpoint to the end, saved as it goes.
 
-    `MODPOTrainer` calls `save` and `load` in place of transformers' own.
+    The trainer calls `save` and `load` in place of transformers' own.
 
     Args:
         trainer: one that has not trained yet.
         label: what the console calls the run.
     """
 
-    def __init__(self, trainer: MODPOTrainer, checkpoints: Checkpoints, label: str) -> None:
+    def __init__(self, trainer: MODPOTrainer | OnPolicy, checkpoints: Checkpoints, label: str) -> None:
         self.checkpoints, self.label = checkpoints, label
         # Weak, for the trainer holds this: a circle would keep its optimizer in memory when it is done.
         self._trainer = cast("MODPOTrainer", weakref.proxy(trainer))
@@ -228,7 +229,7 @@ class ResumableRun(TrainerCallback):
         self._progress = json.loads((folder / PROGRESS).read_text("utf-8"))
         self._seconds_before = self._progress["seconds"]
         self._trainer._total_train_tokens = self._progress["tokens"]
-        self._trainer.tokens_generated = self._progress["tokens_generated"]
+        self._trainer.tokens_generated = self._progress.get("tokens_generated", 0)
 
     # --- the callback -----------------------------------------------------------------------------------------
 

@@ -49,8 +49,11 @@ class Reading:
     packing: bool = True
 
 
-class OnPolicy:
-    """What both trainers have in common, before TRL's class in the order of resolution.
+_Trainer: Any = object  # TRL's class, which stands behind this one in the order of resolution
+
+
+class OnPolicy(_Trainer):
+    """What both trainers have in common.
 
     Args:
         reading: how texts are read.
@@ -62,6 +65,7 @@ class OnPolicy:
     resumable_run: ResumableRun | None = None  # saves and restores; if there is none, transformers does
     # Whether log-probs of fresh answers are read for the loss's ratio before they are read to be trained on.
     reads_twice = False
+    model_wrapped: Any  # TRL's: what answers are sampled from
 
     def __init__(self, model: PreTrainedModel, *args: Any, reading: Reading, **kwargs: Any) -> None:
         if reading.packing:
@@ -71,8 +75,9 @@ class OnPolicy:
         self._causal_lm = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         # Layers that are run again in the backward pass would have to be run with packed attention.
         self._packs = reading.packing and not self.args.gradient_checkpointing and not self.aux_loss_enabled
-        if self._packs:
-            attach_packed_forward(self._causal_lm)
+        for packed in [self._causal_lm, self.ref_model] if self._packs else []:
+            if packed is not None:  # with adapters the reference is the policy without them
+                attach_packed_forward(packed)
         self.eos_token_ids = stop_ids(self._tokenizer, conversational=reading.conversational)
         if not self.args.use_vllm:
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
@@ -162,7 +167,7 @@ class OnPolicy:
         with (
             self.accelerator.autocast(),
             disable_input_dtype_casting(self.model, active=mixed),
-            packed_attention(self._causal_lm),
+            packed_attention(model if model is self.ref_model else self._causal_lm),
         ):
             flat = packed_token_logps(model, packed.to(self.accelerator.device))  # (N,)
         order = [i for members in groups.values() for i in members]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 METHODS = {  # `sweep.method` -> its module
     "modpo": "modpo.methods.modpo",
     "morlhf": "modpo.methods.morlhf",
+    "rlhf": "modpo.methods.morlhf",  # at the unit vectors
     "soups": "modpo.methods.soups",
     "loss_weighting": "modpo.methods.loss_weighting",
     "best_of_n": "modpo.methods.best_of_n",

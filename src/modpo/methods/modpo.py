@@ -18,6 +18,7 @@ from modpo.publish import new_folder, sha256_json, write_json
 from modpo.simplex import Weights
 
 if TYPE_CHECKING:
+    from modpo.on_policy import OnPolicy
     from modpo.trainer import MODPOTrainer
     from modpo.training_config import MODPOConfig
 
@@ -121,7 +122,7 @@ def training_arguments(
         raise InputError(Problem(where, "training", str(error).splitlines()[0], fix)) from error
 
 
-def give_base_back(trainer: MODPOTrainer, reference: ReferenceModel) -> None:
+def give_base_back(trainer: MODPOTrainer | OnPolicy, reference: ReferenceModel) -> None:
     """Take the adapter off, so that the next point starts from the same base without reading it again."""
     from peft import PeftModel
 

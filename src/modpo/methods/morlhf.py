@@ -17,7 +17,7 @@ from modpo import simplex
 from modpo.calibration import Calibration
 from modpo.data.groups import PromptGroups
 from modpo.errors import InputError, Problem
-from modpo.experiment.sections import Experiment, Objective, RewardSection
+from modpo.experiment.sections import Experiment
 from modpo.methods import Maker, Run
 from modpo.methods.modpo import LOG, give_base_back
 from modpo.methods.point import is_there, point_parts, work_folder
@@ -79,41 +79,12 @@ def maker(run: Run) -> Maker:
 
 
 def check_settings(experiment: Experiment, weights: Weights) -> None:
-    """Check that the rewards can score new answers, and that the trainer takes its settings.
+    """Check that the trainer takes its settings.
 
     Raises:
-        InputError: they cannot, or it does not.
+        InputError: it does not.
     """
-    require_scorers(experiment, weights)
     training_arguments(experiment, weights, experiment.output_dir)
-
-
-def require_scorers(experiment: Experiment, weights: Weights) -> None:
-    """Check that every objective with a weight has a reward for texts that are not in the data.
-
-    Raises:
-        InputError: naming those that have none.
-    """
-    fix = "give it a reward that scores new text: `function`, `reward_model`, `implicit` or `train`; or the weight 0"
-    unscored = [n for n, weight in weights.items() if weight > 0 and not _scores_new_text(experiment.objectives[n])]
-    problems = [
-        Problem(
-            experiment.where(f"objectives.{name}"),
-            f"objectives.{name}.reward",
-            f"cannot score new answers, which `sweep.method: {experiment.sweep.method}` is trained on",
-            fix,
-        )
-        for name in unscored
-    ]
-    if problems:
-        raise InputError(problems)
-
-
-def _scores_new_text(objective: Objective) -> bool:
-    def scores(section: RewardSection) -> bool:
-        return section.column is None and all(scores(part) for part in section.sum or [])
-
-    return objective.reward is not None and scores(objective.reward)
 
 
 def train(run: Run, weights: Weights, folder: Path) -> None:
