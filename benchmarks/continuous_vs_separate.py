@@ -2,7 +2,7 @@
 
     python -m benchmarks.continuous_vs_separate --output runs/continuous_vs_separate [--seeds 3] [--vectors 9]
 
-For each seed nine policies are trained one by one, an epoch each, and one continuous policy for two epochs; both
+For each seed nine policies are trained one by one and one continuous policy once, each as the quickstart does; both
 fronts are measured on the same prompts. Hypervolumes are those of the mean scores, down to the reference policy's on
 the same prompts; the interval of their ratio is a bootstrap over seeds and prompts. The run can be stopped: what is
 there is kept. Results go to benchmarks/results/continuous_vs_separate.json and docs/continuous_vs_separate.png.
@@ -23,7 +23,7 @@ import numpy as np
 from modpo.experiment.sections import Experiment
 from modpo.front import Cost, Front, Point, read_front
 from modpo.measure import RESPONSES
-from modpo.quickstart import FULL, quickstart_experiment, size
+from modpo.quickstart import CONTINUOUS, FULL, SEPARATE, quickstart_experiment
 from modpo.stages.pipeline import run_pipeline
 
 RESULTS = Path(__file__).parent / "results" / "continuous_vs_separate.json"
@@ -59,10 +59,11 @@ def _folder(output: Path, seed: int, mode: str) -> Path:
 
 def _experiment(args: argparse.Namespace, seed: int, mode: str) -> Experiment:
     """The quickstart's experiment; the answers to train on are shared by all seeds and modes."""
-    chosen = replace(size(separate=mode == "separate"), train_prompts=args.prompts, vectors=args.vectors)
+    size = replace(FULL, train_prompts=args.prompts, vectors=args.vectors)
     data = args.output / "data"
     overrides = [f"data.path={data / 'train.jsonl'}", f"data.eval_path={data / 'held_out.jsonl'}", *args.set]
-    return replace(quickstart_experiment(_folder(args.output, seed, mode), chosen, overrides), seed=seed)
+    training = {"separate": SEPARATE, "continuous": CONTINUOUS}[mode]
+    return replace(quickstart_experiment(_folder(args.output, seed, mode), size, training, overrides), seed=seed)
 
 
 def compare(fronts: dict[str, list[Front]]) -> dict[str, Any]:

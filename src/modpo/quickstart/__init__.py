@@ -19,19 +19,22 @@ class Size:
     train_prompts: int
     held_out_prompts: int
     vectors: int
-    epochs: int
-    mode: str = "continuous"
     max_new_tokens: int = 48
 
 
-FULL = Size(train_prompts=128, held_out_prompts=112, vectors=9, epochs=2)
-FAST = Size(train_prompts=32, held_out_prompts=48, vectors=3, epochs=2, max_new_tokens=40)
+@dataclass(frozen=True)
+class Training:
+    """How it trains: docs/decisions/0004 has what was tried."""
+
+    mode: str
+    epochs: float
+    learning_rate: float
 
 
-def size(*, separate: bool = False, fast: bool = False) -> Size:
-    """The size asked for; a training for each vector takes fewer of them, for one epoch."""
-    chosen = FAST if fast else FULL
-    return replace(chosen, mode="separate", vectors=2 if fast else 5, epochs=1) if separate else chosen
+FULL = Size(train_prompts=64, held_out_prompts=112, vectors=9)
+FAST = Size(train_prompts=32, held_out_prompts=48, vectors=3, max_new_tokens=40)
+CONTINUOUS = Training("continuous", epochs=1.5, learning_rate=1.4e-3)
+SEPARATE = Training("separate", epochs=1, learning_rate=2e-3)
 
 
 def run_quickstart(output: Path, *, separate: bool = False, fast: bool = False) -> None:
@@ -43,7 +46,10 @@ def run_quickstart(output: Path, *, separate: bool = False, fast: bool = False) 
     """
     from modpo.stages.pipeline import run_pipeline
 
-    run_pipeline(quickstart_experiment(output, size(separate=separate, fast=fast)))
+    size = FAST if fast else FULL
+    if separate:
+        size = replace(size, vectors=2 if fast else 5)
+    run_pipeline(quickstart_experiment(output, size, SEPARATE if separate else CONTINUOUS))
     say(
         f"the front:    {output / 'front.png'} (to the right more positive, upwards fewer words; the star is the model)"
     )
@@ -53,7 +59,9 @@ def run_quickstart(output: Path, *, separate: bool = False, fast: bool = False) 
         say(f"talk to it:   modpo chat {output} (/w positive=0.8 changes the weights while you talk)")
 
 
-def quickstart_experiment(output: Path, size: Size, overrides: Sequence[str] = ()) -> Experiment:
+def quickstart_experiment(
+    output: Path, size: Size, training: Training = CONTINUOUS, overrides: Sequence[str] = ()
+) -> Experiment:
     """The shipped experiment at that size, with its data and results in `output`."""
     from modpo.experiment.file import read_experiment
 
@@ -68,9 +76,10 @@ def quickstart_experiment(output: Path, size: Size, overrides: Sequence[str] = (
             f"sample.held_out={size.held_out_prompts}",
             f"sample.max_new_tokens={size.max_new_tokens}",
             f"output_dir={output}",
-            f"training.num_train_epochs={size.epochs}",
+            f"training.num_train_epochs={training.epochs}",
+            f"training.learning_rate={training.learning_rate}",
             f"sweep.grid={size.vectors}",
-            f"sweep.mode={size.mode}",
+            f"sweep.mode={training.mode}",
             f"evaluation.max_new_tokens={size.max_new_tokens}",
             *overrides,
         ],
