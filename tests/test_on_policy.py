@@ -110,6 +110,14 @@ def test_log_probs_are_read_once_where_they_are_trained_on(experiment_file: Path
     assert passes == [True, False] * 2
 
 
+def test_layers_that_run_again_are_read_as_trl_does(experiment_file: Path) -> None:
+    _, ours = trained_by(experiment_file, "training.packing=false")
+    again, theirs = trained_by(experiment_file, "training.gradient_checkpointing=true")
+    assert not again._packs
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [RLOOTrainer, GRPOTrainer])
 def test_trl_s_trainers_have_what_is_replaced(kind: type) -> None:
     for name in REPLACED:

@@ -28,6 +28,7 @@ from modpo.generate import bare_generation, folded_head
 from modpo.logprobs import attach_packed_forward, detach_packed_forward, packed_token_logps, require_packable
 from modpo.packing import pack
 from modpo.tokenization import stop_ids, tokenize_prompt
+from modpo.trainer import disable_functional_dropout
 
 if TYPE_CHECKING:
     from modpo.checkpoints import ResumableRun
@@ -73,6 +74,8 @@ class OnPolicy(_Trainer):
         super().__init__(model, *args, **kwargs)
         self.reading = reading
         self._causal_lm = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if self.args.disable_dropout:
+            disable_functional_dropout(self._causal_lm)
         # Layers that are run again in the backward pass would have to be run with packed attention.
         self._packs = reading.packing and not self.args.gradient_checkpointing and not self.aux_loss_enabled
         for packed in [self._causal_lm, self.ref_model] if self._packs else []:

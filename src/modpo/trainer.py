@@ -148,7 +148,7 @@ class MODPOTrainer(DPOTrainer):
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
         self._causal_lm = _causal_lm(self.model)
         if args.disable_dropout:
-            _disable_functional_dropout(self._causal_lm)
+            disable_functional_dropout(self._causal_lm)
         if args.packing:
             attach_packed_forward(self._causal_lm)
         # With dropout, policy and reference differ at every step.
@@ -369,7 +369,7 @@ def _max_packed_tokens(args: MODPOConfig) -> int:
     return args.max_packed_tokens or (2048 if args.device.type == "cpu" else 16384)
 
 
-def _disable_functional_dropout(model: nn.Module) -> None:
+def disable_functional_dropout(model: nn.Module) -> None:
     """TRL turns off `nn.Dropout` layers only; Llama's attention or OPT's layers keep a rate and call a function."""
     for module in model.modules():
         rates = [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
