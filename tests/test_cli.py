@@ -40,7 +40,7 @@ class Stages:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple] = []
         self.failed: list[str] = []
-        self.replace(monkeypatch, "modpo.sweep", "run_sweep", "train_point")
+        self.replace(monkeypatch, "modpo.sweep", "run_sweep", "train_point", "train_continuous")
         self.replace(monkeypatch, "modpo.evaluate", "evaluate_sweep", "require_measurable")
         self.replace(monkeypatch, "modpo.report", "write_report")
         self.replace(monkeypatch, "modpo.scoring", "score_experiment")
@@ -110,7 +110,8 @@ def test_version(capsys):
     [
         (["fly"], "invalid choice: 'fly'"),
         (["score"], "the following arguments are required: EXPERIMENT"),
-        (["train", "x.yaml"], "required: --weights"),
+        (["train", "x.yaml"], "one of the arguments --weights --continuous is required"),
+        (["train", "x.yaml", "--weights", "a=1", "--continuous"], "not allowed with argument --weights"),
         (["sweep", "x.yaml", "--fast"], "unrecognized arguments: --fast"),
         (["score", "x.yaml", "--deb"], "unrecognized arguments: --deb"),
         (["report"], "required: FOLDER"),
@@ -184,6 +185,30 @@ def test_train_passes_the_weights_and_the_folder(file, stages, tmp_path):
         ("train_point", experiment, weights, tmp_path / "p"),
         ("train_point", experiment, {"positive": 1.0, "concise": 0.0}, None),  # its place in the sweep's folder
     ]
+
+
+def test_train_continuous_passes_the_mode_and_the_folder(file, stages, tmp_path):
+    experiment = read_experiment(file, ["sweep.mode=continuous"])
+    assert main(["train", str(file), "--continuous", "--output", str(tmp_path / "p")]) == 0
+    assert main(["train", str(file), "--continuous"]) == 0
+    assert stages.calls == [("train_continuous", experiment, tmp_path / "p"), ("train_continuous", experiment, None)]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("lora=null", "lora: is null; fix: a continuous policy is one adapter per objective: give its fields"),
+        ("sweep={grid: 2, method: soups}", "sweep.method: is soups, and a continuous policy is MODPO's; fix: use"),
+        ("objectives.concise={pairs: data}", "objectives: positive and concise have pairs but no reward"),
+        ("lora.modules_to_save=[lm_head]", "lora.modules_to_save: does not go with `continuous`; fix: leave it out"),
+    ],
+)
+def test_what_keeps_a_continuous_policy_from_training(file, stages, capsys, override, line):
+    assert (
+        main(["train", str(file), "--continuous", "--set", "sweep={weights: [{positive: 1}]}", "--set", override]) == 2
+    )
+    assert line in capsys.readouterr().err
+    assert stages.calls == []
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,12 @@ from modpo.cli import main
 from modpo.combine import read_adapter
 from modpo.errors import InputError, IntegrityError
 from modpo.evaluate import evaluate_sweep
-from modpo.experiment.file import read_experiment
+from modpo.experiment.file import read_experiment, to_yaml
 from modpo.experiment.sections import Experiment
 from modpo.front import Front
 from modpo.publish import read_manifest
 from modpo.report import write_report
+from modpo.simplex import spread_out
 from modpo.sweep import finished_points, run_sweep
 from test_sweep import write_rows
 
@@ -312,3 +313,71 @@ def test_best_of_n_needs_rewards_that_score_new_answers(read: Callable[..., Expe
     for changed in ("objectives.concise.reward={column: length}", "objectives.kind.reward=null"):
         with pytest.raises(InputError, match=r"cannot score new answers, as `method: best_of_n` needs; fix: give it a"):
             read("best_of_n", changed)
+
+
+# --- the continuous policy alone ------------------------------------------------------------------------------
+
+
+def test_the_continuous_policy_is_trained_alone_and_kept_by_the_sweep(
+    file: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Into a folder of its own or into its place: the same bytes, from which the sweep bakes its points."""
+    own, place = folder / "policy", ["--set", f"output_dir={folder / 'continuous'}"]
+    assert main(["train", str(file), "--continuous", "--output", str(own)]) == 0
+    assert main(["train", str(file), "--continuous", *place]) == 0
+    policy = folder / "continuous" / "continuous"
+    for name in BETWEEN:
+        weights = f"{name}/adapter_model.safetensors"
+        assert (policy / weights).read_bytes() == (own / weights).read_bytes()
+    assert not (folder / "continuous" / "points").exists()
+    capsys.readouterr()
+    assert main(["sweep", str(file), *place, "--set", "sweep.mode=continuous", "--no-evaluate"]) == 0
+    assert "continuous: finished before, kept" in capsys.readouterr().err
+    points = finished_points(read_experiment(file, [place[1], "sweep.mode=continuous"]))
+    parts = [read_adapter(own / name).updates for name in BETWEEN]
+    scales = spread_out(BETWEEN, (read_manifest(own) or {})["spread"]).values()
+    for module, (a, b) in read_adapter(next(points).folder).updates.items():
+        mixed = sum(scale * part[module][1] @ part[module][0] for scale, part in zip(scales, parts, strict=True))
+        torch.testing.assert_close(b @ a, mixed)
+
+
+# --- dpo ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dpo(read: Callable[..., Experiment]) -> Ran:
+    return run(read("dpo"))
+
+
+def test_dpo_is_a_policy_for_each_objective(dpo: Ran, soups: Ran) -> None:
+    """Whatever the file's vectors; since every prompt has pairs of both, the policies are the ends of the soup."""
+    assert [p.weights for p in dpo.front.points] == [{"kind": 1.0, "concise": 0.0}, {"kind": 0.0, "concise": 1.0}]
+    for name, point in zip(BETWEEN, finished_points(dpo.experiment), strict=True):
+        ours, end = (
+            load_file(folder / "adapter_model.safetensors")
+            for folder in (point.folder, soups.experiment.output_dir / "ends" / name)
+        )
+        for tensor, found in ours.items():
+            torch.testing.assert_close(found, end[tensor], rtol=1e-3, atol=1e-5)
+    before = kept(dpo.experiment)
+    assert run_sweep(dpo.experiment) == []
+    assert kept(dpo.experiment) == before
+
+
+def test_dpo_needs_no_vectors_and_has_none_between(
+    read: Callable[..., Experiment], file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = read("dpo", "sweep={method: dpo}")
+    assert bare.sweep.weights == [{"kind": 1.0, "concise": 0.0}, {"kind": 0.0, "concise": 1.0}]
+    written = file.with_name("written.yaml")
+    written.write_text(to_yaml(bare))
+    assert read_experiment(written) == bare
+    assert main(["train", str(file), "--set", "sweep.method=dpo", "--weights", "kind=0.5,concise=0.5"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: --weights:weights: lies between objectives, and `method: dpo` takes one; fix: give one objective all"
+    )
+
+
+def test_dpo_needs_pairs_of_each_objective(read: Callable[..., Experiment]) -> None:
+    with pytest.raises(InputError, match=r"objectives\.concise: has no pairs, which `method: dpo` trains on"):
+        read("dpo", "objectives.concise.pairs=null")

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modpo.adapters import ADAPTER_WEIGHTS
+from modpo.cli import main
 from modpo.combine import steer
 from modpo.continuous import load_policy
 from modpo.errors import InputError, IntegrityError
@@ -283,6 +284,37 @@ def test_bake_refuses_before_it_writes(swept: Path, tmp_path: Path):
     with pytest.raises(InputError, match="rank: is 0"):
         front.bake(at(0.5), tmp_path / "baked", rank=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bake_on_the_command_line(tiny_model: Path, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The same files as `Front.bake` writes."""
+    front = load_front(swept)
+    options = {"exact": [], "small": ["--rank", "2"], "merged": ["--merge"]}
+    for name, more in options.items():
+        said = ["bake", str(swept), "--weights", "kind=0.5,concise=0.5", "--output", str(tmp_path / name), *more]
+        assert main(said) == 0
+    lost = front.bake(at(0.5), tmp_path / "again", rank=2)
+    assert f"small: written, relative error of the weight update {lost:.3g}\n" in capsys.readouterr().err
+    small, again = (tmp_path / name / "adapter_model.safetensors" for name in ("small", "again"))
+    assert small.read_bytes() == again.read_bytes()
+    exact = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "exact")
+    torch.testing.assert_close(logps(exact.eval()), logps(front.at(at(0.5))), rtol=0, atol=1e-4)
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (["--weights", "kind=0.99,concise=0.01"], "is outside"),
+        (["--weights", "kind=0.5"], "error: --weights:weights: weights sum to 0.5"),
+        (["--weights", "kind=0.5,concise=0.5", "--rank", "0"], "rank: is 0; fix: give at least 1"),
+        (["--weights", "kind=0.5,concise=0.5", "--rank", "2", "--merge"], "not allowed with argument --rank"),
+    ],
+)
+def test_what_bake_refuses(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], line: str):
+    assert main(["bake", str(swept), "--output", str(tmp_path / "baked"), *more]) == 2
+    assert line in capsys.readouterr().err
+    assert not (tmp_path / "baked").exists()
 
 
 def test_the_table(swept: Path):

@@ -82,6 +82,11 @@ def _example(objectives: Sequence[str]) -> str:
     return "write for instance {" + ", ".join(f"{name}: {1 / len(objectives):.3g}" for name in objectives) + "}"
 
 
+def middle(objectives: Sequence[str]) -> Weights:
+    """The vector at which all objectives weigh alike."""
+    return {name: 1 / len(objectives) for name in objectives}
+
+
 def lattice(objectives: Sequence[str], steps: int) -> list[Weights]:
     """All vectors whose weights are multiples of 1/steps (simplex lattice design), the first objective falling.
 

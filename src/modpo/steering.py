@@ -90,7 +90,7 @@ class Steering:
 
     def middle(self) -> Weights:
         """Where all objectives weigh alike; without a continuous policy, the point that is nearest to that."""
-        alike = {name: 1 / len(self.names) for name in self.names}
+        alike = simplex.middle(self.names)
         if self._continuous() or not self._points:
             return alike
         return min((p.weights or {} for p in self._points), key=lambda w: sum((w[n] - alike[n]) ** 2 for n in alike))

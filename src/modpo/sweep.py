@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from modpo.errors import (
     without_secrets,
 )
 from modpo.experiment.file import read_experiment, to_yaml
-from modpo.experiment.sections import Experiment
+from modpo.experiment.sections import CONTINUOUS, Experiment
 from modpo.methods import Maker, Run, maker
 from modpo.models import ReferenceModel, require_device_dtype
 from modpo.progress import say
@@ -80,10 +81,34 @@ def run_sweep(experiment: Experiment) -> list[str]:
 
 
 def train_point(experiment: Experiment, weights: Weights, output: Path | None = None) -> Path:
-    """Train one vector into `output` (default: its place in the sweep's folder) and return the folder."""
+    """Make the policy of one vector in `output` (default: its place in the sweep's folder) and return the folder."""
+    folder = output or point_folder(experiment, weights)
+    with _alone(experiment, output) as run:
+        maker(run)(weights, folder)
+        if output is None:
+            _failure_record(experiment, weights).unlink(missing_ok=True)
+    return folder
+
+
+def train_continuous(experiment: Experiment, output: Path | None = None) -> Path:
+    """Train the continuous policy and no point into `output` (default: its place in the sweep's folder)."""
+    from modpo.methods.continuous import train
+
+    folder = output or experiment.output_dir / CONTINUOUS
+    with _alone(experiment, output) as run:
+        train(run, folder)
+    return folder
+
+
+@contextmanager
+def _alone(experiment: Experiment, output: Path | None) -> Iterator[Run]:
+    """What a single training starts from, under the lock of where it goes.
+
+    Args:
+        output: a folder of its own; None: its place in the sweep's.
+    """
     require_device_dtype(experiment.model.dtype, experiment.where("model"))
     train, _ = load_groups(experiment)
-    folder = output or point_folder(experiment, weights)
     if output is not None and output.is_dir() and any(output.iterdir()) and read_manifest(output) is None:
         fix = "name a new folder, or an empty one"
         raise InputError(Problem("--output", str(output), "holds something that is no policy of modpo", fix))
@@ -92,10 +117,7 @@ def train_point(experiment: Experiment, weights: Weights, output: Path | None = 
             claim_folder(experiment)
             remove_unfinished(experiment.output_dir)
         reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
-        maker(_run(experiment, train, reference))(weights, folder)
-        if output is None:
-            _failure_record(experiment, weights).unlink(missing_ok=True)
-    return folder
+        yield _run(experiment, train, reference)
 
 
 def _run(experiment: Experiment, train: PromptGroups, reference: ReferenceModel) -> Run:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from modpo.cli import chat, evaluate, inspect, quickstart, report, reward, sample, score, sft, sweep, train
+from modpo.cli import bake, chat, evaluate, inspect, quickstart, report, reward, sample, score, sft, sweep, train
 from modpo.errors import EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line, printable
 from modpo.interrupts import raised
 
@@ -35,6 +35,7 @@ SUBCOMMANDS = {
     "evaluate": evaluate,
     "report": report,
     "chat": chat,
+    "bake": bake,
 }
 
 INTERRUPTED = 130  # 128 + SIGINT; `Interrupted` brings its own

@@ -171,7 +171,6 @@ def _check_training(shape: Any, reader: SectionReader) -> None:
     if _value(shape, "sweep.mode") == CONTINUOUS:
         if (method := _value(shape, "sweep.method")) != "modpo":
             reader.report("sweep.mode", f"is continuous, with `method: {method}`", "use `mode: separate`")
-        _check_continuous(shape, reader)
         if shape.lora is not None and isinstance(shape.objectives, dict) and len(shape.objectives) == 1:
             reader.report("sweep.mode", "is continuous, with one objective", "use `mode: separate`")
     longest, prompt = _value(shape, "data.max_length"), _value(shape, "data.max_prompt_length")
@@ -189,11 +188,6 @@ def _check_training(shape: Any, reader: SectionReader) -> None:
         _check_arguments(_value(shape, f"{section}.arguments") or {}, f"{section}.arguments", reader)
 
 
-def _check_continuous(shape: Any, reader: SectionReader) -> None:
-    if shape.lora is None:
-        reader.report("lora", "is null", "a continuous policy is one adapter per objective: give its fields")
-
-
 def _check_comparison(shape: Any, reader: SectionReader) -> None:
     methods, seeds = _value(shape, "comparison.methods"), _value(shape, "comparison.seeds")
     choices = (*METHODS, CONTINUOUS)
@@ -207,8 +201,6 @@ def _check_comparison(shape: Any, reader: SectionReader) -> None:
         if values is not None and (not values or len(set(values)) < len(values)):
             problem = "has one twice" if values else "is empty"
             reader.report(f"comparison.{name}", problem, "name at least one, each once")
-    if CONTINUOUS in (methods or []):
-        _check_continuous(shape, reader)
     if methods is not None and isinstance(shape.objectives, dict) and len(shape.objectives) == 1:
         fix = "give two objectives or more, or leave `comparison` out"
         reader.report("comparison", "compares fronts, and there is one objective", fix)

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modpo import simplex
-from modpo.experiment.sections import LoraSection, Objective, RewardSection
+from modpo.experiment.sections import CONTINUOUS, LoraSection, Objective, RewardSection
 from modpo.experiment.yaml_reader import BROKEN, SectionReader
 from modpo.simplex import Weights
 
-MARGINS = ("modpo", "continuous")  # train on the pairs of one objective, with rewards of the others as margins
+MARGINS = ("modpo", CONTINUOUS)  # train on the pairs of one objective, with rewards of the others as margins
 OWN_PAIRS = ("loss_weighting", "dpo")  # train on the pairs of each objective
 NEW_ANSWERS = ("best_of_n", "morlhf", "rlhf")  # score answers that stand in no data
-ADDED_UP = ("soups", "continuous")  # make the policy of a vector by adding adapters up
+ADDED_UP = ("soups", CONTINUOUS)  # make the policy of a vector by adding adapters up
 ONE_OBJECTIVE = ("dpo", "rlhf")  # have a policy for each objective, and none between
 
 PROBLEM = tuple[str, str, str]  # field, what is wrong with it, what to do
@@ -38,8 +38,8 @@ def _methods(shape: Any) -> list[str]:
     compared = getattr(shape.comparison, "methods", None)
     if compared is not None:
         return [] if compared is BROKEN else list(compared)
-    continuous = getattr(shape.sweep, "mode", None) == "continuous"
-    method = "continuous" if continuous else getattr(shape.sweep, "method", None)
+    continuous = getattr(shape.sweep, "mode", None) == CONTINUOUS
+    method = CONTINUOUS if continuous else getattr(shape.sweep, "method", None)
     return [] if method is None else [method]
 
 
@@ -52,6 +52,8 @@ def method_problems(method: str, objectives: Mapping[str, Objective], lora: Lora
         if method in NEW_ANSWERS and not (objective.reward and _scores_new_text(objective.reward)):
             fix = "give it a reward function, a reward model or `reward: {train: reward_model}`"
             yield f"objectives.{name}", f"cannot score new answers, as `method: {method}` needs", fix
+    if method == CONTINUOUS and lora is None:
+        yield "lora", "is null", "a continuous policy is one adapter per objective: give its fields"
     if method in ADDED_UP and lora is not None and lora.modules_to_save:
         fix = "leave it out: only low-rank updates are added up"
         yield "lora.modules_to_save", f"does not go with `{method}`", fix

@@ -10,8 +10,8 @@ from typing import Any
 from modpo import simplex
 from modpo.errors import InputError, Problem
 from modpo.experiment.checks import trainable_problem
-from modpo.experiment.method_checks import MARGINS, ONE_OBJECTIVE, method_vectors
-from modpo.experiment.sections import Objective
+from modpo.experiment.method_checks import MARGINS, ONE_OBJECTIVE, method_problems, method_vectors
+from modpo.experiment.sections import CONTINUOUS, Experiment, Objective
 from modpo.experiment.yaml_nodes import place
 from modpo.experiment.yaml_reader import BROKEN, SectionReader
 from modpo.simplex import Weights
@@ -56,6 +56,25 @@ def check_trainable(
     if problem:
         fix = "give all but one of them a reward, for instance `reward: {train: implicit}`, or the weight 0"
         raise InputError(Problem(where, field, problem, fix))
+
+
+def as_continuous(experiment: Experiment) -> Experiment:
+    """The experiment with `sweep.mode: continuous`, checked as if the file had said so.
+
+    Raises:
+        InputError: another method than MODPO, one objective, no plain adapters, nothing to train on.
+    """
+    names, method = list(experiment.objectives), experiment.sweep.method
+    problems = list(method_problems(CONTINUOUS, experiment.objectives, experiment.lora))
+    if method != "modpo":
+        problems.append(("sweep.method", f"is {method}, and a continuous policy is MODPO's", "use `method: modpo`"))
+    if len(names) == 1:
+        problems.append(("objectives", "has one, and a continuous policy is of several", "give `--weights` instead"))
+    if problems:
+        raise InputError([Problem(experiment.where(field), field, said, fix) for field, said, fix in problems])
+    where, named = experiment.where("objectives"), experiment.training.objective
+    check_trainable(simplex.middle(names), experiment.objectives, named, where=where, field="objectives")
+    return dataclasses.replace(experiment, sweep=dataclasses.replace(experiment.sweep, mode=CONTINUOUS))
 
 
 def expand_sweep(choice: Any, objectives: Any, named: str | None, reader: SectionReader) -> list[Weights]:

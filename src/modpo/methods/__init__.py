@@ -29,6 +29,7 @@ METHODS = {  # `sweep.method` -> its module
     "soups": "modpo.methods.soups",
     "loss_weighting": "modpo.methods.loss_weighting",
     "best_of_n": "modpo.methods.best_of_n",
+    "dpo": "modpo.methods.loss_weighting",  # all weight on one objective's pairs
 }
 CONTINUOUS = "modpo.methods.continuous"  # MODPO's, with `sweep.mode: continuous`
 

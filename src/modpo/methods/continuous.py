@@ -35,21 +35,25 @@ def maker(run: Run) -> Maker:
         InputError: no adapters to steer. IntegrityError: the folder holds a policy of other data or settings.
         NumericError: a loss or gradient that is not finite.
     """
-    experiment = run.experiment
-    if experiment.lora is None:
-        fix = "give `lora` its fields back: a continuous policy is one adapter per objective"
-        raise InputError(Problem(experiment.where("lora"), "lora", "is null", fix))
-    folder = experiment.output_dir / CONTINUOUS
-    _train(run, folder)
+    folder = run.experiment.output_dir / CONTINUOUS
+    train(run, folder)
     manifest = read_manifest(folder)
     assert manifest is not None
     return partial(_bake, run, folder, manifest)
 
 
-def _train(run: Run, folder: Path) -> None:
+def train(run: Run, folder: Path) -> None:
+    """Train the continuous policy, from its newest checkpoint if there is one; kept where it is finished.
+
+    Raises:
+        InputError: no adapters to steer. IntegrityError, NumericError: see `maker`.
+    """
     from modpo.checkpoints import Checkpoints, trained
 
     experiment = run.experiment
+    if experiment.lora is None:
+        fix = "give `lora` its fields back: a continuous policy is one adapter per objective"
+        raise InputError(Problem(experiment.where("lora"), "lora", "is null", fix))
     sweep, section = experiment.sweep, experiment.training
     settings = {name: getattr(sweep, name) for name in ("concentration", "spread", "prompts_per_draw")}
     parts = {**shared_parts(experiment, run.scored), "continuous": settings}
@@ -77,10 +81,10 @@ def _new_trainer(run: Run, work: Path, settings: Mapping[str, Any]) -> Continuou
 
     experiment = run.experiment
     assert experiment.lora is not None
-    uniform = {name: 1 / len(experiment.objectives) for name in experiment.objectives}
+    middle = simplex.middle(list(experiment.objectives))
     trainer = ContinuousTrainer(
         run.reference.model,
-        training_arguments(experiment, uniform, work, kind=ContinuousConfig, more=settings),
+        training_arguments(experiment, middle, work, kind=ContinuousConfig, more=settings),
         run.scored.dataset(),
         peft_config=lora_config(experiment.lora),
         processing_class=run.reference.tokenizer,
