@@ -237,11 +237,15 @@ def test_bad_weights_are_named(file, stages, capsys, text, field, words):
 def test_report_and_quickstart_take_their_folder(stages, tmp_path):
     assert main(["report", str(tmp_path)]) == 0
     assert main(["quickstart", "--fast", "--output", str(tmp_path)]) == 0
-    assert main(["quickstart"]) == 0
+    for options in ([], ["--separate"], ["--fast"], ["--separate", "--fast"]):  # a folder belongs to one experiment
+        assert main(["quickstart", *options]) == 0
     assert stages.calls == [
         ("write_report", tmp_path),
         ("run_quickstart", tmp_path, ("separate", False), ("fast", True)),
         ("run_quickstart", Path("runs/quickstart"), ("separate", False), ("fast", False)),
+        ("run_quickstart", Path("runs/quickstart-separate"), ("separate", True), ("fast", False)),
+        ("run_quickstart", Path("runs/quickstart-fast"), ("separate", False), ("fast", True)),
+        ("run_quickstart", Path("runs/quickstart-separate-fast"), ("separate", True), ("fast", True)),
     ]
 
 

@@ -135,6 +135,13 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.elements if name == tag]
 
 
+def test_what_chooses_among_answers_was_not_trained(tmp_path):
+    front = make_front(tmp_path)
+    assert "3 policies trained for" in html_of(front)
+    chosen = replace(front, points=[replace(point, adapter=None, best_of_n=4) for point in front.points])
+    assert "3 policies of best of 4 for" in html_of(chosen)
+
+
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4])
 def test_picture_and_page_for_any_number_of_objectives(tmp_path, objectives):
     front = make_front(tmp_path, objectives)

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 HELP = "train and draw a small front with the embedded model"
+FOLDER = "runs/quickstart"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -13,7 +14,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--separate", action="store_true", help="train each preference vector by itself, fewer of them")
     parser.add_argument("--fast", action="store_true", help="fewer prompts and vectors")
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/quickstart"), metavar="FOLDER", help="default: %(default)s"
+        "--output", type=Path, metavar="FOLDER", help=f"default: {FOLDER}, with -separate and -fast if they are given"
     )
 
 
@@ -21,5 +22,10 @@ def run(args: Namespace) -> int:
     """Run the embedded experiment."""
     from modpo.quickstart import run_quickstart
 
-    run_quickstart(args.output, separate=args.separate, fast=args.fast)
+    run_quickstart(args.output or default_folder(args), separate=args.separate, fast=args.fast)
     return 0
+
+
+def default_folder(args: Namespace) -> Path:
+    """Each variant's own, for a folder belongs to one experiment."""
+    return Path(FOLDER + "-separate" * args.separate + "-fast" * args.fast)

@@ -102,8 +102,9 @@ def _summary(front: Front) -> str:
     corner = ", ".join(f"{escape(name)} {number(value)}" for name, value in volume.reference_point.items())
     kept = sum(not point.dominated for point in points)
     better = sum(_beats(front, point) for point in points)
+    made = next((f"of best of {point.best_of_n}" for point in points if point.best_of_n), "trained")
     lines = [
-        f"{_count(len(points), 'policy', 'policies')} trained{start} for {' and '.join(names)}{prompts}.",
+        f"{_count(len(points), 'policy', 'policies')} {made}{start} for {' and '.join(names)}{prompts}.",
         f"Hypervolume <b>{interval_text(volume.mean, volume.ci_low, volume.ci_high)}</b> "
         f"({percent(settings.get('confidence'))} interval), down to the reference point {corner}.",
         f"{kept} of {len(points)} non-dominated; {better} of {len(points)} beat the reference policy "
