@@ -1,4 +1,8 @@
-"""Preference rows for the benchmarks: real ones from a folder, or made ones of the same shape."""
+"""Preference rows for the benchmarks: real ones from a folder, or made ones of the same shape.
+
+The folder holds `dev_feedback.json`, of tasks/qa_feedback/data in github.com/allenai/FineGrainedRLHF, and
+`harmless-base/test.jsonl.gz`, of the data set Anthropic/hh-rlhf on the Hub. The first rows of each are read.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,11 @@ from typing import Any
 
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.prompt_group import plain_text
-from modpo.data.rows import open_rows
+from modpo.data.rows import Rows, open_rows, rows_from_list
 
 Row = dict[str, Any]
 
+QA_ROWS, HH_ROWS = 400, 2000  # read of the files
 # Words and pairs a prompt, as counted in the real data (QA-Feedback's dev questions, hh-rlhf harmless-base test).
 QA_PROMPT_WORDS, QA_ANSWER_WORDS, QA_PAIRS = 620, 75, 5
 HH_PROMPT_WORDS, HH_ANSWER_WORDS = 75, 45
@@ -22,7 +27,7 @@ def qa_rows(data: Path | None, prompts: int) -> list[Row]:
     """Long prompts with four answers and several pairs each: QA-Feedback's shape, prompts of average length."""
     if data is None:
         return _made_qa(prompts)
-    groups = group_rows(open_rows(str(data / "qa_feedback" / "dev_feedback_400.json")), format="qa_feedback")
+    groups = group_rows(_first(QA_ROWS, data / "dev_feedback.json"), format="qa_feedback")
     usual = [g for g in groups if len(g.pairs) == QA_PAIRS]
     middle = sorted(usual, key=_length)[len(usual) // 2 - prompts // 2 :][:prompts]
     return [row for group in middle for row in _pair_rows(group)]
@@ -32,9 +37,13 @@ def single_pair_rows(data: Path | None, pairs: int) -> list[Row]:
     """Short prompts with one pair each: hh-rlhf's shape."""
     if data is None:
         return _made_pairs(pairs)
-    groups = group_rows(open_rows(str(data / "hh_rlhf" / "harmless_base_test_2000.jsonl.gz")), format="hh_rlhf")
+    groups = group_rows(_first(HH_ROWS, data / "harmless-base" / "test.jsonl.gz"), format="hh_rlhf")
     chosen = [groups[i] for i in random.Random(0).sample(range(len(groups)), pairs)]
     return [row for group in chosen for row in _pair_rows(group)][:pairs]
+
+
+def _first(count: int, file: Path) -> Rows:
+    return rows_from_list(open_rows(str(file))[:count], file.name)
 
 
 def _length(group: Any) -> int:
@@ -79,6 +88,4 @@ def _made_pairs(pairs: int) -> list[Row]:
 
 def groups_of(rows: list[Row]) -> PromptGroups:
     """The rows as prompt groups."""
-    from modpo.data.rows import rows_from_list
-
     return group_rows(rows_from_list(rows))

@@ -31,7 +31,9 @@ TRL_BATCH = {"qa": 2, "pairs": 4}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder with qa_feedback/ and hh_rlhf/; default: made rows")
+    parser.add_argument(
+        "--data", type=Path, help="folder with dev_feedback.json and harmless-base/test.jsonl.gz; default: made rows"
+    )
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps a side, of which the median counts")
     parser.add_argument("--only", choices=("qa", "pairs"))
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -54,6 +54,8 @@ BAD_LINES: dict[str, list[tuple[str, ...]]] = {
         ("lora: {target_modules: {}}", "lora.target_modules", "expected text, got a mapping"),
         ("lora: {modules_to_save: lm_head}", "lora.modules_to_save", "expected a list, got 'lm_head'"),
         ("lora: {modules_to_save: [1]}", "lora.modules_to_save[0]", "expected text, got 1"),
+        ("sft: {path: x, arguments: {push_to_hub: true}}", "sft.arguments.push_to_hub", "would publish"),
+        ("morlhf: {arguments: {hub_token: x}}", "morlhf.arguments.hub_token", "would publish"),
         ("evaluation: {confidence: 1}", "evaluation.confidence", "below 1"),
         ("evaluation: {confidence: 0}", "evaluation.confidence", "above 0"),
         ("evaluation: {temperature: 0}", "evaluation.temperature", "above 0"),
@@ -113,6 +115,11 @@ BAD_LINES: dict[str, list[tuple[str, ...]]] = {
         ("reward: {sum: ['nothing']}", "objectives.concise.reward.sum[0].function", "names no function"),
         ("reward: {train: guess}", "objectives.concise.reward.train.kind", "use one of: reward_model, implicit"),
         (
+            "reward: {train: {kind: reward_model, arguments: {hub_model_id: x}}}",
+            "objectives.concise.reward.train.arguments.hub_model_id",
+            "would publish",
+        ),
+        (
             "reward: {train: {kind: implicit, eval_prompts: 0}}",
             "objectives.concise.reward.train.eval_prompts",
             "at least",
@@ -166,6 +173,7 @@ BAD_LINES: dict[str, list[tuple[str, ...]]] = {
         ("arguments: !!python/object:os.X {}", "training.arguments", "tag !!python/object:os.X is not allowed"),
         ("arguments: {beta: 0.2}", "training.arguments.beta", "set `training.beta` instead"),
         ("arguments: {output_dir: x}", "training.arguments.output_dir", "set `output_dir` instead"),
+        ("arguments: {push_to_hub: true}", "training.arguments.push_to_hub", "would publish what is trained"),
     ],
     "learning_rate: 5e-4": [
         ("learning_rate: -5e-4", "training.learning_rate", "above 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from modpo.cli import main
 from modpo.errors import InputError, NumericError
 from modpo.experiment.sections import (
+    ComparisonSection,
     DataSection,
     EvaluationSection,
     Experiment,
@@ -315,18 +317,46 @@ def test_a_reward_that_only_measures_does_not_drown_a_margin(experiment):
 
 def test_cost_counts_every_point_epoch_and_step(experiment):
     """Two prompts with pairs in one batch: 1 step an epoch; 24 tokens for each of 2 points and 3 epochs."""
-    import dataclasses
-
     asked = experiment()
     training = dataclasses.replace(asked.training, num_train_epochs=3.0)
     found = look(dataclasses.replace(asked, training=training)).cost
-    assert (found.points, found.steps, found.training.read) == (2, 3, 2 * 3 * 24)
+    assert (found.trainings, found.steps, found.training.read) == (2, 3, 2 * 3 * 24)
     assert found.largest.read == 24
     training = dataclasses.replace(asked.training, max_steps=5)
     found = look(dataclasses.replace(asked, training=training)).cost
     assert (found.steps, found.training.read) == (5, 2 * 5 * 24)
     assert found.training_seconds > 0
     assert found.memory.total > found.memory.process > 0
+
+
+def test_a_continuous_policy_is_one_training_with_an_adapter_per_objective(experiment):
+    asked = dataclasses.replace(experiment(), lora=LoraSection(r=4))
+    continuous = dataclasses.replace(asked, sweep=dataclasses.replace(asked.sweep, mode="continuous"))
+    one, all_vectors = look(asked).cost, look(continuous).cost
+    assert (one.trainings, all_vectors.trainings) == (2, 1)
+    assert all_vectors.training.read == one.training.read / 2
+    assert all_vectors.shape.trainable == 2 * one.shape.trainable
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, "of a sweep by MODPO"),
+        ({"sweep": {"mode": "continuous"}}, "of the continuous policy of all vectors"),
+        ({"sweep": {"method": "soups"}}, "of a sweep by MODPO; soups takes another time and memory"),
+        (
+            {"comparison": ["modpo", "soups"]},
+            "of one sweep by MODPO; the comparison has sweeps by 2 methods with 3 seeds",
+        ),
+    ],
+)
+def test_what_the_estimate_is_of(experiment, capsys, asked, said):
+    given = dataclasses.replace(experiment(), lora=LoraSection())
+    if "comparison" in asked:
+        given = dataclasses.replace(given, comparison=ComparisonSection(asked["comparison"]))
+    given = dataclasses.replace(given, sweep=dataclasses.replace(given.sweep, **asked.get("sweep", {})))
+    inspect_experiment(given)
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_sample_without_pairs_has_no_cost(experiment, monkeypatch):

@@ -406,7 +406,7 @@ def test_examples_of_the_page(swept: Path, tmp_path: Path, monkeypatch: pytest.M
     blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.M | re.S)
     assert len(blocks) == 4
     script = tmp_path / "page.py"
-    script.write_text("\n".join(blocks).replace("runs/quickstart", str(swept)).replace("positive", "kind"))
+    script.write_text(re.sub(r"runs/quickstart(-separate)?", str(swept), "\n".join(blocks)).replace("positive", "kind"))
     monkeypatch.chdir(tmp_path)
     left = runpy.run_path(str(script))
     assert [round(share, 6) for _, share in left["neighbours"]] == [0.7, 0.3]

@@ -141,8 +141,8 @@ class Front:
     def at(self, weights: Weights) -> PreTrainedModel | PeftModel:
         """The policy at a preference vector as a transformers model, ready to generate; says what it is made of.
 
-        A trained point is itself; of a continuous policy any vector is exact; between trained points their adapters
-        are interpolated.
+        A trained point is itself; a continuous policy was trained at all vectors; between points that were trained
+        alone their adapters are interpolated.
 
         Raises:
             InputError: no such vector, or one outside what the points span.

@@ -178,9 +178,6 @@ def _check_training(shape: Any, reader: SectionReader) -> None:
         problem = f"is {prompt}, which leaves no room for a response in max_length {longest}"
         reader.report("data.max_prompt_length", problem, f"give a value below {longest}")
     for name in _value(shape, "training.arguments") or {}:
-        if name == "push_to_hub" or name.startswith("hub_"):
-            fix = "leave it out, and upload the folder of a point when you have looked at it"
-            reader.report(f"training.arguments.{name}", "would publish what is trained, and may hold a secret", fix)
         if name in ELSEWHERE:
             fix = f"set `{ELSEWHERE[name]}` instead"
             reader.report(f"training.arguments.{name}", "has a place of its own", fix)
@@ -207,7 +204,11 @@ def _check_comparison(shape: Any, reader: SectionReader) -> None:
 
 
 def _check_arguments(arguments: dict[str, Any], path: str, reader: SectionReader) -> None:
-    """Where memory runs out, the user is told what to lower: nothing is lowered unasked."""
+    """Nothing is published, and where memory runs out, the user is told what to lower: nothing is lowered unasked."""
+    for name in arguments:
+        if name == "push_to_hub" or name.startswith("hub_"):
+            fix = "leave it out, and upload the folder of a policy when you have looked at it"
+            reader.report(f"{path}.{name}", "would publish what is trained, and may hold a secret", fix)
     if FINDS_BATCH_SIZE in arguments:
         fix = "leave it out, and lower the batch size where memory runs out"
         reader.report(f"{path}.{FINDS_BATCH_SIZE}", "would change the batch size silently", fix)

@@ -163,7 +163,8 @@ class TrainingSection:
     """Fields of `modpo.MODPOConfig` (so of `trl.DPOConfig`). `arguments` reaches the ones not listed."""
 
     beta: float = 0.1
-    # objective k; null: for each prompt, of the objectives with pairs the one with the largest weight
+    # objective k; null: for each prompt, of the objectives with pairs that leave every other one a reward, the one with
+    # the largest weight; see `modpo.primary`
     objective: str | None = None
     loss_type: str = "sigmoid"  # sigmoid | hinge
     scale_loss_by_weight: bool = True  # multiply by w_k: same optimum, bounded gradient
@@ -173,7 +174,7 @@ class TrainingSection:
     warmup_steps: float = 0.1  # optimizer steps; below 1, the share of all steps
     num_train_epochs: float = 1.0
     max_steps: int = -1
-    per_device_train_batch_size: int = 8  # prompt groups in one forward pass
+    per_device_train_batch_size: int = 8  # prompt groups in a batch, which is read in parts
     max_packed_tokens: int | None = None  # tokens in one forward pass; null: 2048 on a CPU, 16384 elsewhere
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False

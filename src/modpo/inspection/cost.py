@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import psutil
 
 from modpo.data.prompt_group import Pair
 from modpo.errors import InputError, Problem
-from modpo.experiment.sections import Experiment
+from modpo.experiment.sections import CONTINUOUS, Experiment
 from modpo.inspection.estimate import (
     HEAP_SHARE,
     Memory,
@@ -37,17 +37,17 @@ MOST_TOKENS_ELSEWHERE = 16384
 
 
 @dataclass(frozen=True)
-class Cost:
+class ExpectedCost:
     """What training is expected to take."""
 
     shape: ModelShape
     memory: Memory
     largest: Work  # forward pass
-    points: int
-    steps: int  # optimizer steps of one point
-    training: Work  # of all points
+    trainings: int  # one a preference vector; of a continuous policy one for all
+    steps: int  # optimizer steps of one training
+    training: Work  # of all trainings
     training_flops: float
-    training_seconds: float  # of all points
+    training_seconds: float  # of all trainings
     scoring_seconds: float  # reference log-probs of all groups, once
     rates: Rates
     device: str
@@ -60,8 +60,8 @@ def expected_cost(
     pairs: Sequence[Sequence[Pair]],
     *,
     groups: int,
-) -> Cost:
-    """Memory and time, on one process of this machine.
+) -> ExpectedCost:
+    """Memory and time of a sweep by MODPO, on one process of this machine.
 
     Args:
         lengths, pairs: of a sample of the training data, with at least one pair.
@@ -82,12 +82,12 @@ def expected_cost(
     largest = max(passes, key=lambda work: work.read)
     shape = _shape(experiment, reference)
     steps, seen = _steps(experiment, trained=round(groups * len(paired) / len(lengths)))
-    points = max(len(experiment.sweep.weights), 1)
-    work = sum(passes, start=Work()) * (seen / len(paired) * points)
+    trainings = 1 if experiment.sweep.mode == CONTINUOUS else max(len(experiment.sweep.weights), 1)
+    work = sum(passes, start=Work()) * (seen / len(paired) * trainings)
     scored = sum((packed_work(*group) for group in lengths), start=Work()) * (groups / len(lengths))
     checkpointing = training.gradient_checkpointing
     rates = measured_rates(shape, experiment.model.dtype, int(largest.read), device=where)
-    return Cost(
+    return ExpectedCost(
         shape=shape,
         memory=training_memory(
             shape,
@@ -99,7 +99,7 @@ def expected_cost(
             process=psutil.Process().memory_info().rss if where == "cpu" else 0,
         ),
         largest=largest,
-        points=points,
+        trainings=trainings,
         steps=steps,
         training=work,
         training_flops=training_flops(shape, work, gradient_checkpointing=checkpointing),
@@ -138,8 +138,11 @@ def _seconds(operation: Callable[[], Tensor]) -> float:
 
 
 def _shape(experiment: Experiment, reference: ReferenceModel) -> ModelShape:
+    lora = experiment.lora
+    if lora and experiment.sweep.mode == CONTINUOUS:  # an adapter per objective takes what one of all their ranks takes
+        lora = replace(lora, r=lora.r * len(experiment.objectives))
     try:
-        return model_shape(reference.folder, experiment.model, experiment.lora)
+        return model_shape(reference.folder, experiment.model, lora)
     except ValueError as error:
         problem = f"do not fit the model: {str(error).splitlines()[0]}"
         fix = "set `target_modules: all-linear`, or name modules of this model"
@@ -147,7 +150,7 @@ def _shape(experiment: Experiment, reference: ReferenceModel) -> ModelShape:
 
 
 def _steps(experiment: Experiment, trained: int) -> tuple[int, float]:
-    """(optimizer steps, prompt groups read) of one point that trains on so many groups."""
+    """(optimizer steps, prompt groups read) of one training on so many groups."""
     training = experiment.training
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     if training.max_steps > 0:

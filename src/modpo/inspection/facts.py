@@ -16,7 +16,7 @@ from modpo.data.prompt_group import Pair
 from modpo.errors import MOST_PROBLEMS_SHOWN, InputError, Problem
 from modpo.evaluation_rewards import scorer_warnings
 from modpo.experiment.sections import Experiment, RewardSection
-from modpo.inspection.cost import Cost, expected_cost
+from modpo.inspection.cost import ExpectedCost, expected_cost
 from modpo.inspection.reward_statistics import (
     RewardStatistics,
     correlations,
@@ -77,7 +77,7 @@ class Inspection:
     example: Example
     rewards: Mapping[str, RewardStatistics]
     correlations: Mapping[tuple[str, str], float]
-    cost: Cost | None  # None if the sample has no pair
+    cost: ExpectedCost | None  # None if the sample has no pair
     warnings: Sequence[str]
 
 

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from modpo.data.prompt_group import UNNAMED
-from modpo.experiment.sections import DRAWN, Experiment, Objective, RewardSection
-from modpo.inspection.cost import Cost
+from modpo.experiment.sections import CONTINUOUS, DRAWN, Experiment, Objective, RewardSection
+from modpo.inspection.cost import ExpectedCost
 from modpo.inspection.facts import DataSummary, Example, Inspection
 from modpo.inspection.reward_statistics import margin_spread
 from modpo.inspection.token_statistics import Reading, Spread, TokenStatistics
@@ -63,7 +63,9 @@ def render(inspection: Inspection) -> Iterator[RenderableType]:
     if experiment.sweep.weights:
         yield from _section("preference vectors", f"beta {experiment.training.beta:g}", _vectors(experiment))
     if inspection.cost:
-        yield from _section("expected", "an estimate, for one process on this machine", _cost(inspection.cost))
+        yield from _section(
+            "expected", "an estimate, for one process on this machine", _cost(inspection.cost, experiment)
+        )
     for warning in inspection.warnings:
         yield Text(f"warning: {visible(warning)}", style="yellow")
 
@@ -274,7 +276,7 @@ def _primary(experiment: Experiment, weights: Weights) -> str | None:
 # --- cost ---------------------------------------------------------------------------------------------------
 
 
-def _cost(cost: Cost) -> Table:
+def _cost(cost: ExpectedCost, experiment: Experiment) -> Table:
     shape, memory = cost.shape, cost.memory
     parts = {
         "weights": memory.weights,
@@ -285,9 +287,11 @@ def _cost(cost: Cost) -> Table:
         "process": memory.process,
     }
     taken = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
-    work = f"{cost.points:,} points of {cost.steps:,} steps read {cost.training.read:,.0f} tokens"
+    trainings = f"{cost.trainings:,} training{'s' if cost.trainings > 1 else ''}"
+    work = f"{trainings} of {cost.steps:,} steps read {cost.training.read:,.0f} tokens"
     table = _table("", "", left=2)
     table.show_header = False
+    _row(table, "of", _estimated(experiment))
     _row(table, "model", f"{shape.parameters:,} parameters, {shape.trainable:,} trained")
     _row(table, "peak memory", f"{memory.total / 1e9:.1f} GB: {taken}")
     _row(table, "", f"the largest forward pass reads {cost.largest.read:,.0f} tokens")
@@ -297,3 +301,14 @@ def _cost(cost: Cost) -> Table:
     _row(table, "", "rewards, generation and evaluation come on top")
     _row(table, "measured", f"{cost.rates.matmul / 1e9:,.0f} GFLOP/s in matrix products on this {cost.device}")
     return table
+
+
+def _estimated(experiment: Experiment) -> str:
+    """What the numbers stand for: a sweep by MODPO, whatever else is asked for."""
+    sweep, comparison = experiment.sweep, experiment.comparison
+    if comparison:
+        sweeps = f"{len(comparison.methods)} methods with {len(comparison.seeds)} seeds each"
+        return f"one sweep by MODPO; the comparison has sweeps by {sweeps}, and other methods take another time"
+    if sweep.method != "modpo":
+        return f"a sweep by MODPO; {sweep.method} takes another time and memory"
+    return "the continuous policy of all vectors" if sweep.mode == CONTINUOUS else "a sweep by MODPO"
