@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from modpo.combine import combine_adapters, read_adapter, steer
-from modpo.continuous import adapter_names, load_policy
+from modpo.continuous import adapter_names
 from modpo.errors import InputError
 from modpo.logprobs import padded_logps
 
@@ -24,6 +24,21 @@ RESPONSES = [[[10, 11, 12, 0], [30, 0]], [[20, 21, 22, 23, 24, 0]]]
 
 def base(tiny_model: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+
+
+def load_policy(base: Any, folder: Path, objectives: list[str]) -> PeftModel:
+    """The policy that `ContinuousTrainer.save_policy` wrote, in the base's dtype, to be steered with `steer`."""
+    adapters = adapter_names(objectives)
+    model: PeftModel | None = None
+    for name, adapter in adapters.items():
+        if model is None:
+            model = PeftModel.from_pretrained(base, folder / name, adapter_name=adapter)
+        else:
+            model.load_adapter(folder / name, adapter_name=adapter)
+    assert model is not None
+    model.base_model.set_adapter(list(adapters.values()))
+    model.requires_grad_(False)
+    return model.to(base.dtype).eval()
 
 
 def make_adapter(tiny_model: Path, folder: Path, seed: int, **settings: Any) -> Path:

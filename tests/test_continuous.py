@@ -16,13 +16,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import modpo.continuous
-from modpo.continuous import GRID, ContinuousConfig, ContinuousTrainer, draw, load_policy, steer
+from modpo.continuous import GRID, ContinuousConfig, ContinuousTrainer, draw, steer
 from modpo.errors import InputError
 from modpo.experiment.sections import Objective, RewardSection
 from modpo.primary import REGRESSION
 from modpo.scoring import score_dataset
 from modpo.simplex import Weights, spread_out
 from modpo.trainer import MODPOConfig, MODPOTrainer
+from test_combine import load_policy
 from test_trainer import LORA, assert_same_training, log_column, logps_of, moved_weights, preference_rows
 
 WEIGHTS = {"better": 0.6, "short": 0.4}

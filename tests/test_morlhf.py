@@ -21,8 +21,8 @@ from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
 from modpo.interrupts import Interruption
 from modpo.methods import Run
-from modpo.methods.modpo import give_base_back
 from modpo.methods.morlhf import new_trainer, reward_functions, train, training_arguments
+from modpo.methods.point import give_base_back
 from modpo.models import ReferenceModel, save_policy
 from modpo.publish import read_manifest
 from modpo.scoring import experiment_scorer

@@ -14,8 +14,8 @@ from trl import GRPOTrainer, RLOOTrainer
 from modpo.checkpoints import trained_tensors
 from modpo.experiment.file import read_experiment
 from modpo.methods import Run
-from modpo.methods.modpo import give_base_back
 from modpo.methods.morlhf import new_trainer
+from modpo.methods.point import give_base_back
 from modpo.models import ReferenceModel
 from modpo.on_policy import OnPolicy
 from modpo.scoring import experiment_scorer

@@ -29,7 +29,8 @@ from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
 from modpo.interrupts import Interrupted, Interruption
 from modpo.methods import Run
-from modpo.methods.modpo import give_base_back, new_trainer
+from modpo.methods.modpo import new_trainer
+from modpo.methods.point import give_base_back
 from modpo.models import ReferenceModel
 from modpo.publish import read_manifest
 from modpo.scoring import ScoredData, experiment_scorer

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modpo.adapters import ADAPTER_WEIGHTS
 from modpo.cli import main
 from modpo.combine import steer
-from modpo.continuous import load_policy
 from modpo.errors import InputError, IntegrityError
 from modpo.evaluate import evaluate_sweep
 from modpo.experiment.file import read_experiment
@@ -27,7 +26,7 @@ from modpo.logprobs import padded_logps
 from modpo.publish import new_folder, read_manifest
 from modpo.steering import CONTINUOUS, SteeredPolicy, Steering
 from modpo.sweep import run_sweep
-from test_combine import PROMPTS, RESPONSES, dense
+from test_combine import PROMPTS, RESPONSES, dense, load_policy
 from test_sweep import write_rows
 
 POINTS = {"kind0.75-concise0.25": 0.75, "kind0.25-concise0.75": 0.25}

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from modpo.adapters import ADAPTER_WEIGHTS, adapter_config
 from modpo.errors import InputError, Problem
-from modpo.models import ADAPTER_CONFIG, first_line
+from modpo.models import ADAPTER_CONFIG, TRAINING_LOG, first_line
+from modpo.publish import MANIFEST
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,7 +43,7 @@ MORE_THAN_LOW_RANK = (
     "rank_pattern",
     "alpha_pattern",
 )
-OF_ONE_RUN = ("manifest.json", "training_log.json")  # beside a model's files: they say how it was trained
+OF_ONE_RUN = (MANIFEST, TRAINING_LOG)  # beside a model's files: they say how it was trained
 PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # the others change the base's weights
 
 

@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from modpo.adapters import require_adapter
 from modpo.collator import GroupCollator
 from modpo.combine import not_plain, steer
 from modpo.errors import InputError, Problem
@@ -156,22 +155,6 @@ def draw(objectives: Sequence[str], concentration: float) -> Weights:
     steps = torch.round(drawn * GRID).long()
     steps[steps.argmax()] += GRID - steps.sum()  # rounding may leave a step or two over
     return {name: n / GRID for name, n in zip(objectives, steps.tolist(), strict=True)}
-
-
-def load_policy(base: PreTrainedModel, folder: Path, objectives: Sequence[str]) -> PeftModel:
-    """The policy that `ContinuousTrainer.save_policy` wrote, in the base's dtype, to be steered with `steer`."""
-    adapters = adapter_names(objectives)
-    model: PeftModel | None = None
-    for name, adapter in adapters.items():
-        require_adapter(folder / name, str(folder / name), "")
-        if model is None:
-            model = PeftModel.from_pretrained(base, folder / name, adapter_name=adapter)
-        else:
-            model.load_adapter(folder / name, adapter_name=adapter)
-    assert model is not None
-    model.base_model.set_adapter(list(adapters.values()))
-    model.requires_grad_(False)
-    return model.to(base.dtype).eval()
 
 
 def _rows(rows: list[dict[str, Any]]) -> dict[str, Any]:

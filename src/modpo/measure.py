@@ -26,7 +26,7 @@ from modpo.collator import PAIRS_PREFIX, REWARD_PREFIX
 from modpo.data.groups import PromptGroups
 from modpo.experiment.sections import Experiment
 from modpo.front import REFERENCE
-from modpo.models import ReferenceModel, device
+from modpo.models import TRAINING_LOG, ReferenceModel, device
 from modpo.publish import locked, new_folder, read_manifest, remove_leftovers, sha256_json
 from modpo.reference_answers import answer_batch
 from modpo.rewards import Reward, check_scores
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 RESPONSES = "responses.jsonl"
 AGREEMENT = "agreement.json"
 LOG_RATIOS = "log_ratios.json"
-LOG = "training_log.json"  # how long training took: decides no number
-NUMBER = "let the reward give every answer a finite number"
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ class Measurer:
         return sha256_json(
             chosen
             | {
-                "policy": {name: digest for name, digest in policy.files.items() if name != LOG},
+                "policy": {name: digest for name, digest in policy.files.items() if name != TRAINING_LOG},
                 "reference": self.reference.fingerprint,
                 "prompts": self.prompts.fingerprint,
                 "tokenizer": tokenizer_identity(self.reference.tokenizer, 0, self.max_prompt_length),
@@ -238,9 +236,7 @@ class Measurer:
     def score(self, indices: Sequence[int], texts: Sequence[str]) -> dict[str, list[float]]:
         """Rewards of answers to the prompts at `indices`, by objective."""
         batch = answer_batch([self.prompts[i] for i in indices], texts)
-        return {
-            name: check_scores(reward(batch), batch, field=name, fix=NUMBER) for name, reward in self.rewards.items()
-        }
+        return {name: check_scores(reward(batch), batch, field=name) for name, reward in self.rewards.items()}
 
     def _log_ratios(
         self,

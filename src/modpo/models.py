@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EMBEDDED = "smollm2-135m-instruct"
 FIELD = "model_name_or_path"  # what names a model, where an error does not say otherwise
 ADAPTER_CONFIG = "adapter_config.json"
+TRAINING_LOG = "training_log.json"  # beside a trained model; decides no number
 # Settings of a model's configuration that say where it came from, not what it computes.
 PROVENANCE = (
     "_name_or_path",

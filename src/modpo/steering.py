@@ -16,7 +16,7 @@ from modpo import simplex
 from modpo.adapters import ADAPTER_WEIGHTS, require_adapter
 from modpo.combine import combine_adapters, plain_config, steer
 from modpo.errors import InputError, Problem
-from modpo.experiment.file import read_experiment
+from modpo.experiment.file import EXPERIMENT_FILE, read_experiment
 from modpo.experiment.sections import Experiment
 from modpo.front import Front, Point
 from modpo.interpolate import coefficients, hull_problem
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CONTINUOUS = "continuous"  # the folder of a continuous policy, beside `points`
-EXPERIMENT_FILE = "experiment.yaml"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from modpo.errors import (
     redacted,
     without_secrets,
 )
-from modpo.experiment.file import read_experiment, to_yaml
+from modpo.experiment.file import EXPERIMENT_FILE, read_experiment, to_yaml
 from modpo.experiment.sections import CONTINUOUS, Experiment
 from modpo.methods import Maker, Run, maker
 from modpo.models import ReferenceModel, require_device_dtype
@@ -37,8 +37,6 @@ from modpo.publish import locked, new_file, read_manifest, remove_leftovers, wri
 from modpo.scoring import experiment_scorer
 from modpo.simplex import Weights
 from modpo.training_data import load_groups
-
-EXPERIMENT_FILE = "experiment.yaml"
 
 
 @dataclass(frozen=True)

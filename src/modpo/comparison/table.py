@@ -6,7 +6,8 @@ import sys
 
 from modpo.comparison.result import Comparison, MethodResult
 from modpo.errors import printable, redacted
-from modpo.report.numbers import duration, interval_text, number, percent
+from modpo.progress import duration
+from modpo.report.numbers import interval_text, number, percent
 
 HEADS = ("method", "hypervolume", "to MODPO's", "training", "tokens", "device-hours a model", "seeds")
 

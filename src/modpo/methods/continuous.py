@@ -16,11 +16,11 @@ from modpo import simplex
 from modpo.combine import combine_adapters
 from modpo.errors import InputError, Problem
 from modpo.methods import Maker, Run
-from modpo.methods.modpo import LOG, give_base_back, training_arguments
-from modpo.methods.point import is_there, shared_parts, work_folder
+from modpo.methods.modpo import training_arguments
+from modpo.methods.point import is_there, shared_parts, train_policy
 from modpo.models import lora_config
-from modpo.progress import duration, say
-from modpo.publish import new_folder, read_manifest, sha256_json, write_json
+from modpo.progress import say
+from modpo.publish import new_folder, read_manifest, sha256_json
 from modpo.simplex import Weights
 from modpo.steering import CONTINUOUS
 
@@ -48,30 +48,18 @@ def train(run: Run, folder: Path) -> None:
     Raises:
         InputError: no adapters to steer. IntegrityError, NumericError: see `maker`.
     """
-    from modpo.checkpoints import Checkpoints, trained
-
-    experiment = run.experiment
+    experiment, sweep = run.experiment, run.experiment.sweep
     if experiment.lora is None:
         fix = "give `lora` its fields back: a continuous policy is one adapter per objective"
         raise InputError(Problem(experiment.where("lora"), "lora", "is null", fix))
-    sweep, section = experiment.sweep, experiment.training
     settings = {name: getattr(sweep, name) for name in ("concentration", "spread", "prompts_per_draw")}
     parts = {**shared_parts(experiment, run.scored), "continuous": settings}
-    key, work = sha256_json(parts), work_folder(folder)
-    if is_there(folder, key, CONTINUOUS):
-        return
-    identity = {**parts, "model": run.reference.fingerprint}
-    checkpoints = Checkpoints(work, identity, every=section.save_steps, keep=section.save_total_limit)
-    trainer = _new_trainer(run, work, settings)
-    try:
-        with trained(trainer, checkpoints, CONTINUOUS) as cost:
-            about = {"key": key, "seed": experiment.seed, "cost": cost, "beta": section.beta, "spread": sweep.spread}
-            with new_folder(folder, about) as temporary:
-                trainer.save_policy(temporary)
-                write_json(temporary / LOG, trainer.state.log_history)
-    finally:
-        give_base_back(trainer, run.reference)
-    say(f"{CONTINUOUS}: trained in {duration(cost['seconds'])}")
+    make = partial(_new_trainer, run, settings=settings)
+    train_policy(run, folder, parts, CONTINUOUS, make, about={"spread": sweep.spread}, save=_save)
+
+
+def _save(trainer: ContinuousTrainer, folder: Path) -> None:
+    trainer.save_policy(folder)
 
 
 def _new_trainer(run: Run, work: Path, settings: Mapping[str, Any]) -> ContinuousTrainer:

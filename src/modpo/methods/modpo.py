@@ -11,20 +11,15 @@ from modpo import simplex
 from modpo.errors import InputError, Problem
 from modpo.experiment.sections import Experiment
 from modpo.methods import Maker, Run
-from modpo.methods.point import is_there, point_parts, work_folder
-from modpo.models import ReferenceModel, lora_config, save_policy
-from modpo.progress import duration, say
-from modpo.publish import new_folder, sha256_json, write_json
+from modpo.methods.point import point_parts, train_policy
+from modpo.models import lora_config
 from modpo.simplex import Weights
 
 if TYPE_CHECKING:
-    from modpo.on_policy import OnPolicy
     from modpo.trainer import MODPOTrainer
     from modpo.training_config import MODPOConfig
 
     Config = TypeVar("Config", bound=MODPOConfig)
-
-LOG = "training_log.json"
 
 
 def maker(run: Run) -> Maker:
@@ -38,31 +33,11 @@ def train(run: Run, weights: Weights, folder: Path, *, kind: type[MODPOTrainer] 
     Args:
         kind: the trainer; default: MODPO's.
     """
-    from modpo.checkpoints import Checkpoints, trained
-
-    experiment, reference = run.experiment, run.reference
-    parts, label = point_parts(run, weights), simplex.name(weights)
+    parts = point_parts(run, weights)
     if kind is not None:
         parts["trainer"] = kind.__name__
-    key, work = sha256_json(parts), work_folder(folder)
-    if is_there(folder, key, label):
-        return
-    section = experiment.training
-    identity = {**parts, "model": reference.fingerprint}
-    checkpoints = Checkpoints(work, identity, every=section.save_steps, keep=section.save_total_limit)
-    trainer = new_trainer(run, weights, work, kind=kind)
-    try:
-        with trained(trainer, checkpoints, label) as cost:
-            about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost}
-            about["beta"] = section.beta  # what makes the policy an implicit reward
-            with new_folder(folder, about) as temporary:
-                save_policy(trainer.model, temporary)
-                if experiment.lora is None:
-                    reference.tokenizer.save_pretrained(temporary)
-                write_json(temporary / LOG, trainer.state.log_history)
-    finally:
-        give_base_back(trainer, reference)
-    say(f"{label}: trained in {duration(cost['seconds'])}")
+    make = partial(new_trainer, run, weights, kind=kind)
+    train_policy(run, folder, parts, simplex.name(weights), make, about={"weights": weights})
 
 
 def new_trainer(run: Run, weights: Weights, work: Path, *, kind: type[MODPOTrainer] | None = None) -> MODPOTrainer:
@@ -120,18 +95,3 @@ def training_arguments(
     except (TypeError, ValueError) as error:  # names and values that only transformers knows
         where, fix = experiment.where("training"), "see the fields of trl.DPOConfig"
         raise InputError(Problem(where, "training", str(error).splitlines()[0], fix)) from error
-
-
-def give_base_back(trainer: MODPOTrainer | OnPolicy, reference: ReferenceModel) -> None:
-    """Take the adapter off, so that the next point starts from the same base without reading it again."""
-    from peft import PeftModel
-
-    from modpo.logprobs import detach_packed_forward
-
-    if isinstance(trainer.model, PeftModel) and not trainer.model.peft_config["default"].modules_to_save:
-        base = trainer.model.unload()
-        detach_packed_forward(base)
-        base.requires_grad_(True)
-        base.eval()
-    else:
-        reference.release()  # its own weights were trained

@@ -19,11 +19,8 @@ from modpo.data.groups import PromptGroups
 from modpo.errors import InputError, Problem
 from modpo.experiment.sections import Experiment
 from modpo.methods import Maker, Run
-from modpo.methods.modpo import LOG, give_base_back
-from modpo.methods.point import is_there, point_parts, work_folder
-from modpo.models import lora_config, save_policy
-from modpo.progress import duration, say
-from modpo.publish import new_folder, sha256_json, write_json
+from modpo.methods.point import point_parts, train_policy
+from modpo.models import lora_config
 from modpo.reference_answers import answer_batch
 from modpo.rewards import Reward, check_scores
 from modpo.simplex import Weights
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
 
     from modpo.on_policy import OnPolicy
 
-NUMBER = "let the reward give every answer a finite number"
 PROMPT = "prompt_index"  # column of the prompts' data set: which prompt group a row is
 
 # Fields under which another objective would be maximised, or answers were not the policy's own.
@@ -89,31 +85,14 @@ def check_settings(experiment: Experiment, weights: Weights) -> None:
 
 def train(run: Run, weights: Weights, folder: Path) -> None:
     """Train one vector, from its newest checkpoint if there is one; kept where it is finished."""
-    from modpo.checkpoints import Checkpoints, trained
-
-    experiment, reference = run.experiment, run.reference
-    section = asdict(experiment.morlhf) | {"max_completion_length": max_completion_length(experiment)}
-    parts, label = {**point_parts(run, weights), "morlhf": section}, simplex.name(weights)
-    key, work = sha256_json(parts), work_folder(folder)
-    if is_there(folder, key, label):
-        return
-    saving = experiment.training
-    identity = {**parts, "model": reference.fingerprint}
-    checkpoints = Checkpoints(work, identity, every=saving.save_steps, keep=saving.save_total_limit)
-    trainer = new_trainer(run, weights, work)
+    section = asdict(run.experiment.morlhf) | {"max_completion_length": max_completion_length(run.experiment)}
+    parts = {**point_parts(run, weights), "morlhf": section}
+    make = partial(new_trainer, run, weights)
     try:
-        with trained(trainer, checkpoints, label) as cost:
-            about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost, "beta": saving.beta}
-            with new_folder(folder, about) as temporary:
-                save_policy(trainer.model, temporary)
-                if experiment.lora is None:
-                    reference.tokenizer.save_pretrained(temporary)
-                write_json(temporary / LOG, trainer.state.log_history)
+        train_policy(run, folder, parts, simplex.name(weights), make, about={"weights": weights})
     finally:
-        give_base_back(trainer, reference)
         for reward in run.rewards.values():
             reward.release()
-    say(f"{label}: trained in {duration(cost['seconds'])}")
 
 
 def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
@@ -157,7 +136,7 @@ def _reward_function(
         """The margin reward of each answer."""
         texts = [answer if isinstance(answer, str) else answer[-1]["content"] for answer in completions]
         batch = answer_batch([prompts[i] for i in columns[PROMPT]], [text.strip() for text in texts])
-        scores = check_scores(reward(batch), batch, field=name, fix=NUMBER)
+        scores = check_scores(reward(batch), batch, field=name)
         return [calibration.apply(raw, sign) for raw in scores]
 
     function.__name__ = name  # what TRL's logs call it

@@ -1,19 +1,27 @@
-"""What decides a policy, and whether it is there already: the same for every method."""
+"""What decides a policy, whether it is there already, and its training: the same for every method."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from modpo.errors import IntegrityError
 from modpo.experiment.sections import Experiment
 from modpo.methods import Run
-from modpo.progress import say
-from modpo.publish import read_manifest
+from modpo.models import TRAINING_LOG, ReferenceModel, save_policy
+from modpo.progress import duration, say
+from modpo.publish import new_folder, read_manifest, sha256_json, write_json
 from modpo.scoring import ScoredData
 from modpo.simplex import Weights
+
+if TYPE_CHECKING:
+    from modpo.on_policy import OnPolicy
+    from modpo.trainer import MODPOTrainer
+
+    Trainer = TypeVar("Trainer", bound=MODPOTrainer | OnPolicy)
 
 
 def shared_parts(experiment: Experiment, scored: ScoredData) -> dict[str, Any]:
@@ -57,3 +65,69 @@ def is_there(folder: Path, key: str, label: str) -> bool:
 def work_folder(folder: Path) -> Path:
     """Where the checkpoints of a policy lie until it is finished."""
     return folder.parent / f".work-{folder.name}"
+
+
+def train_policy(
+    run: Run,
+    folder: Path,
+    parts: Mapping[str, Any],
+    label: str,
+    new_trainer: Callable[[Path], Trainer],
+    *,
+    about: Mapping[str, Any],
+    save: Callable[[Trainer, Path], None] | None = None,
+) -> None:
+    """Train a policy, from its newest checkpoint if there is one; kept where it is finished.
+
+    Args:
+        parts: what decides it, by name.
+        new_trainer: makes a trainer that has not trained yet, with a folder to work in.
+        about: what its manifest says of it besides.
+        save: writes it; default: the adapter, or the whole model with its tokenizer.
+
+    Raises:
+        IntegrityError: the folder holds something of other data or settings. NumericError: a number is not finite.
+    """
+    from modpo.checkpoints import Checkpoints, trained
+
+    experiment, section = run.experiment, run.experiment.training
+    key, work = sha256_json(parts), work_folder(folder)
+    if is_there(folder, key, label):
+        return
+    identity = {**parts, "model": run.reference.fingerprint}
+    checkpoints = Checkpoints(work, identity, every=section.save_steps, keep=section.save_total_limit)
+    trainer = new_trainer(work)
+    try:
+        with trained(trainer, checkpoints, label) as cost:
+            manifest = {"key": key, "seed": experiment.seed, "cost": cost, **about}
+            manifest["beta"] = section.beta  # what makes the policy an implicit reward
+            with new_folder(folder, manifest) as temporary:
+                if save:
+                    save(trainer, temporary)
+                else:
+                    _save(run, trainer, temporary)
+                write_json(temporary / TRAINING_LOG, trainer.state.log_history)
+    finally:
+        give_base_back(trainer, run.reference)
+    say(f"{label}: trained in {duration(cost['seconds'])}")
+
+
+def _save(run: Run, trainer: MODPOTrainer | OnPolicy, folder: Path) -> None:
+    save_policy(trainer.model, folder)
+    if run.experiment.lora is None:
+        run.reference.tokenizer.save_pretrained(folder)
+
+
+def give_base_back(trainer: MODPOTrainer | OnPolicy, reference: ReferenceModel) -> None:
+    """Take the adapter off, so that the next point starts from the same base without reading it again."""
+    from peft import PeftModel
+
+    from modpo.logprobs import detach_packed_forward
+
+    if isinstance(trainer.model, PeftModel) and not trainer.model.peft_config["default"].modules_to_save:
+        base = trainer.model.unload()
+        detach_packed_forward(base)
+        base.requires_grad_(True)
+        base.eval()
+    else:
+        reference.release()  # its own weights were trained

@@ -29,11 +29,3 @@ def interval_text(mean: float, low: float, high: float) -> str:
 def percent(share: Any) -> str:
     """`95 %`; "bootstrap" when the share is not known."""
     return f"{share * 100:g} %" if isinstance(share, int | float) and 0 < share < 1 else "bootstrap"
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `1 h 02 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -8,10 +8,11 @@ import json
 from typing import Any
 
 from modpo.front import Cost, Front, FrontObjective, Point
+from modpo.progress import duration
 from modpo.report.answers import answers_section
 from modpo.report.chart import chart
 from modpo.report.escape import embed_json, escape
-from modpo.report.numbers import duration, interval_text, number, percent
+from modpo.report.numbers import interval_text, number, percent
 from modpo.report.points import points_section
 from modpo.report.responses import Responses
 from modpo.report.sections import section, table

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modpo.front import Front
+from modpo.progress import duration
 from modpo.report.escape import escape
-from modpo.report.numbers import duration, interval_text, number
+from modpo.report.numbers import interval_text, number
 from modpo.report.panels import colours, policies, policy_title
 from modpo.report.sections import section, table
 

@@ -18,6 +18,7 @@ from modpo.errors import MOST_PROBLEMS_SHOWN, InputError, NumericError, Problem
 from modpo.experiment.sections import Experiment, ModelSection, RewardSection
 
 PROBE_ROWS = 8
+FINITE = "let the reward give every answer a finite number"
 SOURCES = ("function", "column", "reward_model", "implicit", "sum", "train")
 
 
@@ -186,7 +187,7 @@ def reads_model(section: RewardSection) -> bool:
     return any(source is not None for source in named) or any(map(reads_model, section.sum or []))
 
 
-def check_scores(values: Iterable[Any], batch: RewardBatch, *, field: str, fix: str) -> list[float]:
+def check_scores(values: Iterable[Any], batch: RewardBatch, *, field: str, fix: str = FINITE) -> list[float]:
     """Turn B values into B floats, or say which rows hold something else.
 
     Python and NumPy numbers and 0-d tensors are numbers; bool, None, text and arrays are not.

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modpo.models import ReferenceModel, lora_config
+from modpo.models import TRAINING_LOG, ReferenceModel, lora_config
 from modpo.publish import write_json
 from modpo.scoring import Scorer
 from modpo.stages.training import ELSEWHERE, quiet_settings, run_training, training_config
@@ -85,5 +85,5 @@ def train_implicit_reward(
     trainer.model.save_pretrained(folder)
     if experiment.lora is None:
         reference.tokenizer.save_pretrained(folder)
-    write_json(folder / "training_log.json", trainer.state.log_history)
+    write_json(folder / TRAINING_LOG, trainer.state.log_history)
     return cost

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modpo.models import ReferenceModel, lora_config
+from modpo.models import TRAINING_LOG, ReferenceModel, lora_config
 from modpo.publish import write_json
 from modpo.rewards.classifier_input import ClassifierInput
 from modpo.stages.training import modest_batches, one_progress_bar, quiet_settings, run_training, training_config
@@ -66,7 +66,7 @@ def train_reward_model(
     model = trainer.model.merge_and_unload() if task.experiment.lora else trainer.model
     model.to(getattr(torch, task.experiment.model.dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_json(folder / "training_log.json", trainer.state.log_history)
+    write_json(folder / TRAINING_LOG, trainer.state.log_history)
     return cost
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from modpo.errors import InputError, Problem
 from modpo.experiment.sections import Experiment
-from modpo.models import ReferenceModel, lora_config, require_device_dtype
+from modpo.models import TRAINING_LOG, ReferenceModel, lora_config, require_device_dtype
 from modpo.progress import duration, say
 from modpo.publish import locked, new_folder, sha256_json, write_json
 from modpo.stages.demonstrations import Demonstrations, load_demonstrations
@@ -112,7 +112,7 @@ def _train(
                 said += f", {about['held_out_loss']:.3f} nats per token on {len(data.held_out)} held-out demonstrations"
             _save(experiment, trainer, temporary)
             reference.tokenizer.save_pretrained(temporary)
-            write_json(temporary / "training_log.json", trainer.state.log_history)
+            write_json(temporary / TRAINING_LOG, trainer.state.log_history)
     finally:
         shutil.rmtree(config.output_dir, ignore_errors=True)
     say(said)
