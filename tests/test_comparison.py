@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import modpo.methods
 from modpo.cli import main
 from modpo.comparison.result import compare
 from modpo.errors import InputError, NumericError
@@ -213,9 +213,10 @@ class Trouble(ModuleType):
 @pytest.fixture
 def trouble(monkeypatch: pytest.MonkeyPatch) -> Trouble:
     module = Trouble("trouble")
-    monkeypatch.setitem(sys.modules, "trouble", module)
-    monkeypatch.setitem(METHODS, "trouble", "trouble")
-    monkeypatch.setitem(RULES, "sweep.method", Rule(METHODS.__contains__, "a method"))
+    known, names = modpo.methods._module, (*METHODS, "trouble")
+    monkeypatch.setattr(modpo.methods, "_module", lambda e: module if e.sweep.method == "trouble" else known(e))
+    monkeypatch.setattr("modpo.experiment.checks.METHODS", names)
+    monkeypatch.setitem(RULES, "sweep.method", Rule(names.__contains__, "a method"))
     return module
 
 

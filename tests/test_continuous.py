@@ -270,7 +270,7 @@ def test_corners_train(tiny_model: Path, config, scored: Dataset, pinned):
     """A weight of 0: DPO at (1, 0), regression at (0, 1), with three objectives on an edge too."""
     corners = [{"better": 1.0, "short": 0.0}, {"better": 0.0, "short": 1.0}]
     pinned(*corners)
-    trainer = trained(tiny_model, config(max_steps=2, per_device_train_batch_size=8), scored)
+    trainer = trained(tiny_model, config(max_steps=2, per_device_train_batch_size=8, spread=1.0), scored)
     losses = log_column(trainer, "loss")
     twos = [
         (a - b) ** 2 / 2 for row in scored for n, a in enumerate(row["reward/short"]) for b in row["reward/short"][:n]

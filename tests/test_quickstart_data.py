@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from modpo.errors import EnvironmentFault, IntegrityError
 from modpo.publish import new_folder, read_manifest
@@ -89,7 +91,7 @@ def make_folder(cache_dir: Path) -> Path:
     folder = cache_dir / "models" / model.FOLDER
     with new_folder(folder, {}) as made:
         (made / "config.json").write_text("{}")
-        (made / "model.safetensors").write_bytes(bytes(1000))
+        save_file({"weight": torch.zeros(250)}, made / "model.safetensors")
     return folder
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -22,16 +21,7 @@ if TYPE_CHECKING:
     from modpo.rewards import Reward
     from modpo.scoring import ScoredData
 
-METHODS = {  # `sweep.method` -> its module
-    "modpo": "modpo.methods.modpo",
-    "morlhf": "modpo.methods.morlhf",
-    "rlhf": "modpo.methods.morlhf",  # at the unit vectors
-    "soups": "modpo.methods.soups",
-    "loss_weighting": "modpo.methods.loss_weighting",
-    "best_of_n": "modpo.methods.best_of_n",
-    "dpo": "modpo.methods.loss_weighting",  # all weight on one objective's pairs
-}
-CONTINUOUS = "modpo.methods.continuous"  # MODPO's, with `sweep.mode: continuous`
+METHODS = ("modpo", "morlhf", "rlhf", "soups", "loss_weighting", "best_of_n", "dpo")  # `sweep.method`
 
 Maker = Callable[[Weights, Path], None]
 
@@ -70,5 +60,17 @@ def check_settings(experiment: Experiment, weights: Weights) -> None:
 
 
 def _module(experiment: Experiment) -> ModuleType:
-    sweep = experiment.sweep
-    return import_module(CONTINUOUS if sweep.mode == "continuous" else METHODS[sweep.method])
+    from modpo.methods import best_of_n, continuous, loss_weighting, modpo, morlhf, soups
+
+    if experiment.sweep.mode == "continuous":
+        return continuous
+    modules = {
+        "modpo": modpo,
+        "morlhf": morlhf,
+        "rlhf": morlhf,  # at the unit vectors
+        "soups": soups,
+        "loss_weighting": loss_weighting,
+        "best_of_n": best_of_n,
+        "dpo": loss_weighting,  # all weight on one objective's pairs
+    }
+    return modules[experiment.sweep.method]
