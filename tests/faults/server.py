@@ -119,6 +119,7 @@ def _become_the_run(request: dict[str, Any]) -> NoReturn:
     code = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where this was started in the background
         os.chdir(request["folder"])
         os.environ.update(request["environment"])
         for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):

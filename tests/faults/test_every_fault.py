@@ -14,7 +14,7 @@ from modpo.publish import MANIFEST
 
 from . import damage, surroundings
 from .experiment import PROMPTS
-from .harness import House, Outcome, gather
+from .harness import House, Outcome, Part, Site, gather
 from .table import Table
 
 pytestmark = pytest.mark.slow
@@ -30,6 +30,7 @@ ACTIONS = {
 }
 LIKE_ANOTHER = ("int", "eio")  # handled where "term" and "enospc" are: at each point, not on each kind of artefact
 WRITTEN = ("file.written", "folder.filled")  # where a short write shows
+AROUND = (*WRITTEN, "file.renamed", "folder.renamed")  # on each kind of artefact: before it is in its place, and after
 
 
 @pytest.fixture(scope="module")
@@ -55,24 +56,32 @@ def enter(house: House, table: Table) -> Callable[[str, Sequence[Callable[[], Ou
     return run
 
 
-def strikes(house: House, action: str, points: Sequence[str] = ()) -> list[Callable[[], Outcome]]:
-    """An action at the first site of each point, and there on each kind of artefact unless it is like another."""
+def strikes(house: House, action: str) -> list[Callable[[], Outcome]]:
+    """An action at the first site of each point, and around the publication of each kind of artefact."""
     first: dict[tuple[str, str], Callable[[], Outcome]] = {}
     for part in house.parts:
         for site in part.sites:
-            kind = "" if action in LIKE_ANOTHER else _kind(site.what)
-            if not points or site.point in points:
+            kind = _kind(site.what) if site.point in AROUND and action not in LIKE_ANOTHER else ""
+            if action != "short" or site.point in WRITTEN:
                 first.setdefault((site.point, kind), partial(house.strike, site, action, part))
     return list(first.values())
+
+
+def first_and_last(part: Part) -> list[Site]:
+    """Sites of a part, but those in between of many that are about the same kind of file."""
+    many: dict[tuple[str, str], list[Site]] = {}
+    for site in part.sites:
+        kind = _kind(site.what) if site.point.startswith("file.") else str(site.nth)
+        many.setdefault((site.point, kind), []).append(site)
+    return [site for same in many.values() for site in dict.fromkeys((same[0], same[-1]))]
 
 
 def _kind(what: str) -> str:
     """One column stands for all, and so do a point, a checkpoint and a measurement."""
     if "scored" in what and "calibration" not in what:
         return f"column{Path(what).suffix}"
-    return re.sub(
-        r"checkpoint-\d+", "checkpoint", re.sub(r"kind[\d.]+-concise[\d.]+|(?<=evaluation/)reference", "*", what)
-    )
+    what = re.sub(r"run/evaluation/[^/]+|cache/evaluation/[0-9a-f]+/[^/]+", "evaluation", what)
+    return re.sub(r"checkpoint-\d+", "checkpoint", re.sub(r"kind[\d.]+-concise[\d.]+", "point", what))
 
 
 # --- at every point -----------------------------------------------------------------------------------------
@@ -81,7 +90,10 @@ def _kind(what: str) -> str:
 @pytest.mark.parametrize(
     ("fault", "points"),
     [
-        ("SIGKILL at each step of publishing a file", ("file.begun", "file.written", "file.flushed", "file.renamed")),
+        (
+            "SIGKILL at each step of publishing a file, of each kind",
+            ("file.begun", "file.written", "file.flushed", "file.renamed"),
+        ),
         (
             "SIGKILL at each step of publishing a folder",
             ("folder.begun", "folder.filled", "folder.flushed", "folder.cleared", "folder.renamed"),
@@ -95,7 +107,7 @@ def test_killed(house: House, enter: Callable, fault: str, points: tuple[str, ..
     def here(point: str) -> bool:
         return point in points if points else point.partition(".")[0] not in ("file", "folder", "shard")
 
-    found = [(part, site) for part in house.parts for site in part.sites if here(site.point)]
+    found = [(part, site) for part in house.parts for site in first_and_last(part) if here(site.point)]
     enter(fault, [partial(house.strike, site, "kill", part) for part, site in found])
 
 
@@ -109,10 +121,9 @@ def test_a_whole_run_killed(house: House, enter: Callable) -> None:
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_struck(house: House, enter: Callable, action: str) -> None:
-    points = WRITTEN if action == "short" else ()
-    where = "" if points else ", at each point"
-    on = "" if action in LIKE_ANOTHER else ", on each kind of artefact"
-    enter(f"{ACTIONS[action]}{where}{on}", strikes(house, action, points))
+    where = "around the publication of each kind of artefact"
+    where = {"short": where, **dict.fromkeys(LIKE_ANOTHER, "at each point")}.get(action, f"at each point, {where}")
+    enter(f"{ACTIONS[action]}: {where}", strikes(house, action))
 
 
 # --- files --------------------------------------------------------------------------------------------------
