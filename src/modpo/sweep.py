@@ -129,7 +129,7 @@ def remove_unfinished(folder: Path) -> None:
     might be somebody's work.
     """
     remove_leftovers(folder)
-    for below in folder.iterdir():
+    for below in folder.iterdir() if folder.is_dir() else []:
         remove_leftovers(below)
 
 
