@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from modpo.costs import Cost, Meter
 from modpo.errors import InputError, IntegrityError, Problem
 from modpo.experiment.sections import Objective
 from modpo.publish import MANIFEST, is_own_file, locked, read_sealed, remove_leftovers, sha256_json, write_sealed
@@ -103,12 +104,15 @@ def fill_of(objective: Objective, scores: Sequence[float | None]) -> float | Non
     return float(np.mean(given)) if given else None
 
 
-def read_or_fit(cache_dir: Path, identity: dict[str, Any], fit: Any) -> Calibration:
+def read_or_fit(cache_dir: Path, identity: dict[str, Any], fit: Any) -> tuple[Calibration, Cost | None]:
     """The calibration of that identity from the cache, fitted and kept there if it is not.
 
     Args:
         identity: everything that it was fitted on.
         fit: () -> Calibration.
+
+    Returns:
+        It, and what fitting took, None where that was not written down.
 
     Raises:
         IntegrityError: what the cache holds cannot be read.
@@ -120,14 +124,17 @@ def read_or_fit(cache_dir: Path, identity: dict[str, Any], fit: Any) -> Calibrat
         with locked(folder, wait=True):
             remove_leftovers(folder)
             if not path.is_file():
-                write_sealed(path, {"identity": identity, "calibration": asdict(fit())})
+                with Meter() as meter:
+                    fitted = asdict(fit())
+                write_sealed(path, {"identity": identity, "calibration": fitted, "cost": meter.cost.written()})
     try:
         if not is_own_file(folder, MANIFEST):
             raise ValueError("it is no regular file")
         read = read_sealed(path)
         if read["identity"] != json.loads(json.dumps(identity)):
             raise ValueError("it is of something else")
-        return Calibration(**read["calibration"])
+        cost = Cost.of(read["cost"]) if "cost" in read else None
+        return Calibration(**read["calibration"]), cost
     except (ValueError, KeyError, TypeError) as error:
         problem = f"its numbers were changed or cannot be read ({error})"
         raise IntegrityError(f"{path}: {problem}; fix: delete {folder}") from error

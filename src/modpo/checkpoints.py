@@ -20,6 +20,7 @@ import uuid
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from modpo.costs import NOTHING, Cost, Meter
 from modpo.errors import IntegrityError, NumericError
 from modpo.faults import reach
 from modpo.interrupts import Interruption, deferred
@@ -51,7 +53,7 @@ VERSIONED = ("torch", "transformers", "trl", "peft")
 def trained(trainer: MODPOTrainer | OnPolicy, checkpoints: Checkpoints, label: str) -> Iterator[dict[str, float]]:
     """Train to the end, from the newest checkpoint if there is one; the block publishes what came of it.
 
-    The block is given the cost: `seconds` and packed `tokens`, those before the checkpoint included. The checkpoints go
+    The block is given the cost, see `ResumableRun.cost`. The checkpoints go
     after it, and stay when it fails.
 
     Raises:
@@ -164,7 +166,7 @@ class ResumableRun(TrainerCallback):
         # Weak, for the trainer holds this: a circle would keep its optimizer in memory when it is done.
         self._trainer = cast("MODPOTrainer", weakref.proxy(trainer))
         self._interruption = Interruption()
-        self._started, self._seconds_before = monotonic(), 0.0
+        self._started, self._before, self._meter = monotonic(), NOTHING, Meter()
         self._progress: dict[str, Any] | None = None  # of the checkpoint that this run began with
         trainer.args.ignore_data_skip = False  # with it the data would begin anew, and the end be another
         trainer.resumable_run = self
@@ -182,7 +184,8 @@ class ResumableRun(TrainerCallback):
         self._interruption = interruption
         self._started = monotonic()
         there = self.checkpoints.newest()
-        self._trainer.train(resume_from_checkpoint=str(there) if there else None)
+        with self._meter:
+            self._trainer.train(resume_from_checkpoint=str(there) if there else None)
         state = self._trainer.state
         if not interruption.asked or state.global_step >= state.max_steps:
             return True
@@ -192,10 +195,17 @@ class ResumableRun(TrainerCallback):
 
     @property
     def cost(self) -> dict[str, float]:
-        """Seconds, packed tokens, and tokens generated where there are any; those before the checkpoint included."""
-        seconds = self._seconds_before + monotonic() - self._started
-        cost = {"seconds": round(seconds, 1), "tokens": self._trainer._total_train_tokens}
-        return {**cost, "tokens_generated": self._trainer.tokens_generated} if self._trainer.tokens_generated else cost
+        """A `modpo.costs.Cost` for a manifest, what was before the checkpoint included; its tokens are packed ones."""
+        return self._cost_now().written()
+
+    def _cost_now(self) -> Cost:
+        counted = self._before + self._meter.cost
+        return replace(
+            counted,
+            seconds=self._before.seconds + monotonic() - self._started,
+            tokens=self._trainer._total_train_tokens,
+            tokens_generated=self._trainer.tokens_generated,
+        )
 
     # --- what the trainer calls -------------------------------------------------------------------------------
 
@@ -227,9 +237,9 @@ class ResumableRun(TrainerCallback):
         """
         load_trained(self._trainer.model, folder / WEIGHTS)
         self._progress = json.loads((folder / PROGRESS).read_text("utf-8"))
-        self._seconds_before = self._progress["seconds"]
-        self._trainer._total_train_tokens = self._progress["tokens"]
-        self._trainer.tokens_generated = self._progress.get("tokens_generated", 0)
+        self._before = Cost.of(self._progress)
+        self._trainer._total_train_tokens = self._before.tokens
+        self._trainer.tokens_generated = self._before.tokens_generated
 
     # --- the callback -----------------------------------------------------------------------------------------
 
@@ -252,9 +262,7 @@ class ResumableRun(TrainerCallback):
         """Costs so far, and what was measured since the last entry of the log."""
         trainer = self._trainer
         return {
-            "seconds": self._seconds_before + monotonic() - self._started,
-            "tokens": trainer._total_train_tokens,
-            "tokens_generated": trainer.tokens_generated,
+            **asdict(self._cost_now()),
             "loss": trainer._tr_loss.item(),
             "metrics": trainer._metrics["train"],
             "logged_step": trainer._globalstep_last_logged,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modpo.costs import NOTHING, Cost, Meter
 from modpo.errors import IntegrityError
 from modpo.faults import reach
 from modpo.publish import (
@@ -66,7 +67,7 @@ class Column:
         return range(shard * self.shard_groups, min((shard + 1) * self.shard_groups, self.rows))
 
     def finished_shards(self) -> dict[str, dict[str, Any]]:
-        """Shards in the manifest: name -> {"sha256", "rows"}."""
+        """Shards in the manifest: name -> {"sha256", "rows", "cost"}; those of older versions have no cost."""
         manifest = self.folder / MANIFEST
         if self.folder.is_symlink():
             raise IntegrityError(f"{self.folder}: is a symlink; fix: delete it, and score again")
@@ -83,7 +84,7 @@ class Column:
             if read["identity"] != json.loads(json.dumps(self.identity)):
                 raise IntegrityError(f"{manifest}: describes another column; fix: delete {self.folder}")
             shards = read["shards"].items()
-            return {name: {"sha256": shard["sha256"], "rows": shard["rows"]} for name, shard in shards}
+            return {name: {"sha256": s["sha256"], "rows": s["rows"], **_cost_of(s)} for name, s in shards}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(f"{manifest}: cannot be read ({error}); fix: delete {self.folder}") from error
 
@@ -112,11 +113,12 @@ class Column:
     def publish(self, shard: int, rows: Iterator[Row]) -> None:
         """Write a shard, one row a group in order, and enter it into the manifest. Only while the column is held."""
         groups, path = self.groups_of(shard), self.shard_path(shard)
-        with new_file(path) as temporary:
+        with new_file(path) as temporary, Meter() as meter:
             _write_arrow(temporary, self.kind, self._counted(rows), len(groups))
             digest = sha256_file(temporary)
         reach("shard.published", path)
-        self._write_manifest({**self.finished_shards(), path.name: {"sha256": digest, "rows": len(groups)}})
+        entry = {"sha256": digest, "rows": len(groups), "cost": meter.cost.written()}
+        self._write_manifest({**self.finished_shards(), path.name: entry})
 
     def _progress(self) -> str:
         return f"{len(self.finished_shards())} of {self.shard_count} shards"
@@ -144,6 +146,14 @@ class Column:
                 raise IntegrityError(f"{path}: is missing or was changed; fix: delete {self.folder} and score again")
         return concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
 
+    @property
+    def cost(self) -> Cost | None:
+        """What computing it took, from scratch; None where a shard does not say."""
+        entries = self.finished_shards().values()
+        if any("cost" not in entry for entry in entries):
+            return None
+        return sum((Cost.of(entry["cost"]) for entry in entries), NOTHING)
+
     def content_hash(self) -> str:
         """A hash of the column's numbers, for the identity of columns that are computed from it."""
         return sha256_json({name: shard["sha256"] for name, shard in self.finished_shards().items()})
@@ -154,6 +164,10 @@ def column(cache_dir: Path, kind: str, identity: dict[str, Any], rows: int, shar
     shard_groups = shard_groups or SHARD_GROUPS
     whole = {"kind": kind, "schema": SCHEMA, "shard_groups": shard_groups, "rows": rows, **identity}
     return Column(cache_dir / "scored" / f"{kind}-{sha256_json(whole)[:24]}", kind, whole, rows, shard_groups)
+
+
+def _cost_of(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"cost": Cost.of(entry["cost"]).written()} if "cost" in entry else {}
 
 
 def _write_arrow(path: Path, kind: str, rows: Iterator[Row], expected: int) -> None:

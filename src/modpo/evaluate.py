@@ -1,11 +1,11 @@
 """A sweep measured: the reference and every finished point on the same held-out prompts, into `front.json`,
-`front.csv`, `responses.jsonl` and `scores.jsonl`.
+`front.csv`, `responses.jsonl`, `scores.jsonl` and `ledger.json`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,14 +13,16 @@ import numpy as np
 
 from modpo.audit import Audit, audit
 from modpo.best_of_n import read_best_of_n
-from modpo.calibration import UNCALIBRATED
+from modpo.calibration import UNCALIBRATED, Calibration
 from modpo.collator import REWARD_PREFIX
+from modpo.costs import NOTHING, Cost
 from modpo.data.groups import PromptGroups, group_rows, rows_from_list
 from modpo.data.prompt_group import PromptGroup
 from modpo.errors import InputError, Problem
 from modpo.evaluation_rewards import is_separate, measuring_rewards, probe_evaluation_rewards, scorer_warnings
 from modpo.experiment.sections import Experiment
-from modpo.front import Cost, Estimate, FailedPoint, Front, FrontObjective, HeldOut, Point, write_front
+from modpo.front import Estimate, FailedPoint, Front, FrontObjective, HeldOut, Point, write_front
+from modpo.ledger import sweep_ledger, took, write_ledger
 from modpo.measure import RESPONSES, Measured, Measurer, Policy, reference_policy
 from modpo.models import ReferenceModel
 from modpo.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
@@ -56,14 +58,20 @@ def _measure(experiment: Experiment, trained: list[TrainedPoint]) -> Front:
     scorer = experiment_scorer(experiment, reference)
     for warning in scorer_warnings(experiment):
         say(f"warning: {warning}")
-    measurer = _measurer(experiment, reference, scorer)
+    train, held_out = load_groups(experiment)
+    scored = scorer.score(train)
+    measurer = _measurer(experiment, reference, scorer, held_out, scored.calibrations)
     measured = [measurer.measure(reference_policy())]
     measurer = replace(measurer, audited=_audited(experiment, scorer, measurer, measured[0]))
     measured += [measurer.measure(_policy(point)) for point in trained]
     front = _front(experiment, measurer, trained, measured)
     _write_responses(experiment, measured)
-    _write_scores(experiment, [reference_policy().name, *(point.name for point in trained)], measured)
+    names = [reference_policy().name, *(point.name for point in trained)]
+    _write_scores(experiment, names, measured)
+    ledger = sweep_ledger(experiment, scored, trained, {n: m.cost for n, m in zip(names, measured, strict=True)})
+    write_ledger(ledger, experiment.output_dir)
     write_front(front)
+    say(f"from scratch: {took(ledger)}")
     say(f"front: {experiment.output_dir / 'front.json'}")
     return front
 
@@ -105,11 +113,15 @@ def _compares(experiment: Experiment, objectives: list[str], group: PromptGroup)
     return any(group.pairs.get(s) if s else len(group.responses) > 1 for s in label_sets)
 
 
-def _measurer(experiment: Experiment, reference: ReferenceModel, scorer: Scorer) -> Measurer:
-    train, held_out = load_groups(experiment)
+def _measurer(
+    experiment: Experiment,
+    reference: ReferenceModel,
+    scorer: Scorer,
+    held_out: PromptGroups,
+    calibrations: Mapping[str, Calibration],
+) -> Measurer:
     rewards = measuring_rewards(experiment, scorer.rewards)
     prompts = _measured_prompts(experiment, held_out, rewards)
-    calibrations = scorer.score(train).calibrations
     scored = None if len(rewards) == len(experiment.objectives) else scorer.score(prompts, calibrations)
     return Measurer(experiment, reference, prompts, rewards, scored, calibrations, scorer.rewards)
 
@@ -195,8 +207,8 @@ def _continuous_cost(experiment: Experiment) -> Cost | None:
     """What the one training took, where the points were baked from it."""
     if experiment.sweep.mode != CONTINUOUS:
         return None
-    manifest = read_manifest(experiment.output_dir / CONTINUOUS) or {"cost": {"seconds": 0.0, "tokens": 0}}
-    return Cost(float(manifest["cost"]["seconds"]), int(manifest["cost"]["tokens"]))
+    manifest = read_manifest(experiment.output_dir / CONTINUOUS)
+    return Cost.of(manifest["cost"]) if manifest else NOTHING
 
 
 def _maximize(experiment: Experiment, measurer: Measurer, name: str) -> bool:
@@ -237,14 +249,13 @@ def _point(
         )
         for k, name in enumerate(experiment.objectives)
     }
-    cost = trained.cost if trained else {"seconds": 0.0, "tokens": 0}
     best = read_best_of_n(trained.folder) if trained else None
     return Point(
         name=trained.name if trained else reference_policy().name,
         scores=scores,
         kl=Estimate(best.kl_bound, 0.0) if best else _estimate(measured.numbers("kl")),
         response_length=_estimate(measured.numbers("tokens")),
-        cost=Cost(float(cost["seconds"]), int(cost["tokens"])),
+        cost=trained.cost if trained else NOTHING,
         dominated=dominated,
         weights=trained.weights if trained else None,
         adapter=trained.folder.relative_to(experiment.output_dir).as_posix() if trained and not best else None,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from modpo.audit import Audit
 from modpo.calibration import UNCALIBRATED, Calibration
+from modpo.costs import Cost
 from modpo.decode import WrongFieldError, decode
 from modpo.errors import InputError, IntegrityError, NumericError, Problem
 from modpo.pareto import (
@@ -92,14 +93,6 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What training a point took."""
-
-    seconds: float
-    tokens: int
-
-
-@dataclass(frozen=True)
 class Point:
     """A policy: one point of the sweep, or the reference (without weights, adapter, contribution and audit)."""
 
@@ -107,7 +100,7 @@ class Point:
     scores: dict[str, Score]
     kl: Estimate  # from the reference policy, nats per answer; of best of n an upper bound
     response_length: Estimate  # tokens
-    cost: Cost
+    cost: Cost  # of its training; where one training made several points, a share of it
     dominated: bool  # by another point of the sweep
     weights: Weights | None = None
     adapter: str | None = None  # path relative to the front's folder

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from modpo.costs import count
 from modpo.progress import Progress
 
 
@@ -81,7 +82,9 @@ def _sample(
             eos_token_id=list(ends),
             pad_token_id=tokenizer.pad_token_id,
         )
-    return [_until_end(row, ends) for row in out[:, width:].tolist()]
+    answers = [_until_end(row, ends) for row in out[:, width:].tolist()]
+    count(tokens_generated=sum(map(len, answers)), forward_passes=out.shape[1] - width)
+    return answers
 
 
 @contextmanager

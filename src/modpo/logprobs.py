@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modpo.attention import packed_attention
+from modpo.costs import count
 from modpo.errors import InputError, Problem
 from modpo.packing import PackedRow, pack, packed_tokens, runs
 
@@ -35,12 +36,14 @@ def packed_logps(model: nn.Module, row: PackedRow) -> Tensor:
     `attach_packed_forward`, within `packed_attention`.
     """
     logps: Tensor = model(packed_row=row)
+    _count_pass()
     return logps
 
 
 def packed_token_logps(model: nn.Module, row: PackedRow) -> Tensor:
     """Log-probs of the N response tokens of a packed row, (N,), in the order of its `labels`; see `packed_logps`."""
     logps: Tensor = model(packed_row=row, by_token=True)
+    _count_pass()
     return logps
 
 
@@ -189,9 +192,15 @@ def padded_logps(
         is_response[i, len(prompt) : length] = True
     input_ids, is_response = input_ids.to(device), is_response.to(device)
     logits = model(input_ids=input_ids, attention_mask=attention_mask.to(device), use_cache=False).logits
+    _count_pass()
     wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
     token_logps = wide.log_softmax(-1).gather(2, input_ids[:, 1:, None])[..., 0]  # (M, S-1)
     return (token_logps * is_response[:, 1:]).sum(1)
+
+
+def _count_pass() -> None:
+    """A pass whose gradient is kept goes backward too."""
+    count(forward_passes=1, backward_passes=int(torch.is_grad_enabled()))
 
 
 def require_packable(model: PreTrainedModel) -> None:

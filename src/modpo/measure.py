@@ -23,6 +23,7 @@ from modpo.adapters import require_adapter
 from modpo.best_of_n import BestOfN, choice_key, chosen_answers
 from modpo.calibration import Calibration
 from modpo.collator import PAIRS_PREFIX, REWARD_PREFIX
+from modpo.costs import Cost, Meter
 from modpo.data.groups import PromptGroups
 from modpo.experiment.sections import Experiment
 from modpo.front import REFERENCE
@@ -62,6 +63,7 @@ class Measured:
     answers: list[dict[str, Any]]  # the lines of responses.jsonl
     agreement: dict[str, list[float]]  # objectives that cannot score new text: see `Measurer.agreement`
     log_ratios: list[list[float]]  # log pi / pi_ref of the answers that are audited, by prompt; nats
+    cost: Cost | None = None  # of measuring; None where an older version did not write it down
 
     def scores(self, objective: str) -> np.ndarray:
         """Mean reward of a prompt's answers, or its agreement, (N,)."""
@@ -115,15 +117,18 @@ class Measurer:
     def _kept_or_new(self, policy: Policy, key: str, folder: Path) -> Measured:
         manifest = read_manifest(folder)
         if manifest is None or manifest.get("key") != key:
-            measured = self._measured(policy)
-            with new_folder(folder, {"key": key}) as temporary:
+            with Meter() as meter:
+                measured = self._measured(policy)
+            manifest = {"key": key, "cost": meter.cost.written()}
+            with new_folder(folder, manifest) as temporary:
                 lines = [json.dumps(answer, ensure_ascii=False, allow_nan=False) for answer in measured.answers]
                 (temporary / RESPONSES).write_text("\n".join(lines) + "\n", "utf-8")
                 (temporary / AGREEMENT).write_text(json.dumps(measured.agreement), "utf-8")
                 (temporary / LOG_RATIOS).write_text(json.dumps(measured.log_ratios), "utf-8")
         lines = (folder / RESPONSES).read_text("utf-8").split("\n")  # an answer may hold what splitlines() splits at
         kept = [json.loads((folder / name).read_text("utf-8")) for name in (AGREEMENT, LOG_RATIOS)]
-        return Measured([json.loads(line) for line in lines if line], *kept)
+        cost = Cost.of(manifest["cost"]) if "cost" in manifest else None
+        return Measured([json.loads(line) for line in lines if line], *kept, cost)
 
     def _measured(self, policy: Policy) -> Measured:
         if policy.decoding is not None:

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer, RLOOTrainer
 
 from modpo.attention import packed_attention
+from modpo.costs import count
 from modpo.generate import bare_generation, folded_head
 from modpo.logprobs import attach_packed_forward, detach_packed_forward, packed_token_logps, require_packable
 from modpo.packing import pack
@@ -98,6 +99,7 @@ class OnPolicy(_Trainer):
             found = super()._generate_single_turn(*args, **kwargs)
         answers = found[0] if isinstance(found, tuple) else found
         self.tokens_generated += sum(map(len, answers))
+        count(tokens_generated=sum(map(len, answers)), forward_passes=max(map(len, answers)))
         self._kept, self._fresh = None, True
         return found
 
@@ -135,6 +137,8 @@ class OnPolicy(_Trainer):
         trained = torch.is_grad_enabled()
         if not self._packs:
             self._total_train_tokens += int(attention_mask.sum()) if trained else 0
+            passes = -(-len(input_ids) // (batch_size or len(input_ids)))
+            count(forward_passes=passes, backward_passes=passes if trained else 0)
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modpo.columns import Column, Row, column
+from modpo.costs import Cost
 from modpo.data.groups import PromptGroups
 from modpo.errors import InputError, Problem
 from modpo.models import ReferenceModel
@@ -52,7 +53,13 @@ def sample_responses(
     samples = _column(reference, prompts, cache_dir, settings)
     if not _is_written(output, samples.key):
         _fill(reference, prompts, samples, settings)
-        _write_rows(output, samples.key, _answered_rows(prompts, samples))
+        _write_rows(output, samples.key, _answered_rows(prompts, samples), samples.cost)
+
+
+def answers_cost(output: Path) -> Cost | None:
+    """What sampling the answers at `output` took, from scratch; None where that was not written down."""
+    written = _read_manifest(output).get("cost")
+    return Cost.of(written) if isinstance(written, dict) else None
 
 
 def sample_column(
@@ -173,7 +180,7 @@ def _manifest_path(output: Path) -> Path:
 
 
 def _read_manifest(output: Path) -> dict[str, Any]:
-    """`key`, and `sha256`: the file's, then that of the one it replaced. Empty where there is none."""
+    """`key`, `cost`, and `sha256`: the file's, then that of the one it replaced. Empty where there is none."""
     try:
         read = json.loads(_manifest_path(output).read_text("utf-8"))
     except (OSError, ValueError):
@@ -198,10 +205,11 @@ def _is_written(output: Path, key: str) -> bool:
     return True
 
 
-def _write_rows(output: Path, key: str, rows: Iterable[Row]) -> None:
+def _write_rows(output: Path, key: str, rows: Iterable[Row], cost: Cost | None = None) -> None:
     before = [sha256_file(output)] if output.exists() else []
     with new_file(output) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         # First the manifest: killed between the two, what stands at `output` is still known as modpo's.
-        write_json(_manifest_path(output), {"key": key, "sha256": [sha256_file(temporary), *before]})
+        manifest = {"key": key, "sha256": [sha256_file(temporary), *before], "cost": cost and cost.written()}
+        write_json(_manifest_path(output), manifest)

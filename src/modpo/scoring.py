@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from modpo.calibration import UNCALIBRATED, Calibration, bradley_terry, fill_of, read_or_fit, standardise
 from modpo.collator import PAIRS_PREFIX, REWARD_PREFIX
 from modpo.columns import Column, Row, column
+from modpo.costs import Cost
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.prompt_group import UNNAMED
 from modpo.data.rows import rows_from_dataset
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 GROUPS_PER_REWARD_CALL = 32
 
 Number = TypeVar("Number", float, float | None)
+Costs = dict[str, Cost | None]  # what each stage took, by name; None where that was not written down
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ class ScoredData:
     pairs: dict[str, Column]  # by objective
     rewards: dict[str, Column]  # by objective
     calibrations: dict[str, Calibration] = field(default_factory=dict)  # of the rewards, by objective
+    fitting: Costs = field(default_factory=dict)  # what calibrating them took
+
+    def costs(self) -> Costs:
+        """What everything took from scratch; a column that serves twice is counted once."""
+        named = {"tokens": self.tokens, "reference log-probs": self.reference}
+        named |= {f"pairs {name}": column for name, column in self.pairs.items()}
+        named |= {f"reward {name}": column for name, column in self.rewards.items()}
+        once = {column.folder: stage for stage, column in reversed(named.items())}  # the first of its stages
+        return {stage: named[stage].cost for stage in named if stage in once.values()} | self.fitting
 
     def dataset(self) -> Dataset:
         """One memory-mapped row a prompt group, verified: what `MODPOTrainer` trains on.
@@ -115,13 +126,13 @@ class Scorer:
         tokens = self._tokens(groups)
         rewards = {name: self._reward(groups, name, reward) for name, reward in self.rewards.items()}
         pairs = {name: self._data_pairs(groups, label_set) for name, label_set in self.label_sets.items()}
-        fitted = dict(self._calibrate(groups, rewards, pairs) if calibrations is None else calibrations)
+        fitted, fitting = self._calibrate(groups, rewards, pairs) if calibrations is None else (dict(calibrations), {})
         for name, objective in self.objectives.items():
             if objective.pairs == DRAWN:
                 pairs[name] = self._drawn_pairs(objective, rewards[name], fitted[name])
         for reward in self.rewards.values():
             reward.release()
-        return ScoredData(tokens, self._reference(tokens), pairs, rewards, fitted)
+        return ScoredData(tokens, self._reference(tokens), pairs, rewards, fitted, fitting)
 
     def _fill(
         self, kind: str, identity: dict[str, Any], rows: int, label: str, compute: Callable[[int], Row]
@@ -185,22 +196,23 @@ class Scorer:
 
     def _calibrate(
         self, groups: PromptGroups, rewards: Mapping[str, Column], pairs: Mapping[str, Column]
-    ) -> dict[str, Calibration]:
-        """What makes each reward's numbers comparable, fitted once and kept."""
-        fitted = {}
+    ) -> tuple[dict[str, Calibration], Costs]:
+        """What makes each reward's numbers comparable, fitted once and kept; and what that took."""
+        fitted, took = {}, Costs()
         for name, column_ in rewards.items():
             objective = self.objectives.get(name, Objective(name))
             fill = fill_of(objective, _flat(column_, "scores"))
             if objective.calibration == "standardise":
-                calibration = self._standardise(groups, name, column_)
+                calibration, costs = self._standardise(groups, name, column_)
             elif objective.calibration == "bradley_terry":
-                calibration = self._fit_bradley_terry(objective, column_, pairs[name])
+                calibration, costs = self._fit_bradley_terry(objective, column_, pairs[name])
             else:
-                calibration = UNCALIBRATED
+                calibration, costs = UNCALIBRATED, Costs()
             fitted[name] = replace(calibration, fill=fill)
-        return fitted
+            took |= costs
+        return fitted, took
 
-    def _standardise(self, groups: PromptGroups, name: str, own: Column) -> Calibration:
+    def _standardise(self, groups: PromptGroups, name: str, own: Column) -> tuple[Calibration, Costs]:
         """On answers of the reference policy where the reward can score them, else on the data's responses."""
         reward = self.rewards[name]
         answers = None
@@ -217,9 +229,12 @@ class Scorer:
             return replace(found, fitted_on=f"{len(given)} {on}")
 
         on = {"answers": answers.key} if answers else {"scores": own.content_hash()}
-        return read_or_fit(self.cache_dir, {"method": "standardise", "reward": reward.identity, **on}, fit)
+        identity = {"method": "standardise", "reward": reward.identity, **on}
+        found, cost = read_or_fit(self.cache_dir, identity, fit)
+        took: Costs = {"answers to calibrate on": answers.samples.cost} if answers else {}
+        return found, {**took, f"calibration {name}": cost}
 
-    def _fit_bradley_terry(self, objective: Objective, own: Column, pairs: Column) -> Calibration:
+    def _fit_bradley_terry(self, objective: Objective, own: Column, pairs: Column) -> tuple[Calibration, Costs]:
         def fit() -> Calibration:
             sign = 1.0 if objective.maximize else -1.0
             differences = [
@@ -238,7 +253,8 @@ class Scorer:
             "pairs": pairs.content_hash(),
             "maximize": objective.maximize,
         }
-        return read_or_fit(self.cache_dir, identity, fit)
+        found, cost = read_or_fit(self.cache_dir, identity, fit)
+        return found, {f"calibration {objective.name}": cost}
 
     def _reward(self, groups: PromptGroups, name: str, reward: Reward) -> Column:
         def compute(indices: range, progress: Progress) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from modpo import simplex
+from modpo.costs import Cost
 from modpo.data.groups import PromptGroups
 from modpo.errors import (
     EnvironmentFault,
@@ -46,8 +47,9 @@ class TrainedPoint:
     name: str
     weights: Weights
     folder: Path
-    cost: dict[str, float]  # seconds and packed tokens of training
+    cost: Cost  # of training it, or its share of what it was made of
     files: dict[str, str]  # sha256 of each file
+    made_of: str | None = None  # the folder beside `points` of the trainings that it was made of, if not of its own
 
 
 def run_sweep(experiment: Experiment) -> list[str]:
@@ -192,7 +194,8 @@ def finished_points(experiment: Experiment) -> Iterator[TrainedPoint]:
         folder = point_folder(experiment, weights)
         manifest = read_manifest(folder)
         if manifest is not None:
-            yield TrainedPoint(simplex.name(weights), weights, folder, manifest["cost"], manifest["files"])
+            cost, made_of = Cost.of(manifest["cost"]), manifest.get("made_of")
+            yield TrainedPoint(simplex.name(weights), weights, folder, cost, manifest["files"], made_of)
 
 
 def failures(experiment: Experiment) -> list[dict[str, Any]]:

@@ -7,7 +7,20 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from modpo.costs import count
 from modpo.progress import Progress
+
+
+class CountPasses(TrainerCallback):
+    """Counts the passes of a trainer that reads each batch by one, forward and backward."""
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        count(forward_passes=1, backward_passes=1)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        count(forward_passes=1, backward_passes=1)
 
 
 class TrainingProgress(TrainerCallback):

@@ -7,6 +7,8 @@ import importlib.util
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from modpo.costs import count
+
 
 class VllmPolicy:
     """A causal language model in vLLM, sampled from as `modpo.generate` does: softmax(logits / temperature) alone."""
@@ -44,7 +46,10 @@ class VllmPolicy:
             for i in range(len(prompts_ids))
         ]
         prompts = [{"prompt_token_ids": list(ids)} for ids in prompts_ids]
-        return [list(output.outputs[0].token_ids) for output in self._llm.generate(prompts, settings, use_tqdm=False)]
+        outputs = self._llm.generate(prompts, settings, use_tqdm=False)
+        answers = [list(output.outputs[0].token_ids) for output in outputs]
+        count(tokens_generated=sum(map(len, answers)))  # how vLLM puts them into passes it keeps to itself
+        return answers
 
 
 def vllm_is_usable() -> bool:

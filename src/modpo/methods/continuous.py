@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from modpo import simplex
 from modpo.combine import combine_adapters
+from modpo.costs import Cost
 from modpo.errors import InputError, Problem
 from modpo.methods import Maker, Run
 from modpo.methods.modpo import training_arguments
@@ -89,8 +90,7 @@ def _bake(run: Run, policy: Path, manifest: Mapping[str, Any], weights: Weights,
     if is_there(folder, key, label):
         return
     experiment = run.experiment
-    share = len(experiment.sweep.weights)
-    cost = {"seconds": manifest["cost"]["seconds"] / share, "tokens": manifest["cost"]["tokens"] // share}
+    cost = Cost.of(manifest["cost"]).share(len(experiment.sweep.weights)).written()
     about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost, "beta": experiment.training.beta}
     with new_folder(folder, {**about, "made_of": CONTINUOUS}) as temporary:
         scales = simplex.spread_out(weights, manifest["spread"])

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from modpo import simplex
 from modpo.combine import average_models, combine_adapters
+from modpo.costs import NOTHING, Cost
 from modpo.methods import Maker, Run
 from modpo.methods.modpo import train
 from modpo.methods.point import is_there
@@ -50,8 +51,7 @@ def _average(run: Run, ends: Mapping[str, Path], weights: Weights, folder: Path)
     if is_there(folder, key, label):
         return
     experiment = run.experiment
-    share, costs = len(experiment.sweep.weights), [m["cost"] for m in manifests.values()]
-    cost = {"seconds": sum(c["seconds"] for c in costs) / share, "tokens": sum(c["tokens"] for c in costs) // share}
+    cost = sum((Cost.of(m["cost"]) for m in manifests.values()), NOTHING).share(len(experiment.sweep.weights)).written()
     about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost, "beta": experiment.training.beta}
     with new_folder(folder, {**about, "made_of": ENDS}) as temporary:
         coefficients = {ends[name]: weight for name, weight in weights.items()}

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from modpo.costs import count
 from modpo.errors import EnvironmentFault, InputError, Problem
 from modpo.experiment.sections import RewardSection
 from modpo.models import device
@@ -109,6 +110,7 @@ class ClassifierReward:
         inputs = {n: t.to(model.device) for n, t in self._input.pad(encoded, self._pad_id).items() if n in known}
         with torch.inference_mode():
             logits: Tensor = model(**inputs).logits  # (b, labels)
+            count(forward_passes=1)
             return self._reward(logits.to(torch.promote_types(logits.dtype, torch.float32))).tolist()
 
     def _reward(self, logits: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modpo.costs import Cost
 from modpo.models import TRAINING_LOG, ReferenceModel, lora_config
 from modpo.publish import write_json
 from modpo.scoring import Scorer
@@ -54,13 +55,11 @@ def implicit_config(task: RewardTask) -> MODPOConfig:
     return training_config(MODPOConfig, defaults, task.training.arguments, where=where, field=field, elsewhere=FIXED)
 
 
-def train_implicit_reward(
-    task: RewardTask, config: MODPOConfig, reference: ReferenceModel, folder: Path
-) -> dict[str, float]:
+def train_implicit_reward(task: RewardTask, config: MODPOConfig, reference: ReferenceModel, folder: Path) -> Cost:
     """Train the policy into `folder`: an adapter as PEFT saves it, or a model when all weights are trained.
 
     Returns:
-        What it cost, see `run_training`.
+        What it took, its scored data included; see `run_training`.
     """
     from modpo.trainer import MODPOTrainer
 
@@ -74,14 +73,15 @@ def train_implicit_reward(
         packing=experiment.training.packing,
         label_sets={task.name: task.training.pairs},
     )
+    scored = scorer.score(task.learned)
     trainer = MODPOTrainer(
         reference.model,
         args=config,
-        train_dataset=scorer.score(task.learned).dataset(),
+        train_dataset=scored.dataset(),
         processing_class=reference.tokenizer,
         peft_config=lora_config(experiment.lora) if experiment.lora else None,
     )
-    cost = run_training(trainer, task.label)
+    cost = sum((cost for cost in scored.costs().values() if cost), run_training(trainer, task.label))
     trainer.model.save_pretrained(folder)
     if experiment.lora is None:
         reference.tokenizer.save_pretrained(folder)

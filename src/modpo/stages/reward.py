@@ -196,16 +196,17 @@ def _train(task: RewardTask, config: Any, reference: ReferenceModel, key: str) -
                 from modpo.stages.implicit_reward import train_implicit_reward
 
                 about["beta"] = config.beta
-                about["cost"] = train_implicit_reward(task, config, reference, temporary)
+                cost = train_implicit_reward(task, config, reference, temporary)
             else:
                 from modpo.stages.reward_model import train_reward_model
 
-                about["cost"] = train_reward_model(task, config, reference, temporary)
+                cost = train_reward_model(task, config, reference, temporary)
+            about["cost"] = cost.written()
             gc.collect()  # trainers hold their model in cycles: two would be in memory while the reward is tried
             about["held_out"] = _held_out(task, temporary)
     finally:
         shutil.rmtree(task.work, ignore_errors=True)
-    say(f"{task.label}: trained in {duration(about['cost']['seconds'])}, {_said(about['held_out'])}")
+    say(f"{task.label}: trained in {duration(cost.seconds)}, {_said(about['held_out'])}")
 
 
 # --- held-out accuracy --------------------------------------------------------------------------------------

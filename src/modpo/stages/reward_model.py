@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modpo.costs import Cost
 from modpo.models import TRAINING_LOG, ReferenceModel, lora_config
 from modpo.publish import write_json
 from modpo.rewards.classifier_input import ClassifierInput
@@ -47,9 +48,7 @@ def reward_model_config(task: RewardTask) -> RewardConfig:
     return training_config(RewardConfig, defaults, task.training.arguments, where=where, field=field)
 
 
-def train_reward_model(
-    task: RewardTask, config: RewardConfig, reference: ReferenceModel, folder: Path
-) -> dict[str, float]:
+def train_reward_model(task: RewardTask, config: RewardConfig, reference: ReferenceModel, folder: Path) -> Cost:
     """Train the model into `folder`, adapters merged, with its tokenizer.
 
     Returns:
@@ -75,6 +74,7 @@ def _trainer(task: RewardTask, config: RewardConfig, reference: ReferenceModel) 
     from trl import RewardTrainer
 
     from modpo.trainer import FiniteGradients
+    from modpo.training_progress import CountPasses
 
     lora = task.experiment.lora
     trainer = RewardTrainer(
@@ -83,7 +83,7 @@ def _trainer(task: RewardTask, config: RewardConfig, reference: ReferenceModel) 
         train_dataset=Dataset.from_list(pair_rows(task, reference.tokenizer)),
         processing_class=reference.tokenizer,
         peft_config=classifier_lora_config(lora) if lora else None,
-        callbacks=[FiniteGradients()],
+        callbacks=[FiniteGradients(), CountPasses()],
     )
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:  # PEFT leaves the head in the model's 16 bits

@@ -104,8 +104,9 @@ def _train(
     try:
         with new_folder(folder, about) as temporary, one_progress_bar():
             trainer = _trainer(experiment, reference, config, data)
-            about["cost"] = run_training(trainer, LABEL)
-            said = f"{LABEL}: trained in {duration(about['cost']['seconds'])}"
+            cost = run_training(trainer, LABEL)
+            about["cost"] = cost.written()
+            said = f"{LABEL}: trained in {duration(cost.seconds)}"
             if data.held_out:
                 about["held_out_loss"] = trainer.evaluate()["eval_loss"]
                 require_finite(about["held_out_loss"], f"{LABEL}: the held-out loss")
@@ -123,6 +124,7 @@ def _trainer(experiment: Experiment, reference: ReferenceModel, config: SFTConfi
     from trl import SFTTrainer
 
     from modpo.trainer import FiniteGradients
+    from modpo.training_progress import CountPasses
 
     # When all weights are trained they stay in float32: in 16 bits most steps would be rounded away.
     model = reference.model if experiment.lora else reference.model.float()
@@ -133,7 +135,7 @@ def _trainer(experiment: Experiment, reference: ReferenceModel, config: SFTConfi
         eval_dataset=Dataset.from_list(data.held_out) if data.held_out else None,
         processing_class=reference.tokenizer,
         peft_config=lora_config(experiment.lora) if experiment.lora else None,
-        callbacks=[FiniteGradients()],
+        callbacks=[FiniteGradients(), CountPasses()],
     )
     _say_what_was_left_out(data, trainer, config)
     return trainer

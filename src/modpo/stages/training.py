@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from modpo.costs import Cost, Meter
 from modpo.errors import InputError, IntegrityError, NumericError, Problem
 from modpo.experiment.sections import Experiment
 from modpo.progress import say
@@ -116,11 +117,11 @@ def quiet_settings(experiment: Experiment, work: Path) -> dict[str, Any]:
     }
 
 
-def run_training(trainer: Trainer, label: str) -> dict[str, float]:
+def run_training(trainer: Trainer, label: str) -> Cost:
     """Train under a progress bar.
 
     Returns:
-        What it cost: `seconds`, and `tokens` read.
+        What it took, `tokens` those that were read.
 
     Raises:
         NumericError: the loss is not finite.
@@ -131,9 +132,9 @@ def run_training(trainer: Trainer, label: str) -> dict[str, float]:
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(TrainingProgress(label))
-    started = time.monotonic()
-    require_finite(trainer.train().training_loss, f"{label}: the training loss")
-    return {"seconds": round(time.monotonic() - started, 1), "tokens": trainer._total_train_tokens}
+    with Meter() as meter:
+        require_finite(trainer.train().training_loss, f"{label}: the training loss")
+    return replace(meter.cost, tokens=trainer._total_train_tokens)
 
 
 def require_finite(number: float, what: str) -> None:
