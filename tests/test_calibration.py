@@ -74,9 +74,11 @@ def test_gaps_are_filled_with_the_mean_or_stay_gaps():
 
 def test_a_fit_is_kept_and_a_changed_one_is_found(tmp_path):
     fitted = Calibration("standardise", 3.0, 0.25, fitted_on="4 answers")
-    assert read_or_fit(tmp_path, {"on": 1}, lambda: fitted) == fitted
-    assert read_or_fit(tmp_path, {"on": 1}, lambda: pytest.fail("fitted again")) == fitted
-    assert read_or_fit(tmp_path, {"on": 2}, lambda: UNCALIBRATED) == UNCALIBRATED
+    made = read_or_fit(tmp_path, {"on": 1}, lambda: fitted)
+    assert made[0] == fitted
+    assert made[1] is not None
+    assert read_or_fit(tmp_path, {"on": 1}, lambda: pytest.fail("fitted again")) == made
+    assert read_or_fit(tmp_path, {"on": 2}, lambda: UNCALIBRATED)[0] == UNCALIBRATED
     (kept,) = [path for path in tmp_path.rglob("manifest.json") if json.loads(path.read_text())["identity"]["on"] == 1]
     kept.write_text(kept.read_text().replace("0.25", "0.35"))
     with pytest.raises(IntegrityError, match="its numbers were changed"):

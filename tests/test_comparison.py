@@ -21,6 +21,7 @@ from modpo.evaluate import SCORES
 from modpo.experiment.checks import RULES, Rule
 from modpo.experiment.file import read_experiment
 from modpo.front import Cost, Estimate, Front, FrontObjective, Hypervolume, Point, Score, load_front
+from modpo.ledger import Entry, Ledger, read_ledger, write_ledger
 from modpo.methods import METHODS, Maker, Run
 from modpo.methods.modpo import maker as modpo_maker
 
@@ -123,10 +124,24 @@ def test_points_are_means_over_the_seeds(house: Path) -> None:
                 assert score["mean"] == pytest.approx(np.mean([f.points[i].scores[name].mean for f in both]))
                 assert score["ci_low"] <= score["mean"] <= score["ci_high"]
             assert point["kl"]["mean"] == pytest.approx(np.mean([f.points[i].kl.mean for f in both]))
-    seconds = [sum(p.cost.seconds for p in front.points) for front in fronts(house, "modpo")]
-    assert result["methods"]["modpo"]["cost_seconds"] == pytest.approx(np.mean(seconds))
-    assert result["methods"]["modpo"]["device_hours_per_model"] == pytest.approx(np.mean(seconds) / 3600 / 2)
     assert result["reference_point"] == pytest.approx({n: s.mean for n, s in both[0].reference.scores.items()})
+
+
+def test_costs_are_those_of_the_ledgers(house: Path) -> None:
+    result = read(house)
+    for method, trainings in (("modpo", 2), ("continuous", 1)):
+        ledgers = [read_ledger(front.folder) for front in fronts(house, method)]
+        counted = [[entry for entry in ledger.entries if entry.counts] for ledger in ledgers if ledger]
+        assert [sum(entry.method is not None for entry in entries) for entries in counted] == [trainings] * 2
+        shared = [[entry for entry in entries if entry.method is None] for entries in counted]
+        assert shared[0] == shared[1]
+        assert {"sample", "reference log-probs", "reward dense"} <= {entry.stage for entry in shared[0]}
+        seconds = [sum(entry.cost.seconds for entry in entries) for entries in counted]
+        found = result["methods"][method]
+        assert found["cost_seconds"] == pytest.approx(np.mean(seconds))
+        assert found["device_hours_per_model"] == pytest.approx(np.mean(seconds) / 3600 / 2)
+        assert found["tokens_generated"] >= 5 * 3  # the sampled data: of 5 prompts 3 answers each
+        assert found["cost_tokens"] > 0
 
 
 def test_what_the_sweeps_share_is_made_once(house: Path) -> None:
@@ -280,6 +295,7 @@ def measured_front(folder: Path, samples: np.ndarray) -> Front:
         for policy, scores in zip(policies, samples, strict=True):
             line = {"policy": policy, "scores": dict(zip(names, scores.T.tolist(), strict=True)), "kl": [0.0] * N}
             file.write(json.dumps(line) + "\n")
+    write_ledger(Ledger("any", len(samples) - 1, [Entry("train", Cost(4.0, 10))]), folder)
     points = [
         Point(
             policy, {n: Score(0, 0, 0) for n in names}, Estimate(0, 0), Estimate(1, 0), Cost(1.0, 10), dominated=False

@@ -201,7 +201,11 @@ def test_front_json_has_the_names_that_others_rely_on(tmp_path):
         "slope": 0.1 + 0.2, "r2": 0.75, "pairs": 60, "prompts": 20, "verdict": "",
     }  # fmt: skip
     assert content["points"][1]["audit"] is None
-    assert content["continuous"] == {"seconds": 311.5, "tokens": 29260}
+    assert content["points"][0]["cost"] == {
+        "seconds": 12.5, "tokens": 4096, "tokens_generated": 0, "forward_passes": 0, "backward_passes": 0,
+        "peak_memory_bytes": 0, "devices": 1,
+    }  # fmt: skip
+    assert (content["continuous"]["seconds"], content["continuous"]["tokens"]) == (311.5, 29260)
 
 
 def test_csv_has_a_row_for_each_policy_and_the_numbers_of_the_json(tmp_path):

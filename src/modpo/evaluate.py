@@ -22,7 +22,7 @@ from modpo.errors import InputError, Problem
 from modpo.evaluation_rewards import is_separate, measuring_rewards, probe_evaluation_rewards, scorer_warnings
 from modpo.experiment.sections import Experiment
 from modpo.front import Estimate, FailedPoint, Front, FrontObjective, HeldOut, Point, write_front
-from modpo.ledger import sweep_ledger, took, write_ledger
+from modpo.ledger import took, write_ledger
 from modpo.measure import RESPONSES, Measured, Measurer, Policy, reference_policy
 from modpo.models import ReferenceModel
 from modpo.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
@@ -32,6 +32,7 @@ from modpo.scoring import ScoredData, Scorer, experiment_scorer, load_rewards
 from modpo.stages.pipeline import held_out_accuracies
 from modpo.steering import CONTINUOUS
 from modpo.sweep import TrainedPoint, failures, finished_points, remove_unfinished, require_same_experiment
+from modpo.sweep_costs import sweep_ledger
 from modpo.training_data import load_groups
 
 SCORES = "scores.jsonl"

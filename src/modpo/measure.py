@@ -126,9 +126,9 @@ class Measurer:
                 (temporary / AGREEMENT).write_text(json.dumps(measured.agreement), "utf-8")
                 (temporary / LOG_RATIOS).write_text(json.dumps(measured.log_ratios), "utf-8")
         lines = (folder / RESPONSES).read_text("utf-8").split("\n")  # an answer may hold what splitlines() splits at
-        kept = [json.loads((folder / name).read_text("utf-8")) for name in (AGREEMENT, LOG_RATIOS)]
+        agreement, log_ratios = (json.loads((folder / name).read_text("utf-8")) for name in (AGREEMENT, LOG_RATIOS))
         cost = Cost.of(manifest["cost"]) if "cost" in manifest else None
-        return Measured([json.loads(line) for line in lines if line], *kept, cost)
+        return Measured([json.loads(line) for line in lines if line], agreement, log_ratios, cost)
 
     def _measured(self, policy: Policy) -> Measured:
         if policy.decoding is not None:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GROUPS_PER_REWARD_CALL = 32
+CALIBRATED_ON = "answers to calibrate on"  # a stage
 
 Number = TypeVar("Number", float, float | None)
 Costs = dict[str, Cost | None]  # what each stage took, by name; None where that was not written down
@@ -231,7 +232,7 @@ class Scorer:
         on = {"answers": answers.key} if answers else {"scores": own.content_hash()}
         identity = {"method": "standardise", "reward": reward.identity, **on}
         found, cost = read_or_fit(self.cache_dir, identity, fit)
-        took: Costs = {"answers to calibrate on": answers.samples.cost} if answers else {}
+        took: Costs = {CALIBRATED_ON: answers.samples.cost} if answers else {}
         return found, {**took, f"calibration {name}": cost}
 
     def _fit_bradley_terry(self, objective: Objective, own: Column, pairs: Column) -> tuple[Calibration, Costs]:

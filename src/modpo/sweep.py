@@ -131,7 +131,7 @@ def remove_unfinished(folder: Path) -> None:
     might be somebody's work.
     """
     remove_leftovers(folder)
-    for below in folder.iterdir() if folder.is_dir() else []:
+    for below in list(folder.iterdir()) if folder.is_dir() else []:
         remove_leftovers(below)
 
 

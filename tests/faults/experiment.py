@@ -124,7 +124,9 @@ def results(folder: Path) -> dict[str, Any]:
     for path in published_folders(folder):
         scored = "scored" in path.parts
         for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != ".lock"):
-            if scored or file.name not in (MANIFEST, *TIMED):
+            if scored and file.name == MANIFEST:
+                found[str(file.relative_to(folder))] = _timeless(json.loads(file.read_text("utf-8")), "cost")
+            elif file.name not in (MANIFEST, *TIMED):
                 found[str(file.relative_to(folder))] = file.read_bytes()
     found["run"] = sorted(path.name for path in folder.glob("run/[!.]*") if path.is_file())
     for name in ("responses.jsonl", "front.json"):
@@ -136,11 +138,12 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _timeless(value: Any) -> Any:
-    """JSON without seconds and without what hashes them."""
+def _timeless(value: Any, *more: str) -> Any:
+    """JSON without seconds and memory, without what hashes them, and without `more`."""
     if isinstance(value, dict):
-        return {key: _timeless(v) for key, v in value.items() if key not in ("seconds", "sha256")}
-    return [_timeless(v) for v in value] if isinstance(value, list) else value
+        left_out = ("seconds", "peak_memory_bytes", "sha256", *more)
+        return {key: _timeless(v, *more) for key, v in value.items() if key not in left_out}
+    return [_timeless(v, *more) for v in value] if isinstance(value, list) else value
 
 
 def finished(folder: Path) -> dict[str, tuple[int, str]]:

@@ -8,19 +8,19 @@ of them answer the same prompts with the same random numbers.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from modpo.evaluate import SCORES
 from modpo.front import Front, FrontObjective
+from modpo.ledger import Ledger, read_ledger
 from modpo.pareto import Score
 from modpo.simplex import Weights
 
 BASELINE = "modpo"  # what the others' hypervolumes are divided by
-SECONDS_PER_HOUR = 3600
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,12 @@ class MethodResult:
 
     hypervolume: Score
     hypervolume_by_seed: dict[int, float]
-    cost_seconds: float  # of training the whole front
-    cost_tokens: float
+    cost_seconds: float  # of the whole front, from scratch
+    cost_tokens: float  # trained on
+    tokens_generated: float
+    forward_passes: float
+    backward_passes: float
+    peak_memory_bytes: int  # the most of all seeds
     device_hours_per_model: float
     seeds: int  # how many came to their end
     points: list[ComparedPoint]
@@ -73,7 +77,7 @@ def compare(fronts: Mapping[str, Mapping[int, Front]], *, resamples: int, confid
     """Compare methods whose fronts have the same vectors and were measured alike.
 
     Args:
-        fronts: by method and seed; at least one.
+        fronts: by method and seed; at least one. In their folders are `scores.jsonl` and `ledger.json`.
         resamples, confidence: of the bootstrap.
     """
     some = next(front for of_method in fronts.values() for front in of_method.values())
@@ -163,14 +167,11 @@ def _samples(front: Front) -> np.ndarray:
 
 
 def _method(seeds: Sequence[int], fronts: Sequence[Front], resampled: _Resampled) -> MethodResult:
-    seconds = float(np.mean([_seconds(front) for front in fronts]))
     names = [objective.name for objective in fronts[0].objectives]
     return MethodResult(
         hypervolume=resampled.volume(),
         hypervolume_by_seed=dict(zip(seeds, resampled.volumes.tolist(), strict=True)),
-        cost_seconds=seconds,
-        cost_tokens=float(np.mean([_tokens(front) for front in fronts])),
-        device_hours_per_model=seconds / SECONDS_PER_HOUR / len(fronts[0].points),
+        **_costs([read_ledger(front.folder) for front in fronts]),
         seeds=len(seeds),
         points=[
             ComparedPoint(point.weights or {}, dict(zip(names, scores, strict=True)), kl)
@@ -179,12 +180,20 @@ def _method(seeds: Sequence[int], fronts: Sequence[Front], resampled: _Resampled
     )
 
 
-def _seconds(front: Front) -> float:
-    return front.continuous.seconds if front.continuous else math.fsum(point.cost.seconds for point in front.points)
-
-
-def _tokens(front: Front) -> int:
-    return front.continuous.tokens if front.continuous else sum(point.cost.tokens for point in front.points)
+def _costs(ledgers: Sequence[Ledger | None]) -> dict[str, Any]:
+    """Means over seeds of what a front took."""
+    there = [ledger for ledger in ledgers if ledger is not None]
+    totals = [ledger.total for ledger in there]
+    means: dict[str, list[float]] = {
+        "cost_seconds": [total.seconds for total in totals],
+        "cost_tokens": [total.tokens for total in totals],
+        "tokens_generated": [total.tokens_generated for total in totals],
+        "forward_passes": [total.forward_passes for total in totals],
+        "backward_passes": [total.backward_passes for total in totals],
+        "device_hours_per_model": [ledger.device_hours / ledger.models for ledger in there],
+    }
+    peak = max(total.peak_memory_bytes for total in totals)
+    return {**{name: float(np.mean(values)) for name, values in means.items()}, "peak_memory_bytes": peak}
 
 
 def _ratios(fronts: Mapping[str, Mapping[int, Front]], resampled: Mapping[str, _Resampled]) -> dict[str, Score]:

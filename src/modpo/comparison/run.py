@@ -20,6 +20,7 @@ from modpo.evaluate import SCORES
 from modpo.experiment.method_checks import method_vectors
 from modpo.experiment.sections import CONTINUOUS, ComparisonSection, Experiment
 from modpo.front import FILE, Front, read_front
+from modpo.ledger import read_ledger
 from modpo.progress import say
 from modpo.publish import locked, write_json
 from modpo.stages.pipeline import StageCount, check_early, prepare, run_pipeline, stages_before
@@ -158,6 +159,7 @@ def _is_comparable(front: Front, measure: Front, member: Member) -> bool:
     return (
         [point.weights for point in front.points] == member.experiment.sweep.weights
         and (front.folder / SCORES).is_file()
+        and read_ledger(front.folder) is not None
         and front.evaluation == measure.evaluation
         and front.reference.scores == measure.reference.scores
     )

@@ -9,7 +9,7 @@ from modpo.errors import printable, redacted
 from modpo.progress import duration
 from modpo.report.numbers import interval_text, number, percent
 
-HEADS = ("method", "hypervolume", "to MODPO's", "training", "tokens", "device-hours a model", "seeds")
+HEADS = ("method", "hypervolume", "to MODPO's", "time", "tokens trained", "generated", "device-hours a model", "seeds")
 
 
 def rows(comparison: Comparison) -> list[list[str]]:
@@ -25,6 +25,7 @@ def _row(comparison: Comparison, method: str, result: MethodResult) -> list[str]
         interval_text(ratio.mean, ratio.ci_low, ratio.ci_high) if ratio else "",
         duration(result.cost_seconds),
         number(result.cost_tokens),
+        number(result.tokens_generated),
         number(result.device_hours_per_model),
         f"{result.seeds} of {len(comparison.seeds)}",
     ]
@@ -42,7 +43,7 @@ def _measured(comparison: Comparison) -> str:
     point = ", ".join(f"{name} {number(score)}" for name, score in comparison.reference_point.items())
     return (
         f"Hypervolume above the reference policy's own scores ({point}) on {comparison.prompts} held-out prompts; "
-        f"{percent(comparison.confidence)} intervals over seeds and prompts."
+        f"{percent(comparison.confidence)} intervals over seeds and prompts. Costs are of the whole front from scratch."
     )
 
 

@@ -11,12 +11,13 @@ __all__ = ["write_report"]
 
 
 def write_report(folder: Path) -> None:
-    """Read `front.json` and, if it is there, `responses.jsonl`; write `front.png`, `report.html`.
+    """Read `front.json` and, if they are there, `responses.jsonl` and `ledger.json`; write `front.png`, `report.html`.
 
     Raises:
         InputError: one of the two files is broken (nothing is written), or there is no front.
         EnvironmentFault: another process is at work on the sweep.
     """
+    from modpo.ledger import read_ledger
     from modpo.report.page import page
     from modpo.report.picture import picture
     from modpo.report.responses import read_responses
@@ -24,7 +25,7 @@ def write_report(folder: Path) -> None:
     front = read_front(folder)
     responses = read_responses(front)
     png = picture(front)
-    html = page(front, responses, png)
+    html = page(front, responses, png, read_ledger(Path(folder)))
     with locked(Path(folder)):
         remove_leftovers(Path(folder))
         for name, content in (("front.png", png), ("report.html", html.encode())):

@@ -7,10 +7,13 @@ import hashlib
 import json
 from typing import Any
 
-from modpo.front import Cost, Front, FrontObjective, Point
+from modpo.costs import Cost
+from modpo.front import Front, FrontObjective, Point
+from modpo.ledger import Ledger
 from modpo.progress import duration
 from modpo.report.answers import answers_section
 from modpo.report.chart import chart
+from modpo.report.costs import cost_section
 from modpo.report.escape import embed_json, escape
 from modpo.report.numbers import interval_text, number, percent
 from modpo.report.points import points_section
@@ -42,7 +45,7 @@ dark.addEventListener("change", recolour);
 """
 
 
-def page(front: Front, responses: Responses | None, png: bytes) -> str:
+def page(front: Front, responses: Responses | None, png: bytes, ledger: Ledger | None = None) -> str:
     """The whole file. Every text that is not this module's own goes through `escape` or `embed_json`."""
     from plotly.offline import get_plotlyjs
 
@@ -70,6 +73,7 @@ def page(front: Front, responses: Responses | None, png: bytes) -> str:
             points_section(front),
             _failed_section(front),
             answers_section(front, responses),
+            cost_section(ledger),
             _settings_section(front),
             "</main>",
             *(_data(key, value) for key, value in data.items()),

@@ -1,0 +1,83 @@
+"""What a sweep took, gathered from the manifests of all that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from modpo.costs import Cost
+from modpo.experiment.method_checks import NEW_ANSWERS
+from modpo.experiment.sections import Experiment
+from modpo.ledger import Entry, Ledger
+from modpo.publish import MANIFEST, read_manifest, read_sealed
+from modpo.sample import answers_cost
+from modpo.scoring import CALIBRATED_ON, Costs, ScoredData
+from modpo.stages.pipeline import SAMPLE
+from modpo.steering import CONTINUOUS
+from modpo.sweep import TrainedPoint
+
+
+def sweep_ledger(experiment: Experiment, scored: ScoredData, trained: list[TrainedPoint], measured: Costs) -> Ledger:
+    """What a sweep took.
+
+    Args:
+        scored: the data that was trained on.
+        measured: what measuring each policy took, by its name.
+    """
+    method = CONTINUOUS if experiment.sweep.mode == CONTINUOUS else experiment.sweep.method
+    shared, own = _shared(experiment, scored, method), dict(_trainings(experiment, trained))
+    measuring = {f"measure {name}": cost for name, cost in measured.items()}
+    entries = [Entry(stage, cost) for stage, cost in shared.items() if cost is not None]
+    entries += [Entry(stage, cost, method) for stage, cost in own.items()]
+    entries += [Entry(stage, cost, method, counts=False) for stage, cost in measuring.items() if cost is not None]
+    unknown = [stage for stage, cost in {**shared, **measuring}.items() if cost is None]
+    return Ledger(method, len(trained), entries, unknown)
+
+
+def _shared(experiment: Experiment, scored: ScoredData, method: str) -> Costs:
+    """The stages before training that a method needs."""
+    costs = dict(_stages(experiment))
+    if method not in NEW_ANSWERS:
+        return costs | scored.costs()
+    # It learns from answers of its own: of the scored data it takes the calibrations, and what they were fitted on.
+    methods = {objective.calibration for objective in experiment.objectives.values()}
+    if "bradley_terry" in methods or ("standardise" in methods and CALIBRATED_ON not in scored.fitting):
+        read = ("tokens", "reference")  # to be trained on
+        return costs | {stage: cost for stage, cost in scored.costs().items() if not stage.startswith(read)}
+    costs.pop(SAMPLE, None)
+    return costs | scored.fitting
+
+
+def _stages(experiment: Experiment) -> Iterator[tuple[str, Cost | None]]:
+    """Those that trained the model and the rewards, and sampled the data."""
+    manifest = _manifest(experiment.model.model_name_or_path)
+    if "demonstrations" in manifest:
+        yield "sft", Cost.of(manifest["cost"])
+    if experiment.sample is not None:
+        yield SAMPLE, answers_cost(Path(experiment.data.path))
+    for name, objective in experiment.objectives.items():
+        source = objective.reward and (objective.reward.reward_model or objective.reward.implicit)
+        if source and "cost" in (manifest := _manifest(source)):
+            yield f"train reward {name}", Cost.of(manifest["cost"])
+
+
+def _manifest(folder: str) -> dict[str, Any]:
+    """Of a model that modpo trained; empty for another."""
+    with suppress(OSError, ValueError):
+        return read_sealed(Path(folder) / MANIFEST)
+    return {}
+
+
+def _trainings(experiment: Experiment, trained: list[TrainedPoint]) -> Iterator[tuple[str, Cost]]:
+    """Of the policies that were trained, each once, however many points were made of it."""
+    for point in trained:
+        if point.made_of is None:
+            yield f"train {point.name}", point.cost
+    for made_of in dict.fromkeys(point.made_of for point in trained if point.made_of is not None):
+        folder = experiment.output_dir / made_of
+        for source in [folder] if (folder / MANIFEST).is_file() else sorted(folder.iterdir()):
+            manifest = read_manifest(source)
+            if manifest is not None:
+                yield f"train {source.relative_to(experiment.output_dir).as_posix()}", Cost.of(manifest["cost"])
