@@ -23,7 +23,7 @@ from modpo.ledger import FILE, Entry, Ledger, read_ledger, took, write_ledger
 from modpo.logprobs import logps_by_group
 from modpo.memory import CLEAR_REFS
 from modpo.models import ReferenceModel
-from modpo.publish import read_manifest
+from modpo.publish import read_manifest, read_sealed, write_sealed
 from modpo.scoring import experiment_scorer
 from modpo.sweep import finished_points
 from modpo.sweep_costs import sweep_ledger
@@ -320,18 +320,14 @@ def test_a_changed_ledger_is_none(tmp_path: Path) -> None:
 
 def test_what_an_older_version_made_is_named_unknown(house: Path) -> None:
     """A column without costs, as they were written before: its stage is named, and the others count."""
-    from modpo.publish import read_sealed, write_sealed
-
-    experiment = resolved(house)
-    cache = house / "older"
-    shutil.copytree(experiment.cache_dir, cache)
-    (manifest,) = cache.glob("scored/reference-*/manifest.json")
+    shutil.copytree(house / "cache", house / "older")
+    older = replace(resolved(house), cache_dir=house / "older")
+    scored = experiment_scorer(older).score(load_groups(older)[0])
+    manifest = scored.reference.folder / "manifest.json"
     written = read_sealed(manifest)
     for shard in written["shards"].values():
         del shard["cost"]
     write_sealed(manifest, written)
-    older = replace(experiment, cache_dir=cache)
-    scored = experiment_scorer(older).score(load_groups(older)[0])
     found = sweep_ledger(older, scored, [], {"reference": None})
     assert found.unknown == ["reference log-probs", "measure reference"]
     assert "tokens" in costs(found)
