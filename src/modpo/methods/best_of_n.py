@@ -11,6 +11,7 @@ from pathlib import Path
 
 from modpo import simplex
 from modpo.best_of_n import FILE, BestOfN
+from modpo.costs import NOTHING
 from modpo.methods import Maker, Run
 from modpo.methods.point import is_there, point_parts
 from modpo.publish import new_folder, sha256_json, write_json
@@ -27,6 +28,6 @@ def _describe(run: Run, weights: Weights, folder: Path) -> None:
     key = sha256_json({**point_parts(run, weights), "best_of_n": best.n})
     if is_there(folder, key, simplex.name(weights)):
         return
-    cost = {"seconds": 0.0, "tokens": 0}
-    with new_folder(folder, {"key": key, "weights": weights, "seed": run.experiment.seed, "cost": cost}) as temporary:
+    about = {"key": key, "weights": weights, "seed": run.experiment.seed, "cost": NOTHING.written()}
+    with new_folder(folder, about) as temporary:
         write_json(temporary / FILE, asdict(best))
