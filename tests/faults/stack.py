@@ -85,6 +85,11 @@ class Comparison:
         return "\n".join([f"With {used}:", "", *head, *(f"| {' | '.join(line)} |" for line in self.lines)])
 
 
+def _last_line(errors: str) -> str:
+    """What went wrong, without the path, which is of this run only."""
+    return errors.strip().splitlines()[-1].partition(": '/")[0][:120]
+
+
 @pytest.fixture(scope="module")
 def comparison() -> Iterator[Comparison]:
     made = Comparison()
@@ -119,7 +124,7 @@ def train(model: Path, folder: Path, data: Path, what: str) -> subprocess.Comple
 def how_it_ended(done: subprocess.CompletedProcess[str], folder: Path, undisturbed: Path) -> str:
     """In words: the last line of its error, or how far its weights are from those of the undisturbed run."""
     if done.returncode:
-        return f"fails: `{done.stderr.strip().splitlines()[-1][:120]}`"
+        return f"fails: `{_last_line(done.stderr)}`"
     off = relative_difference(folder / "final", undisturbed / "final")
     return "finishes with the same weights" if off == 0 else f"finishes, weights {off:.1%} off"
 
@@ -176,7 +181,7 @@ def test_an_adapter_that_turns_nan(
     folder = tmp_path / "nan"
     done = train(tiny_model, folder, data, "nan")
     if done.returncode:
-        stack = f"fails: `{done.stderr.strip().splitlines()[-1][:120]}`"
+        stack = f"fails: `{_last_line(done.stderr)}`"
     else:
         saved = load_file(folder / "final" / "adapter_model.safetensors")
         nan = sum(not tensor.isfinite().all() for tensor in saved.values())
