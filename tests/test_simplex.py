@@ -138,3 +138,10 @@ def test_scales_are_spread_around_the_middle():
     three = simplex.spread_out({"a": 0.6, "b": 0.3, "c": 0.1}, 3.0)
     assert sum(three.values()) == pytest.approx(1)
     assert three == pytest.approx({"a": 17 / 15, "b": 7 / 30, "c": -11 / 30})
+
+
+def test_weights_whose_sum_overflows():
+    huge = {"a": 1e308, "b": 1e308}
+    assert simplex.read_weights(huge, ["a", "b"], where="x", normalize=True) == {"a": 0.5, "b": 0.5}
+    with pytest.raises(InputError, match="weights sum to inf, not 1"):
+        simplex.read_weights(huge, ["a", "b"], where="x")

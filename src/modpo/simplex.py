@@ -52,11 +52,14 @@ def read_weights(
     if problems:
         raise InputError(problems)
     weights = {name: float(given.get(name, 0.0)) for name in objectives}
-    total = math.fsum(weights.values())
-    if total == 0:
+    largest = max(weights.values())
+    if largest == 0:
         raise InputError(Problem(where, field, "all weights are 0", _example(objectives)))
+    shares = {name: value / largest for name, value in weights.items()}  # whose sum cannot overflow
     if normalize:
-        return {name: value / total for name, value in weights.items()}
+        total = math.fsum(shares.values())
+        return {name: share / total for name, share in shares.items()}
+    total = largest * math.fsum(shares.values())
     if abs(total - 1) > SUM_TOLERANCE:
         raise InputError(
             Problem(where, field, f"weights sum to {total:g}, not 1", "make them sum to 1, or set `normalize: true`")
