@@ -100,17 +100,23 @@ def test_every_method_and_seed_has_a_front_of_its_own(house: Path) -> None:
     assert len(set(adapters)) == 4
 
 
-def test_hypervolume_is_that_of_the_fronts_above_the_reference(house: Path) -> None:
+def test_hypervolume_is_that_of_the_fronts(house: Path) -> None:
+    """Down to the reference point of `front.json`, and down to the reference policy's own scores."""
     result = read(house)
     for method in ("modpo", "continuous"):
-        volumes = []
-        for front in fronts(house, method):
-            means = [(p.scores["long"].mean, -p.scores["dense"].mean) for p in (front.reference, *front.points)]
-            volumes.append(above(means[1:], means[0]))
+        of_seeds = fronts(house, method)
         found = result["methods"][method]
-        assert found["hypervolume"]["mean"] == pytest.approx(np.mean(volumes), abs=1e-9)
+        volumes = [front.hypervolume.mean for front in of_seeds]
+        gains = []
+        for front in of_seeds:
+            means = [(p.scores["long"].mean, -p.scores["dense"].mean) for p in (front.reference, *front.points)]
+            gains.append(above(means[1:], means[0]))
+            corner = front.hypervolume.reference_point
+            assert above(means[1:], (corner["long"], -corner["dense"])) == pytest.approx(front.hypervolume.mean)
         assert list(found["hypervolume_by_seed"].values()) == pytest.approx(volumes, abs=1e-9)
-        assert found["hypervolume"]["ci_low"] <= found["hypervolume"]["ci_high"]
+        for key, values in {"hypervolume": volumes, "hypervolume_above_reference": gains}.items():
+            assert found[key]["mean"] == pytest.approx(np.mean(values), abs=1e-9)
+            assert found[key]["ci_low"] <= found[key]["ci_high"]
 
 
 def test_points_are_means_over_the_seeds(house: Path) -> None:
@@ -124,7 +130,8 @@ def test_points_are_means_over_the_seeds(house: Path) -> None:
                 assert score["mean"] == pytest.approx(np.mean([f.points[i].scores[name].mean for f in both]))
                 assert score["ci_low"] <= score["mean"] <= score["ci_high"]
             assert point["kl"]["mean"] == pytest.approx(np.mean([f.points[i].kl.mean for f in both]))
-    assert result["reference_point"] == pytest.approx({n: s.mean for n, s in both[0].reference.scores.items()})
+    assert result["reference_scores"] == pytest.approx({n: s.mean for n, s in both[0].reference.scores.items()})
+    assert result["reference_point"] == both[0].hypervolume.reference_point
 
 
 def test_costs_are_those_of_the_ledgers(house: Path) -> None:
@@ -283,6 +290,7 @@ def test_a_comparison_is_measured(tmp_path: Path, tiny_model: Path, capsys: pyte
 # --- the numbers --------------------------------------------------------------------------------------------
 
 N = 6
+SIGNS = np.array([1.0, -1.0, 1.0])
 OBJECTIVES = [FrontObjective("up"), FrontObjective("down", maximize=False), FrontObjective("wide")]
 
 
@@ -302,7 +310,13 @@ def measured_front(folder: Path, samples: np.ndarray) -> Front:
         )
         for policy in policies
     ]
-    return Front(folder, OBJECTIVES, points[0], points[1:], Hypervolume(0, 0, 0, dict.fromkeys(names, 0.0)))
+    return Front(folder, OBJECTIVES, points[0], points[1:], Hypervolume(0, 0, 0, corner(samples)))
+
+
+def corner(samples: np.ndarray) -> dict[str, float]:
+    """One standard deviation below the reference policy, the first row."""
+    worst = samples[0].mean(axis=0) - SIGNS * samples[0].std(axis=0)
+    return {objective.name: float(x) for objective, x in zip(OBJECTIVES, worst, strict=True)}
 
 
 @pytest.fixture
@@ -318,9 +332,9 @@ def samples() -> dict[str, list[np.ndarray]]:
     return {"modpo": [seed(1.0) for _ in range(3)], "other": [seed(0.7) for _ in range(3)]}
 
 
-def volume(means: np.ndarray) -> float:
-    """Above the first row, by inclusion and exclusion over all sets of points: no library."""
-    signed = (means[1:] - means[0]) * np.array([1.0, -1.0, 1.0])
+def volume(means: np.ndarray, corner: np.ndarray) -> float:
+    """Of all rows but the first, the reference, by inclusion and exclusion over all sets of points: no library."""
+    signed = (means[1:] - corner) * SIGNS
     total = 0.0
     for chosen in range(1, 2 ** len(signed)):
         members = signed[[i for i in range(len(signed)) if chosen >> i & 1]]
@@ -339,15 +353,24 @@ def test_hypervolume_intervals_and_ratios(tmp_path: Path, samples: dict[str, lis
     rows = np.random.default_rng(0)
     rows_B = [rows.integers(N, size=N) for _ in range(60)]
     seeds_B = np.random.default_rng(1).integers(3, size=(60, 3))
+    worst = np.array(list(corner(samples["modpo"][0]).values()))
+    assert list(found.reference_point.values()) == worst.tolist()
     drawn: dict[str, list[float]] = {method: [] for method in samples}
+    gains: dict[str, list[float]] = {method: [] for method in samples}
     for prompts, seeds in zip(rows_B, seeds_B, strict=True):
         for method, of in samples.items():
-            drawn[method].append(float(np.mean([volume(of[s][:, prompts].mean(axis=1)) for s in seeds])))
+            means = [of[s][:, prompts].mean(axis=1) for s in seeds]
+            drawn[method].append(float(np.mean([volume(m, worst) for m in means])))
+            gains[method].append(float(np.mean([volume(m, m[0]) for m in means])))
     for method, of in samples.items():
-        score = found.methods[method].hypervolume
-        assert score.mean == pytest.approx(np.mean([volume(x.mean(axis=1)) for x in of]))
-        assert [score.ci_low, score.ci_high] == pytest.approx(np.quantile(drawn[method], [0.05, 0.95]))
-        assert found.methods[method].cost_seconds == 4
+        result, means = found.methods[method], [x.mean(axis=1) for x in of]
+        for score, drawn_B, whole in (
+            (result.hypervolume, drawn[method], [volume(m, worst) for m in means]),
+            (result.hypervolume_above_reference, gains[method], [volume(m, m[0]) for m in means]),
+        ):
+            assert score.mean == pytest.approx(np.mean(whole))
+            assert [score.ci_low, score.ci_high] == pytest.approx(np.quantile(drawn_B, [0.05, 0.95]))
+        assert result.cost_seconds == 4
     ratio = found.hypervolume_ratio["other"]
     assert ratio.mean == pytest.approx(
         found.methods["other"].hypervolume.mean / found.methods["modpo"].hypervolume.mean
@@ -366,8 +389,9 @@ def test_a_ratio_is_over_the_seeds_that_both_have(tmp_path: Path, samples: dict[
 
 
 def test_no_ratio_to_nothing(tmp_path: Path, samples: dict[str, list[np.ndarray]]) -> None:
-    """A baseline that is nowhere above the reference has no volume to divide by; nor has one that is not there."""
-    none = measured_front(tmp_path / "none", np.concatenate([samples["modpo"][0][:1]] * 3))
+    """A baseline that is nowhere above the reference point has no volume to divide by; nor has one not there."""
+    reference = samples["modpo"][0][:1]
+    none = measured_front(tmp_path / "none", np.concatenate([reference, reference - 9 * SIGNS, reference - 9 * SIGNS]))
     some = measured_front(tmp_path / "some", samples["other"][0][:3])
     assert compare({"modpo": {0: none}, "other": {0: some}}, resamples=20, confidence=0.95).hypervolume_ratio == {}
     assert compare({"other": {0: some}}, resamples=20, confidence=0.95).hypervolume_ratio == {}

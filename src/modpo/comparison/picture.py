@@ -101,7 +101,7 @@ def _lengths(scores: Sequence[Score]) -> np.ndarray:
 
 
 def _reference(comparison: Comparison, pair: Pair) -> tuple[float, float]:
-    x, y = (comparison.reference_point[objective.name] for objective in pair)
+    x, y = (comparison.reference_scores[objective.name] for objective in pair)
     return x, y
 
 

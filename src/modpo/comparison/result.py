@@ -1,8 +1,12 @@
 """What a comparison says: each method's hypervolume, costs and mean front, with intervals over seeds and prompts.
 
-A hypervolume here is that of a front's mean scores above the reference policy's own on the same held-out prompts. The
-intervals are percentile bootstraps: each resample draws prompts and seeds, the same ones for every method, since all
-of them answer the same prompts with the same random numbers.
+A hypervolume is the one of `front.json`: of a front's mean scores, down to the reference point that the reference
+policy's scores give on the same held-out prompts (`modpo.pareto.default_reference_point`). What a front gains on the
+reference policy without giving up any objective, its hypervolume above that policy's own mean scores, stands beside it:
+a policy at the end of a front, which trades one objective for another, adds nothing there.
+
+The intervals are percentile bootstraps: each resample draws prompts and seeds, the same ones for every method, since
+all of them answer the same prompts with the same random numbers.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ class MethodResult:
 
     hypervolume: Score
     hypervolume_by_seed: dict[int, float]
+    hypervolume_above_reference: Score  # measured from the reference policy's mean scores
     cost_seconds: float  # of the whole front, from scratch
     cost_tokens: float  # trained on
     tokens_generated: float
@@ -64,7 +69,8 @@ class Comparison:
 
     methods: dict[str, MethodResult]
     objectives: list[FrontObjective]
-    reference_point: dict[str, float]  # the reference policy's mean scores
+    reference_point: dict[str, float]  # from which hypervolumes are measured
+    reference_scores: dict[str, float]  # the reference policy's means
     hypervolume_ratio: dict[str, Score]  # to that of `modpo`, over the seeds that both have
     prompts: int  # held out
     confidence: float  # of the intervals
@@ -87,7 +93,8 @@ def compare(fronts: Mapping[str, Mapping[int, Front]], *, resamples: int, confid
     return Comparison(
         methods={m: _method(list(of), list(of.values()), resampled[m]) for m, of in fronts.items()},
         objectives=some.objectives,
-        reference_point=dict(zip(objectives, samples[0].mean(axis=0).tolist(), strict=False)),
+        reference_point=some.hypervolume.reference_point,
+        reference_scores=dict(zip(objectives, samples[0].mean(axis=0).tolist(), strict=False)),
         hypervolume_ratio=_ratios(fronts, resampled),
         prompts=samples.shape[1],
         confidence=confidence,
@@ -100,6 +107,8 @@ class _Resampled:
 
     volumes: np.ndarray  # (S,)
     drawn_volumes: np.ndarray  # (B, S)
+    gains: np.ndarray  # (S,), hypervolumes above the reference policy
+    drawn_gains: np.ndarray  # (B, S)
     means: np.ndarray  # (P, C), over seeds
     drawn_means: np.ndarray  # (B, S, P, C)
     confidence: float
@@ -108,11 +117,14 @@ class _Resampled:
     def of(cls, fronts: Sequence[Front], resamples: int, confidence: float) -> _Resampled:
         samples = np.stack([_samples(front) for front in fronts])  # (S, 1 + P, N, C)
         maximize = [objective.maximize for objective in fronts[0].objectives]
+        corner = [fronts[0].hypervolume.reference_point[objective.name] for objective in fronts[0].objectives]
         random, N = np.random.default_rng(0), samples.shape[2]
         drawn = np.stack([samples[:, :, random.integers(N, size=N)].mean(axis=2) for _ in range(resamples)])
         return cls(
-            volumes=_volumes(samples.mean(axis=2), maximize),
-            drawn_volumes=np.stack([_volumes(means, maximize) for means in drawn]),
+            volumes=_volumes(samples.mean(axis=2), maximize, corner),
+            drawn_volumes=np.stack([_volumes(means, maximize, corner) for means in drawn]),
+            gains=_volumes(samples.mean(axis=2), maximize),
+            drawn_gains=np.stack([_volumes(means, maximize) for means in drawn]),
             means=samples.mean(axis=(0, 2))[1:],
             drawn_means=drawn[:, :, 1:],
             confidence=confidence,
@@ -121,6 +133,10 @@ class _Resampled:
     def volume(self) -> Score:
         """The mean hypervolume of the seeds."""
         return self._score(self.volumes.mean(), _over_seeds(self.drawn_volumes))
+
+    def gain(self) -> Score:
+        """The mean hypervolume of the seeds above the reference policy."""
+        return self._score(self.gains.mean(), _over_seeds(self.drawn_gains))
 
     def points(self) -> list[list[Score]]:
         """Of each point, the mean of each column over seeds and prompts."""
@@ -149,12 +165,18 @@ def _over_seeds(numbers_BS: np.ndarray) -> np.ndarray:
     return means
 
 
-def _volumes(means_SPC: np.ndarray, maximize: Sequence[bool]) -> np.ndarray:
-    """Hypervolume of each seed's points above its first row, the reference policy; KL, the last column, is left out."""
+def _volumes(means_SPC: np.ndarray, maximize: Sequence[bool], corner: Sequence[float] | None = None) -> np.ndarray:
+    """Hypervolume of each seed's points down to `corner`, else to its first row, the reference policy; (S,).
+
+    KL, the last column, is left out.
+    """
     import moocore
 
-    volumes = [moocore.hypervolume(means[1:, :-1], ref=means[0, :-1], maximise=list(maximize)) for means in means_SPC]
-    return np.array(volumes, dtype=float)
+    def volume(means_PC: np.ndarray) -> float:
+        start = means_PC[0, :-1] if corner is None else corner
+        return float(moocore.hypervolume(means_PC[1:, :-1], ref=start, maximise=list(maximize)))
+
+    return np.array([volume(means_PC) for means_PC in means_SPC])
 
 
 def _samples(front: Front) -> np.ndarray:
@@ -171,6 +193,7 @@ def _method(seeds: Sequence[int], fronts: Sequence[Front], resampled: _Resampled
     return MethodResult(
         hypervolume=resampled.volume(),
         hypervolume_by_seed=dict(zip(seeds, resampled.volumes.tolist(), strict=True)),
+        hypervolume_above_reference=resampled.gain(),
         **_costs([read_ledger(front.folder) for front in fronts]),
         seeds=len(seeds),
         points=[

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 from modpo.comparison.result import Comparison, MethodResult
 from modpo.errors import printable, redacted
 from modpo.progress import duration
 from modpo.report.numbers import interval_text, number, percent
 
-HEADS = ("method", "hypervolume", "to MODPO's", "time", "tokens trained", "generated", "device-hours a model", "seeds")
+HEADS = (
+    "method",
+    "hypervolume",
+    "to MODPO's",
+    "above the reference",
+    "time",
+    "tokens trained",
+    "generated",
+    "device-hours a model",
+    "seeds",
+)
 
 
 def rows(comparison: Comparison) -> list[list[str]]:
@@ -19,10 +30,12 @@ def rows(comparison: Comparison) -> list[list[str]]:
 
 def _row(comparison: Comparison, method: str, result: MethodResult) -> list[str]:
     volume, ratio = result.hypervolume, comparison.hypervolume_ratio.get(method)
+    gain = result.hypervolume_above_reference
     return [
         method,
         interval_text(volume.mean, volume.ci_low, volume.ci_high),
         interval_text(ratio.mean, ratio.ci_low, ratio.ci_high) if ratio else "",
+        interval_text(gain.mean, gain.ci_low, gain.ci_high),
         duration(result.cost_seconds),
         number(result.cost_tokens),
         number(result.tokens_generated),
@@ -40,11 +53,16 @@ def markdown(comparison: Comparison, commit: str) -> str:
 
 
 def _measured(comparison: Comparison) -> str:
-    point = ", ".join(f"{name} {number(score)}" for name, score in comparison.reference_point.items())
     return (
-        f"Hypervolume above the reference policy's own scores ({point}) on {comparison.prompts} held-out prompts; "
-        f"{percent(comparison.confidence)} intervals over seeds and prompts. Costs are of the whole front from scratch."
+        f"Hypervolume of mean scores on {comparison.prompts} held-out prompts, down to "
+        f"{_scores(comparison.reference_point)}; above the reference: down to its own scores, "
+        f"{_scores(comparison.reference_scores)}. {percent(comparison.confidence)} intervals over seeds and prompts. "
+        "Costs are of the whole front from scratch."
     )
+
+
+def _scores(point: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {number(score)}" for name, score in point.items())
 
 
 def _line(cells: list[str] | tuple[str, ...]) -> str:
