@@ -3,9 +3,10 @@
     python -m benchmarks.continuous_vs_separate --output runs/continuous_vs_separate [--seeds 3] [--vectors 9]
 
 For each seed nine policies are trained one by one and one continuous policy once, each as the quickstart does; both
-fronts are measured on the same prompts. Hypervolumes are those of the mean scores, down to the reference policy's on
-the same prompts; the interval of their ratio is a bootstrap over seeds and prompts. The run can be stopped: what is
-there is kept. Results go to benchmarks/results/continuous_vs_separate.json and docs/continuous_vs_separate.png.
+fronts are measured on the same prompts. Hypervolumes are those of `front.json`, of the mean scores down to its
+reference point; above the reference: down to the reference policy's own scores. The intervals of their ratios are
+bootstraps over seeds and prompts. The run can be stopped: what is there is kept. Results go to
+benchmarks/results/continuous_vs_separate.json and docs/continuous_vs_separate.png.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,14 @@ def compare(fronts: dict[str, list[Front]]) -> dict[str, Any]:
     costs = {mode: [_cost(front) for front in fronts[mode]] for mode in MODES}
     single = [cost / len(front.points) for cost, front in zip(costs["separate"], fronts["separate"], strict=True)]
     return {
-        "hypervolume_ratio": _ratio(samples, fronts["separate"][0]),
+        "hypervolume_ratio": _ratio(samples, _corner(fronts["separate"][0])),
+        "hypervolume_ratio_above_reference": _ratio(samples, _reference_scores(samples)),
         "cost_in_single_runs": float(np.mean([c / one for c, one in zip(costs["continuous"], single, strict=True)])),
         "tokens_in_single_runs": _tokens(fronts["continuous"]) / _tokens(fronts["separate"]),
         "hypervolume": {mode: [front.hypervolume.mean for front in fronts[mode]] for mode in MODES},
         "seconds": {mode: [round(cost, 1) for cost in costs[mode]] for mode in MODES},
-        "monotone": {
-            mode: [{o.name: _steps_right(front, o.name) for o in front.objectives} for front in fronts[mode]]
-            for mode in MODES
-        },
+        "steps_that_follow_the_weight": _by_objective(fronts, _steps_right),
+        "rank_correlation_with_the_weight": _by_objective(fronts, _rank_correlation),
     }
 
 
@@ -99,12 +99,42 @@ def _costs(front: Front) -> list[Cost]:
     return [point.cost for point in front.points]
 
 
+def _by_objective(fronts: dict[str, list[Front]], number: Callable[[Front, str], Any]) -> dict[str, Any]:
+    """A number of each seed's front, by objective."""
+    return {
+        mode: [{o.name: number(front, o.name) for o in front.objectives} for front in fronts[mode]] for mode in MODES
+    }
+
+
 def _steps_right(front: Front, name: str) -> str:
     """Of the steps from vector to vector, how many move the objective the way its weight moves."""
+    _, means = _along(front, name)
+    return f"{sum(b > a for a, b in itertools.pairwise(means))} of {len(means) - 1}"
+
+
+def _rank_correlation(front: Front, name: str) -> float:
+    """Spearman's, of an objective's mean score with its weight: 1 where every vector is in its order."""
+    from scipy.stats import spearmanr
+
+    return round(float(spearmanr(*_along(front, name)).statistic), 3)
+
+
+def _along(front: Front, name: str) -> tuple[list[float], list[float]]:
+    """Weights of an objective, ascending, and its mean scores, larger is better."""
     points = sorted(front.points, key=lambda point: (point.weights or {})[name])
     sign = 1 if next(o for o in front.objectives if o.name == name).maximize else -1
-    means = [sign * point.scores[name].mean for point in points]
-    return f"{sum(b > a for a, b in itertools.pairwise(means))} of {len(means) - 1}"
+    return [(point.weights or {})[name] for point in points], [sign * point.scores[name].mean for point in points]
+
+
+def _corner(front: Front) -> np.ndarray:
+    """The reference point, larger is better, (K,)."""
+    return np.array([(1 if o.maximize else -1) * front.hypervolume.reference_point[o.name] for o in front.objectives])
+
+
+def _reference_scores(samples: dict[str, list[np.ndarray]]) -> np.ndarray:
+    """The reference policy's mean scores, larger is better, (K,)."""
+    means: np.ndarray = samples["separate"][0][0].mean(axis=0)
+    return means
 
 
 def _samples(front: Front) -> np.ndarray:
@@ -121,13 +151,13 @@ def _samples(front: Front) -> np.ndarray:
     return np.array([[np.mean(scores[p][i], axis=0) for i in sorted(scores[p])] for p in policies])
 
 
-def _ratio(samples: dict[str, list[np.ndarray]], front: Front) -> dict[str, float]:
+def _ratio(samples: dict[str, list[np.ndarray]], corner: np.ndarray) -> dict[str, float]:
     """The continuous front's hypervolume over the separate one's, means over seeds; interval over seeds and prompts."""
     seeds, prompts = len(samples["separate"]), int(samples["separate"][0].shape[1])
     rng = np.random.default_rng(0)
 
     def ratio(chosen: Sequence[int], rows: np.ndarray) -> float:
-        volumes = {mode: [_volume(samples[mode][s][:, rows].mean(1)) for s in chosen] for mode in MODES}
+        volumes = {mode: [_volume(samples[mode][s][:, rows].mean(1), corner) for s in chosen] for mode in MODES}
         return float(np.mean(volumes["continuous"]) / np.mean(volumes["separate"]))
 
     everything = ratio(range(seeds), np.arange(prompts))
@@ -139,11 +169,11 @@ def _ratio(samples: dict[str, list[np.ndarray]], front: Front) -> dict[str, floa
     return {"mean": everything, "ci_low": float(low), "ci_high": float(high)}
 
 
-def _volume(means: np.ndarray) -> float:
-    """Hypervolume of the points of (1 + P, K) above the first row, the reference policy."""
+def _volume(means: np.ndarray, corner: np.ndarray) -> float:
+    """Hypervolume of the points of (1 + P, K), the reference policy's left out, down to a corner."""
     import moocore
 
-    return float(moocore.hypervolume(means[1:], ref=means[0], maximise=True))
+    return float(moocore.hypervolume(means[1:], ref=corner, maximise=True))
 
 
 def table(fronts: dict[str, list[Front]]) -> str:
