@@ -43,6 +43,7 @@ from modpo.errors import InputError, NumericError, Problem
 from modpo.experiment.sections import Objective
 from modpo.logprobs import attach_packed_forward, packed_logps, padded_logps, require_packable
 from modpo.loss import modpo_loss, regression_loss
+from modpo.low_rank import attach_joint_adapters
 from modpo.primary import REGRESSION
 from modpo.scoring import score_dataset
 from modpo.training_config import MODPOConfig
@@ -147,6 +148,8 @@ class MODPOTrainer(DPOTrainer):
         if started_as_peft and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
         self._causal_lm = _causal_lm(self.model)
+        if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:  # they gather weights as modules are called
+            attach_joint_adapters(self.model)
         if args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
         if args.packing:

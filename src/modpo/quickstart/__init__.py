@@ -33,7 +33,7 @@ class Training:
 
 FULL = Size(train_prompts=128, held_out_prompts=112, vectors=9)
 FAST = Size(train_prompts=32, held_out_prompts=48, vectors=3, max_new_tokens=40)
-CONTINUOUS = Training("continuous", epochs=1.5, learning_rate=1e-3)
+CONTINUOUS = Training("continuous", epochs=1.75, learning_rate=1e-3)
 SEPARATE = Training("separate", epochs=1, learning_rate=1.4e-3)
 
 
