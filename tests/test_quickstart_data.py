@@ -241,3 +241,18 @@ def test_fetched_folder_says_nothing_of_where_it_was_made(folder: Path) -> None:
     for path in folder.glob("*.json"):
         for noise in ("_model_name_or_path", "transformers_version", "local_files_only", str(folder.parent)):
             assert noise not in path.read_text(encoding="utf-8")
+
+
+def test_the_quickstart_names_the_command_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from modpo import quickstart
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / ".venv" / "bin" / "modpo"), "quickstart"])
+    assert quickstart._modpo() == ".venv/bin/modpo"
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    assert quickstart._modpo() == "modpo"
+    (tmp_path / "modpo").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "modpo"), "quickstart"])
+    assert quickstart._modpo() == "modpo"
