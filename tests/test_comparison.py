@@ -284,6 +284,8 @@ def test_what_cannot_be_compared_is_said_first(tmp_path: Path, tiny_model: Path,
 def test_a_comparison_is_measured(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", str(write_experiment(tmp_path, tiny_model)), "--no-evaluate"]) == 2
     assert "--no-evaluate: goes not with `comparison`" in capsys.readouterr().err
+    assert main(["evaluate", str(write_experiment(tmp_path, tiny_model))]) == 2
+    assert "comparison: is not measured by itself; fix: run `modpo sweep`" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

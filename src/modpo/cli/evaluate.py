@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from modpo.cli.experiment_arguments import add_experiment_arguments, experiment_of
+from modpo.errors import InputError, Problem
 
 HELP = "measure the reference and the trained policies"
 
@@ -15,8 +16,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Measure the finished points of the experiment's folder."""
+    """Measure the finished points of the experiment's folder.
+
+    Raises:
+        InputError: a comparison, which is many sweeps.
+    """
     experiment = experiment_of(args)
+    if experiment.comparison is not None:
+        fix = "run `modpo sweep`: it measures the sweep of each method, and what is finished is kept"
+        raise InputError(Problem(experiment.where("comparison"), "comparison", "is not measured by itself", fix))
 
     from modpo.evaluate import evaluate_sweep
     from modpo.stages.pipeline import prepare
