@@ -58,5 +58,15 @@ def test_regression_calls_the_response_with_the_larger_weighted_reward_chosen():
     assert (choice.k, choice.pairs) == (REGRESSION, [(0, 1), (0, 2), (2, 1)])
 
 
+def test_below_a_weight_regression_takes_over_where_k_has_a_reward():
+    weights = {"a": 0.3, "b": 0.1, "c": 0.6}
+    assert choose(weights, PAIRS, MARGINS, 3, regression_below=0.3).k == 0
+    assert choose(weights, PAIRS, MARGINS, 3, regression_below=0.31).k == REGRESSION
+    assert choose(weights, PAIRS, MARGINS, 3, named="b", regression_below=0.2).k == REGRESSION
+    unscored = {name: MARGINS[name] for name in ("b", "c")}
+    assert choose(weights, PAIRS, unscored, 3, regression_below=0.9).k == 0  # there is nothing to regress on
+    assert choose({"a": 1.0, "b": 0.0, "c": 0.0}, PAIRS, {}, 3, regression_below=1.0).k == 0
+
+
 def test_a_single_response_is_compared_with_nothing():
     assert choose({"c": 1.0}, {}, {"c": [1.0]}, 1).pairs == []

@@ -48,6 +48,7 @@ class GroupCollator:
     signs: Mapping[str, float] = field(default_factory=dict)
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     objective: str | None = None
+    regression_below: float = 0.0
     packing: bool = True
     max_packed_tokens: int = 2048
 
@@ -60,7 +61,8 @@ class GroupCollator:
     def choices(self, row: Row) -> list[Choice]:
         """The primary objective of a row, and the pairs it is trained on. Of MODPO there is one."""
         pairs = {name: row[PAIRS_PREFIX + name] for name in self.weights if PAIRS_PREFIX + name in row}
-        return [choose(self.weights, pairs, self.margins(row), len(row["ref_logps"]), self.objective)]
+        margins, responses = self.margins(row), len(row["ref_logps"])
+        return [choose(self.weights, pairs, margins, responses, self.objective, self.regression_below)]
 
     def margins(self, row: Row) -> dict[str, Margins]:
         """Margin rewards of a row's responses, by objective."""

@@ -41,7 +41,8 @@ class ContinuousConfig(MODPOConfig):
     """`MODPOConfig` for a policy of every preference vector.
 
     `weights` names the objectives. Its numbers, all above 0, are the vector at which the data is checked and the
-    held-out loss is computed; training draws its own.
+    held-out loss is computed; training draws its own. `regression_below` is 1/K if it is not given, since the vectors
+    that are drawn come close to the border.
     """
 
     concentration: float = field(
@@ -55,6 +56,9 @@ class ContinuousConfig(MODPOConfig):
     prompts_per_draw: int | None = field(
         default=None, metadata={"help": "Prompts that share a drawn vector. Default: a batch."}
     )
+
+    def smallest_primary_weight(self) -> float:
+        return 1 / len(self.vector) if self.regression_below is None else self.regression_below
 
     def _refused(self) -> Iterator[Problem]:
         yield from super()._refused()

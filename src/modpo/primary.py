@@ -8,6 +8,15 @@ Every objective whose weight is above 0 enters the loss of a prompt, one by its 
     no such k           regression on the weighted rewards, over every two responses (`modpo.loss.regression_loss`)
 
 So w = e_j is plain DPO where j has pairs, and regression where it has none.
+
+Regression can take over before w_k is 0, where k has a reward too. A label that is sure, as one drawn from a reward
+with a large scale, bounds the policy from one side only: the loss of a pair, times w_k, comes to
+
+    max(0, margin - beta (D(chosen) - D(rejected)))
+
+as w_k gets small. A pair whose chosen response is the worse one by the other objectives then has no gradient, every
+other one pushes the chosen response up, and so objective k is learned where it hardly weighs. Labels that contradict
+each other as often as the reward says would balance the two sides; regression needs no such luck.
 """
 
 from __future__ import annotations
@@ -38,11 +47,20 @@ class Choice:
 
 
 def able_objectives(
-    weights: Weights, with_pairs: Container[str], with_reward: Container[str], named: str | None = None
+    weights: Weights,
+    with_pairs: Container[str],
+    with_reward: Container[str],
+    named: str | None = None,
+    regression_below: float = 0.0,
 ) -> list[str]:
-    """Objectives that can be k, the largest weight first: those with pairs that leave the others a reward each."""
+    """Objectives that can be k, the largest weight first: those with pairs that leave the others a reward each.
+
+    Where all with a weight have rewards, so that regression is possible, one below `regression_below` cannot.
+    """
     active = [name for name, weight in weights.items() if weight > 0]
     candidates = [named] if named in active else active
+    if _rewarded(active, with_reward):
+        candidates = [name for name in candidates if weights[name] >= regression_below]
     able = [name for name in candidates if name in with_pairs and _rewarded(active, with_reward, but=name)]
     return sorted(able, key=lambda name: -weights[name])
 
@@ -65,6 +83,7 @@ def choose(
     margins: Mapping[str, Margins],
     responses: int,
     named: str | None = None,
+    regression_below: float = 0.0,
 ) -> Choice:
     """The primary objective of one prompt and the pairs it is trained on; none if too little is known of it.
 
@@ -74,9 +93,11 @@ def choose(
         margins: the prompt's margin rewards (calibrated, larger is better), by objective.
         responses: how many there are.
         named: objective k, where the experiment names it.
+        regression_below: a weight of k that is too small for its pairs, where its reward is known.
     """
     names = list(weights)
-    for primary in able_objectives(weights, {name for name in pairs if pairs[name]}, margins, named):
+    with_pairs = {name for name in pairs if pairs[name]}
+    for primary in able_objectives(weights, with_pairs, margins, named, regression_below):
         others = [name for name in names if name != primary and weights[name] > 0]
         known = [(c, r) for c, r in pairs[primary] if _known((c, r), others, margins)]
         if known:

@@ -124,6 +124,7 @@ class MODPOTrainer(DPOTrainer):
             signs={name: objective.sign for name, objective in objectives.items()},
             calibrations=calibrations or {},
             objective=args.objective,
+            regression_below=args.smallest_primary_weight(),
             packing=args.packing,
             max_packed_tokens=_max_packed_tokens(args),
         )

@@ -31,6 +31,13 @@ class MODPOConfig(DPOConfig):
             "the one with the largest weight; in rows of chosen and rejected, the first in `weights`."
         },
     )
+    regression_below: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of objective k below which a prompt is trained on by regression on the weighted rewards, "
+            "if k has a reward too. Default: 0, so that pairs are read wherever k has a weight."
+        },
+    )
     scale_loss_by_weight: bool = field(
         default=True,
         metadata={"help": "Multiply the loss by w_k: the same optimum, and a gradient bounded as w_k gets small."},
@@ -79,6 +86,8 @@ class MODPOConfig(DPOConfig):
         if len(self.loss_type) != 1 or self.loss_type[0] not in LOSS_TYPES:
             fix = f"use one of {', '.join(LOSS_TYPES)}: the others divide or reorder, so the margin would be lost"
             yield Problem("MODPOConfig", "loss_type", f"is {self.loss_type}", fix)
+        if self.regression_below is not None and not 0 <= self.regression_below <= 1:
+            yield Problem("MODPOConfig", "regression_below", f"is {self.regression_below}", "give a weight from 0 to 1")
         for name, neutral in {
             "loss_weights": None,
             "f_divergence_type": "reverse_kl",
@@ -90,6 +99,10 @@ class MODPOConfig(DPOConfig):
             if getattr(self, name) != neutral:
                 fix = f"leave it at {neutral!r}: with another value the loss would not be MODPO's"
                 yield Problem("MODPOConfig", name, f"is {getattr(self, name)!r}", fix)
+
+    def smallest_primary_weight(self) -> float:
+        """The weight from which on the pairs of objective k are read, where there is a choice."""
+        return self.regression_below or 0.0
 
     @property
     def vector(self) -> Weights:

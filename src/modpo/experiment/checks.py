@@ -108,6 +108,7 @@ RULES = {
     "morlhf.max_completion_length": _at_least(1),
     "best_of_n.n": _at_least(1),
     "training.beta": _above(0),
+    "training.regression_below": Rule(lambda value: 0 <= value <= 1, "from 0 to 1"),
     "training.loss_type": _one_of(LOSS_TYPES),
     "training.learning_rate": _above(0),
     "training.warmup_steps": Rule(lambda value: value >= 0, "0 or more"),

@@ -166,6 +166,9 @@ class TrainingSection:
     # objective k; null: for each prompt, of the objectives with pairs that leave every other one a reward, the one with
     # the largest weight; see `modpo.primary`
     objective: str | None = None
+    # weight of k below which prompts are trained on by regression, where k has a reward too; null: 0, of a continuous
+    # policy 1/K
+    regression_below: float | None = None
     loss_type: str = "sigmoid"  # sigmoid | hinge
     scale_loss_by_weight: bool = True  # multiply by w_k: same optimum, bounded gradient
     packing: bool = True
@@ -277,6 +280,14 @@ class Experiment:
     def drawn(self) -> list[str]:
         """Objectives whose pairs are drawn from their reward."""
         return [name for name, objective in self.objectives.items() if objective.pairs == DRAWN]
+
+    @property
+    def smallest_primary_weight(self) -> float:
+        """The weight from which on the pairs of objective k are read, as the trainers' configurations have it."""
+        below, continuous = self.training.regression_below, self.sweep.mode == CONTINUOUS
+        if below is None:
+            below = 1 / len(self.objectives) if continuous else 0.0
+        return below
 
     def where(self, field_path: str) -> str:
         """`file.yaml:LINE` of a field or the section around it, for an error message."""

@@ -261,6 +261,7 @@ def _pairs(
             {name: margins[name][row] if name in margins else [0.0] * count for name in rewarded},
             count,
             experiment.training.objective,
+            experiment.smallest_primary_weight,
         ).pairs
         for row, count in enumerate(responses)
     ]

@@ -270,7 +270,8 @@ def _primary(experiment: Experiment, weights: Weights) -> str | None:
     """Objective k where a prompt has pairs of all label sets; None: regression."""
     with_pairs = {name for name, objective in experiment.objectives.items() if objective.pairs}
     with_reward = {name for name, objective in experiment.objectives.items() if objective.reward}
-    return next(iter(able_objectives(weights, with_pairs, with_reward, experiment.training.objective)), None)
+    named, below = experiment.training.objective, experiment.smallest_primary_weight
+    return next(iter(able_objectives(weights, with_pairs, with_reward, named, below)), None)
 
 
 # --- cost ---------------------------------------------------------------------------------------------------
