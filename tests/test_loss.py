@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modpo.loss import LOSS_TYPES, effective_beta, modpo_loss, regression_loss, shift_reference
+from modpo.loss import LOSS_TYPES, anchor_loss, effective_beta, modpo_loss, regression_loss, shift_reference
 
 relaxed = settings(deadline=None, max_examples=60)
 
@@ -34,6 +34,20 @@ def test_one_objective_is_dpo():
     losses, chosen, rejected = one_pair(([], []), weights=(1.0,), beta=0.5)
     assert losses.tolist() == pytest.approx([math.log(1 + math.exp(-1))], rel=1e-12)
     assert (chosen.item(), rejected.item()) == (0.5, -0.5)
+
+
+def test_the_anchor_sees_the_sum_alone():
+    """D is -3 and -1, beta 0.5: 1/2 (0.5 * -2)^2 = 1/2; a difference that grows around the same mean costs nothing."""
+    assert anchor_loss(column(-8), column(-7), column(-5), column(-6), beta=0.5).tolist() == [0.5]
+    assert anchor_loss(column(-3), column(-12), column(-5), column(-6), beta=0.5).tolist() == [0.5]
+    assert anchor_loss(column(-2), column(-9), column(-5), column(-6), beta=0.5).tolist() == [0.0]
+
+
+def test_the_anchor_s_gradient_is_the_same_for_both():
+    """d/dlogp = beta^2 (D(chosen) + D(rejected)) / 4."""
+    logps = [column(-8).requires_grad_(), column(-7).requires_grad_()]
+    anchor_loss(*logps, column(-5), column(-6), beta=0.5).sum().backward()
+    assert [logp.grad.item() for logp in logps] == pytest.approx([-0.25, -0.25])
 
 
 def test_two_objectives():

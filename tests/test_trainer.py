@@ -229,6 +229,22 @@ def test_scale_loss_by_weight_is_w_k(tiny_model: Path, config, scored: Dataset):
     assert losses[0] == pytest.approx(0.6 * losses[1], rel=1e-4)
 
 
+def test_an_anchor_adds_its_pull(tiny_model: Path, config, scored: Dataset):
+    """On a policy that has moved: strength times the mean over pairs of 1/2 (beta (D(chosen) + D(rejected)) / 2)^2."""
+    trainer = trained(tiny_model, config(max_steps=6, learning_rate=2e-2), scored)
+    (part,) = next(iter(trainer.get_train_dataloader()))["parts"]
+    losses = {}
+    for anchor in (0.0, 3.0):
+        trainer.args.anchor = anchor
+        with torch.no_grad(), trainer._hot_path():
+            losses[anchor], outputs = trainer.compute_loss(trainer.model, part, return_outputs=True)
+    moved = outputs["logps"] - part["ref_logps"]
+    means = torch.stack([(moved[chosen] + moved[rejected]) / 2 for chosen, rejected in part["pairs"].tolist()])
+    pull = 3 * (0.5 * (0.1 * means).square()).mean()
+    assert pull > 1e-5
+    torch.testing.assert_close(losses[3.0] - losses[0.0], pull, rtol=1e-2, atol=1e-7)
+
+
 def test_an_objective_s_direction_and_scale_reach_the_margin(tiny_model: Path, config, scored: Dataset):
     """maximize=False and scale 0.5: margins of -0.5 times the column, which h then adds."""
     rows = preference_rows()

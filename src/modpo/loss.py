@@ -126,6 +126,37 @@ def regression_loss(
     return off.square() / 2, chosen.detach(), rejected.detach()
 
 
+def anchor_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    *,
+    beta: float,
+) -> Tensor:
+    """A pull of a pair's mean log-ratio towards the reference, which a loss of differences leaves free.
+
+        1/2 (beta (D(chosen) + D(rejected)) / 2)^2
+
+    Both losses above see beta (D(chosen) - D(rejected)) alone, and are as content where both responses have become
+    e^13 times less likely: what DPO's gradient does of itself when the two share tokens, and where the probability goes
+    instead nobody has compared. At the optimum D is small for responses that the reference policy gave: its mean over
+    them is -KL(pi_ref || pi). It is not 0, so a strong pull moves the optimum: this is no part of MODPO.
+
+    Args:
+        policy_..., reference_...: as in `modpo_loss`, (B,). beta: strength of the KL penalty, > 0.
+
+    Returns:
+        (B,).
+
+    Raises:
+        ValueError: beta <= 0.
+    """
+    _check_beta(beta)
+    chosen, rejected = policy_chosen_logps - reference_chosen_logps, policy_rejected_logps - reference_rejected_logps
+    return (beta * (chosen + rejected) / 2).square() / 2
+
+
 def effective_beta(beta: float, weights: Sequence[float] | Tensor) -> float:
     """The beta with which a plain DPO loss on `shift_reference`'s log-probs equals MODPO's: beta / w_k."""
     w_k, _ = _split_weights(weights)

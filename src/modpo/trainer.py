@@ -42,7 +42,7 @@ from modpo.data.prompt_group import UNNAMED
 from modpo.errors import InputError, NumericError, Problem
 from modpo.experiment.sections import Objective
 from modpo.logprobs import attach_packed_forward, packed_logps, padded_logps, require_packable
-from modpo.loss import modpo_loss, regression_loss
+from modpo.loss import anchor_loss, modpo_loss, regression_loss
 from modpo.low_rank import attach_joint_adapters
 from modpo.primary import REGRESSION
 from modpo.scoring import score_dataset
@@ -245,6 +245,10 @@ class MODPOTrainer(DPOTrainer):
             self._require_reference_at_start(logps.detach(), inputs["ref_logps"])
         chosen, rejected = inputs["pairs"].unbind(1)  # (B,)
         losses, chosen_rewards, rejected_rewards = self._pair_losses(logps, inputs)
+        if self.args.anchor:
+            ref_logps = inputs["ref_logps"]
+            four = logps[chosen], logps[rejected], ref_logps[chosen], ref_logps[rejected]
+            losses = losses + self.args.anchor * anchor_loss(*four, beta=self.beta)
         self._require_finite(losses)
         self._record(logps.detach(), chosen, rejected, chosen_rewards, rejected_rewards, inputs)
         if num_items_in_batch is None:

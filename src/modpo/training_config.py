@@ -38,6 +38,13 @@ class MODPOConfig(DPOConfig):
             "if k has a reward too. Default: 0, so that pairs are read wherever k has a weight."
         },
     )
+    anchor: float = field(
+        default=0.0,
+        metadata={
+            "help": "Strength of a pull of each pair's mean log-ratio towards the reference, against both responses "
+            "becoming unlikely. 0: the paper's loss."
+        },
+    )
     scale_loss_by_weight: bool = field(
         default=True,
         metadata={"help": "Multiply the loss by w_k: the same optimum, and a gradient bounded as w_k gets small."},
@@ -88,6 +95,8 @@ class MODPOConfig(DPOConfig):
             yield Problem("MODPOConfig", "loss_type", f"is {self.loss_type}", fix)
         if self.regression_below is not None and not 0 <= self.regression_below <= 1:
             yield Problem("MODPOConfig", "regression_below", f"is {self.regression_below}", "give a weight from 0 to 1")
+        if not self.anchor >= 0:
+            yield Problem("MODPOConfig", "anchor", f"is {self.anchor}", "give 0 or more")
         for name, neutral in {
             "loss_weights": None,
             "f_divergence_type": "reverse_kl",

@@ -169,6 +169,7 @@ class TrainingSection:
     # weight of k below which prompts are trained on by regression, where k has a reward too; null: 0, of a continuous
     # policy 1/K
     regression_below: float | None = None
+    anchor: float = 0.0  # pull of each pair's mean log-ratio towards the reference; 0: the paper's loss
     loss_type: str = "sigmoid"  # sigmoid | hinge
     scale_loss_by_weight: bool = True  # multiply by w_k: same optimum, bounded gradient
     packing: bool = True
