@@ -59,9 +59,9 @@ def _folder(output: Path, seed: int, mode: str) -> Path:
 
 
 def _experiment(args: argparse.Namespace, seed: int, mode: str) -> Experiment:
-    """The quickstart's experiment; the answers to train on are shared by all seeds and modes."""
+    """The quickstart's experiment; both modes of a seed train on the same answers."""
     size = replace(FULL, train_prompts=args.prompts, vectors=args.vectors)
-    data = args.output / "data"
+    data = args.output / f"seed{seed}" / "data"
     overrides = [f"data.path={data / 'train.jsonl'}", f"data.eval_path={data / 'held_out.jsonl'}", *args.set]
     training = {"separate": SEPARATE, "continuous": CONTINUOUS}[mode]
     return replace(quickstart_experiment(_folder(args.output, seed, mode), size, training, overrides), seed=seed)

@@ -27,7 +27,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Training:
-    """How it trains: docs/decisions/0004 has what was tried."""
+    """How it trains: docs/decisions/0005 has what was tried."""
 
     mode: str
     epochs: float
@@ -36,8 +36,8 @@ class Training:
 
 FULL = Size(train_prompts=128, held_out_prompts=112, vectors=9)
 FAST = Size(train_prompts=32, held_out_prompts=48, vectors=3, max_new_tokens=40)
-CONTINUOUS = Training("continuous", epochs=1.75, learning_rate=1e-3)
-SEPARATE = Training("separate", epochs=1, learning_rate=1.4e-3)
+CONTINUOUS = Training("continuous", epochs=1.6, learning_rate=7e-4)
+SEPARATE = Training("separate", epochs=1, learning_rate=1e-3)
 
 
 def run_quickstart(output: Path, *, separate: bool = False, fast: bool = False) -> None:
