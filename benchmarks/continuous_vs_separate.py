@@ -74,7 +74,7 @@ def compare(fronts: dict[str, list[Front]]) -> dict[str, Any]:
     single = [cost / len(front.points) for cost, front in zip(costs["separate"], fronts["separate"], strict=True)]
     return {
         "hypervolume_ratio": _ratio(samples, _corner(fronts["separate"][0])),
-        "hypervolume_ratio_above_reference": _ratio(samples, _reference_scores(samples)),
+        "hypervolume_ratio_above_reference": _ratio(samples, None),
         "cost_in_single_runs": float(np.mean([c / one for c, one in zip(costs["continuous"], single, strict=True)])),
         "tokens_in_single_runs": _tokens(fronts["continuous"]) / _tokens(fronts["separate"]),
         "hypervolume": {mode: [front.hypervolume.mean for front in fronts[mode]] for mode in MODES},
@@ -131,12 +131,6 @@ def _corner(front: Front) -> np.ndarray:
     return np.array([(1 if o.maximize else -1) * front.hypervolume.reference_point[o.name] for o in front.objectives])
 
 
-def _reference_scores(samples: dict[str, list[np.ndarray]]) -> np.ndarray:
-    """The reference policy's mean scores, larger is better, (K,)."""
-    means: np.ndarray = samples["separate"][0][0].mean(axis=0)
-    return means
-
-
 def _samples(front: Front) -> np.ndarray:
     """Mean reward of each prompt's answers, larger is better, (1 + P, N, K), the reference first."""
     names = [o.name for o in front.objectives]
@@ -151,29 +145,35 @@ def _samples(front: Front) -> np.ndarray:
     return np.array([[np.mean(scores[p][i], axis=0) for i in sorted(scores[p])] for p in policies])
 
 
-def _ratio(samples: dict[str, list[np.ndarray]], corner: np.ndarray) -> dict[str, float]:
-    """The continuous front's hypervolume over the separate one's, means over seeds; interval over seeds and prompts."""
+def _ratio(samples: dict[str, list[np.ndarray]], corner: np.ndarray | None) -> dict[str, float] | None:
+    """The continuous front's hypervolume over the separate one's, means over seeds; interval over seeds and prompts.
+
+    None where the separate front has none to divide by, in some resample.
+    """
     seeds, prompts = len(samples["separate"]), int(samples["separate"][0].shape[1])
     rng = np.random.default_rng(0)
 
     def ratio(chosen: Sequence[int], rows: np.ndarray) -> float:
         volumes = {mode: [_volume(samples[mode][s][:, rows].mean(1), corner) for s in chosen] for mode in MODES}
-        return float(np.mean(volumes["continuous"]) / np.mean(volumes["separate"]))
+        below = float(np.mean(volumes["separate"]))
+        return float(np.mean(volumes["continuous"])) / below if below > 0 else np.nan
 
     everything = ratio(range(seeds), np.arange(prompts))
     drawn = [
         ratio(list(rng.integers(seeds, size=seeds)), np.asarray(rng.integers(prompts, size=prompts)))
         for _ in range(RESAMPLES)
     ]
+    if np.isnan([everything, *drawn]).any():
+        return None
     low, high = np.quantile(drawn, [0.025, 0.975])
     return {"mean": everything, "ci_low": float(low), "ci_high": float(high)}
 
 
-def _volume(means: np.ndarray, corner: np.ndarray) -> float:
-    """Hypervolume of the points of (1 + P, K), the reference policy's left out, down to a corner."""
+def _volume(means: np.ndarray, corner: np.ndarray | None) -> float:
+    """Hypervolume of the points of (1 + P, K) down to a corner, else to the first row, the reference policy's."""
     import moocore
 
-    return float(moocore.hypervolume(means[1:], ref=corner, maximise=True))
+    return float(moocore.hypervolume(means[1:], ref=means[0] if corner is None else corner, maximise=True))
 
 
 def table(fronts: dict[str, list[Front]]) -> str:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -413,3 +414,30 @@ def test_refused_settings(config, settings: dict[str, Any], message: str):
 def test_adapters_that_cannot_be_steered_are_refused(tiny_model: Path, config, scored, lora: dict, message: str):
     with pytest.raises(InputError, match=message):
         make_trainer(tiny_model, config(), scored, peft_config=LoraConfig(**LORA, **lora))
+
+
+# --- where k weighs little ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("below", "primaries"), [(None, [REGRESSION, 0]), (0.0, [0, 0]), (0.3, [0, 0])])
+def test_below_the_average_weight_k_is_trained_by_regression(
+    tiny_model: Path, scored: Dataset, config, pinned, below: float | None, primaries: list[int]
+) -> None:
+    """`better` has pairs and, here, a column of rewards."""
+    rows = scored.add_column("reward/better", scored["reward/short"][:])
+    trainer = make_trainer(tiny_model, config(regression_below=below), rows)
+    found = []
+    for weight in (0.4, 0.6):
+        pinned({"better": weight, "short": 1 - weight})
+        parts = trainer.at_weights({"rows": [rows[i] for i in range(4)]})["parts"]
+        found += [{k for part in parts for k in part["primaries"].tolist()}]
+    assert found == [{k} for k in primaries]
+
+
+def test_all_adapters_of_a_layer_are_added_up_in_one_product(tiny_model: Path, scored: Dataset, config) -> None:
+    trainer = make_trainer(tiny_model, config(), scored, peft_config=LoraConfig(**LORA | {"lora_dropout": 0.1}))
+    layers = [module for module in trainer.model.modules() if isinstance(module, LoraLinear)]
+    assert layers
+    for layer in layers:
+        assert "forward" in layer.__dict__
+        assert [layer.lora_dropout[name].p for name in trainer.adapters.values()] == [0.0, 0.0]  # TRL's default

@@ -68,5 +68,18 @@ def test_below_a_weight_regression_takes_over_where_k_has_a_reward():
     assert choose({"a": 1.0, "b": 0.0, "c": 0.0}, PAIRS, {}, 3, regression_below=1.0).k == 0
 
 
+def test_pairs_are_read_where_k_s_reward_lacks_the_responses():
+    """However small its weight: regression has nothing to compare."""
+    margins = {"a": [None, None], "b": [1.0, 0.0]}
+    assert choose({"a": 0.2, "b": 0.8}, {"a": [[0, 1]]}, margins, 2, regression_below=0.5).k == 0
+    margins["a"] = [2.0, 0.0]
+    assert choose({"a": 0.2, "b": 0.8}, {"a": [[0, 1]]}, margins, 2, regression_below=0.5).k == REGRESSION
+
+
+def test_a_third_is_a_third_as_people_write_it():
+    weights = {"a": 0.33, "b": 0.33, "c": 0.34}
+    assert choose(weights, {"a": [[0, 1]]}, MARGINS, 3, regression_below=1 / 3).k == 0
+
+
 def test_a_single_response_is_compared_with_nothing():
     assert choose({"c": 1.0}, {}, {"c": [1.0]}, 1).pairs == []

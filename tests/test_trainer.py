@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from modpo.errors import InputError, NumericError
 from modpo.experiment.sections import Objective, RewardSection
 from modpo.logprobs import padded_logps
+from modpo.primary import REGRESSION
 from modpo.scoring import score_dataset
 from modpo.trainer import GroupCollator, MODPOConfig, MODPOTrainer
 
@@ -96,8 +98,10 @@ def config(tmp_path: Path, cache: Path) -> Callable[..., MODPOConfig]:
     return make
 
 
-def trained(tiny_model: Path, args: MODPOConfig, rows: Dataset, *, lora: bool = True, **arguments: Any) -> MODPOTrainer:
-    trainer = MODPOTrainer(
+def make_trainer(
+    tiny_model: Path, args: MODPOConfig, rows: Dataset, *, lora: bool = True, **arguments: Any
+) -> MODPOTrainer:
+    return MODPOTrainer(
         arguments.pop("model", None) or AutoModelForCausalLM.from_pretrained(tiny_model),
         args,
         rows,
@@ -105,6 +109,10 @@ def trained(tiny_model: Path, args: MODPOConfig, rows: Dataset, *, lora: bool = 
         peft_config=LoraConfig(**LORA) if lora else None,
         **arguments,
     )
+
+
+def trained(tiny_model: Path, args: MODPOConfig, rows: Dataset, **arguments: Any) -> MODPOTrainer:
+    trainer = make_trainer(tiny_model, args, rows, **arguments)
     trainer.train()
     return trainer
 
@@ -243,6 +251,30 @@ def test_an_anchor_adds_its_pull(tiny_model: Path, config, scored: Dataset):
     pull = 3 * (0.5 * (0.1 * means).square()).mean()
     assert pull > 1e-5
     torch.testing.assert_close(losses[3.0] - losses[0.0], pull, rtol=1e-2, atol=1e-7)
+
+
+def test_a_small_weight_of_k_is_trained_by_regression(tiny_model: Path, config, scored: Dataset):
+    """`better` has a column of rewards too here."""
+    rows = scored.add_column("reward/better", scored["reward/short"][:])
+    primaries = []
+    for below in (None, 0.5, 0.7):
+        trainer = make_trainer(tiny_model, config(regression_below=below), rows)
+        (part,) = next(iter(trainer.get_train_dataloader()))["parts"]
+        primaries.append(set(part["primaries"].tolist()))
+    assert primaries == [{0}, {0}, {REGRESSION}]
+
+
+@pytest.mark.parametrize("settings", [{"anchor": -1.0}, {"anchor": float("inf")}, {"regression_below": 1.5}])
+def test_strengths_and_weights_that_make_no_sense(config, settings: dict[str, float]):
+    with pytest.raises(InputError, match=f"MODPOConfig:{next(iter(settings))}: is"):
+        config(**settings)
+
+
+def test_active_adapters_are_added_up_in_one_product(tiny_model: Path, config, scored: Dataset):
+    trainer = make_trainer(tiny_model, config(), scored)
+    layers = [module for module in trainer.model.modules() if isinstance(module, LoraLinear)]
+    assert layers
+    assert all("forward" in layer.__dict__ for layer in layers)
 
 
 def test_an_objective_s_direction_and_scale_reach_the_margin(tiny_model: Path, config, scored: Dataset):
@@ -393,9 +425,10 @@ def test_a_step_at_the_end_of_an_epoch_may_be_smaller(tiny_model: Path, config, 
     assert_same_training(whole, accumulated)
 
 
-def test_a_batch_read_in_parts_trains_as_one(tiny_model: Path, config, scored: Dataset):
+@pytest.mark.parametrize("anchor", [0.0, 1.0])
+def test_a_batch_read_in_parts_trains_as_one(tiny_model: Path, config, scored: Dataset, anchor: float):
     """60 tokens hold one prompt, sometimes none: nearly every group is a forward pass of its own."""
-    whole, parts = (trained(tiny_model, config(max_packed_tokens=n), scored) for n in (10_000, 60))
+    whole, parts = (trained(tiny_model, config(max_packed_tokens=n, anchor=anchor), scored) for n in (10_000, 60))
     assert len(parts.data_collator([scored[i] for i in range(4)])["parts"]) > 2
     assert_same_training(whole, parts)
 

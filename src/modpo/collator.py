@@ -40,6 +40,7 @@ class GroupCollator:
         signs: what each calibrated reward is multiplied by; 1 where not given.
         calibrations: how raw rewards become comparable; as they are where not given.
         objective: objective k, where it is named.
+        regression_below: weight of k from which on its pairs are read, see `modpo.primary`.
         packing: whether to lay the groups of a part out in one row.
         max_packed_tokens: see `MODPOConfig`.
     """

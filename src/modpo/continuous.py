@@ -23,6 +23,7 @@ from peft import PeftConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from trl.trainer.utils import disable_dropout_in_model
 
 from modpo.collator import GroupCollator
 from modpo.combine import not_plain, steer
@@ -110,6 +111,8 @@ class ContinuousTrainer(MODPOTrainer):
         self.adapters = adapter_names(list(args.vector))
         for adapter in list(self.adapters.values())[1:]:
             self.model.add_adapter(adapter, peft_config)
+        if args.disable_dropout:  # TRL did so when there was one adapter
+            disable_dropout_in_model(self.model)
         self.model.base_model.set_adapter(list(self.adapters.values()))
         self._at_vector: GroupCollator = self.data_collator
         self.data_collator = _rows  # which pairs are read depends on the vector, which is drawn with the batch

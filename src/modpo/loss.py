@@ -84,7 +84,7 @@ def regression_loss(
     weights: Sequence[float] | Tensor,
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """MODPO's optimum by regression, for responses that nobody has compared: every objective enters by its reward.
+    """MODPO's optimum by regression, of any two responses to a prompt: every objective enters by its reward.
 
         loss = 1/2 (beta D(y) - beta D(y') - sum_i w_i (r_i(y) - r_i(y')))^2
 

@@ -25,7 +25,7 @@ def attach_joint_adapters(model: nn.Module) -> None:
     other variants) the layer's own forward does it. Attaching twice does nothing.
     """
     for module in model.modules():
-        if isinstance(module, Linear) and "forward" not in module.__dict__:
+        if type(module) is Linear and "forward" not in module.__dict__:
             module.__dict__["forward"] = types.MethodType(_forward, module)
 
 
@@ -45,19 +45,33 @@ def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     A = _joined([self.lora_A[name].weight for name in names], dim=0)  # (R, in)
     B = _joined([self.lora_B[name].weight for name in names], dim=1)  # (out, R)
     low = linear(self._cast_input_dtype(x, A.dtype), A)  # (..., R)
-    scales = [float(self.scaling[name]) for name in names for _ in range(len(self.lora_A[name].weight))]
-    if any(scale != 1 for scale in scales):
-        low = low * torch.tensor(scales, dtype=low.dtype, device=low.device)
+    low = _scaled(low, [len(self.lora_A[name].weight) for name in names], [self.scaling[name] for name in names])
     if torch.is_autocast_enabled(base.device.type) or base.dtype == low.dtype == B.dtype:
         return torch.addmm(base.flatten(0, -2), low.flatten(0, -2), B.t()).view(base.shape)
     return (base + linear(low, B)).to(base.dtype)
 
 
+# A layer is pickled with the name of its forward: read again, it has its class's.
+_forward.__name__ = "forward"
+
+
 def _is_plain(layer: Linear, name: str) -> bool:
-    """Whether an adapter of a layer adds s B A x and nothing else."""
-    dropout = layer.lora_dropout[name]
-    drops = not isinstance(dropout, nn.Identity) and layer.training
-    return not drops and name not in layer.lora_variant and not layer.lora_bias[name]
+    """Whether an adapter of a layer adds s B A x and nothing else, by weights that can be read without a call."""
+    drops = layer.training and getattr(layer.lora_dropout[name], "p", 0) > 0
+    hooked = any(
+        "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks
+        for module in (layer.lora_A[name], layer.lora_B[name])
+    )
+    return not drops and not hooked and name not in layer.lora_variant and not layer.lora_bias[name]
+
+
+def _scaled(low: Tensor, ranks: list[int], scales: list[float]) -> Tensor:
+    """Each adapter's part of (..., R) times its scale. No tensor is made of the scales: that would wait for a GPU."""
+    if all(scale == 1 for scale in scales):
+        return low
+    if len(scales) == 1:
+        return low * scales[0]
+    return torch.cat([part * scale for part, scale in zip(low.split(ranks, -1), scales, strict=True)], -1)
 
 
 def _joined(weights: list[Tensor], dim: int) -> Tensor:

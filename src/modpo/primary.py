@@ -5,7 +5,8 @@ Every objective whose weight is above 0 enters the loss of a prompt, one by its 
     k named, w_k > 0    the pairs of k, where the prompt has some
     no k named, or w_k = 0    of the objectives with a weight and pairs that leave each other one a reward, the one with
                         the largest weight
-    no such k           regression on the weighted rewards, over every two responses (`modpo.loss.regression_loss`)
+    no such k, or one whose weight is below `regression_below` while all objectives with a weight have rewards
+                        regression on the weighted rewards, over every two responses (`modpo.loss.regression_loss`)
 
 So w = e_j is plain DPO where j has pairs, and regression where it has none.
 
@@ -28,6 +29,7 @@ from itertools import combinations
 from modpo.simplex import Weights
 
 REGRESSION = -1
+ROUNDING = 0.005  # weights as people write them: 0.33 is a third
 
 Margins = Sequence[float | None]  # margin rewards of a prompt's responses, None where there is none
 
@@ -60,7 +62,7 @@ def able_objectives(
     active = [name for name, weight in weights.items() if weight > 0]
     candidates = [named] if named in active else active
     if _rewarded(active, with_reward):
-        candidates = [name for name in candidates if weights[name] >= regression_below]
+        candidates = [name for name in candidates if weights[name] >= regression_below - ROUNDING]
     able = [name for name in candidates if name in with_pairs and _rewarded(active, with_reward, but=name)]
     return sorted(able, key=lambda name: -weights[name])
 
@@ -95,14 +97,28 @@ def choose(
         named: objective k, where the experiment names it.
         regression_below: a weight of k that is too small for its pairs, where its reward is known.
     """
-    names = list(weights)
     with_pairs = {name for name in pairs if pairs[name]}
-    for primary in able_objectives(weights, with_pairs, margins, named, regression_below):
+    heavy = able_objectives(weights, with_pairs, margins, named, regression_below)
+    if by_pairs := _by_pairs(heavy, weights, pairs, margins):
+        return by_pairs
+    regression = Choice(REGRESSION, _ordered_pairs(weights, margins, responses))
+    if regression.pairs:
+        return regression
+    # A reward of k that lacks these responses: its pairs are better than nothing, however small its weight.
+    return _by_pairs(able_objectives(weights, with_pairs, margins, named), weights, pairs, margins) or regression
+
+
+def _by_pairs(
+    able: Sequence[str], weights: Weights, pairs: Mapping[str, Sequence[Sequence[int]]], margins: Mapping[str, Margins]
+) -> Choice | None:
+    """The pairs of the first objective that has some whose margins are known."""
+    names = list(weights)
+    for primary in able:
         others = [name for name in names if name != primary and weights[name] > 0]
         known = [(c, r) for c, r in pairs[primary] if _known((c, r), others, margins)]
         if known:
             return Choice(names.index(primary), known)
-    return Choice(REGRESSION, _ordered_pairs(weights, margins, responses))
+    return None
 
 
 def _known(pair: tuple[int, int], names: Sequence[str], margins: Mapping[str, Margins]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -35,7 +36,8 @@ class MODPOConfig(DPOConfig):
         default=None,
         metadata={
             "help": "Weight of objective k below which a prompt is trained on by regression on the weighted rewards, "
-            "if k has a reward too. Default: 0, so that pairs are read wherever k has a weight."
+            "if k has a reward too. Default: 0, so that pairs are read wherever k has a weight; 1/K, K the number of "
+            "objectives, for a continuous policy."
         },
     )
     anchor: float = field(
@@ -95,8 +97,8 @@ class MODPOConfig(DPOConfig):
             yield Problem("MODPOConfig", "loss_type", f"is {self.loss_type}", fix)
         if self.regression_below is not None and not 0 <= self.regression_below <= 1:
             yield Problem("MODPOConfig", "regression_below", f"is {self.regression_below}", "give a weight from 0 to 1")
-        if not self.anchor >= 0:
-            yield Problem("MODPOConfig", "anchor", f"is {self.anchor}", "give 0 or more")
+        if not 0 <= self.anchor < math.inf:
+            yield Problem("MODPOConfig", "anchor", f"is {self.anchor}", "give a number of 0 or more")
         for name, neutral in {
             "loss_weights": None,
             "f_divergence_type": "reverse_kl",

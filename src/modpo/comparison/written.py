@@ -15,7 +15,7 @@ from modpo.comparison.table import markdown
 from modpo.provenance import source_version
 from modpo.publish import new_file, write_json
 
-SCHEMA = 1
+SCHEMA = 2  # 1 measured hypervolumes from the reference policy's own scores
 FILE = "comparison.json"
 
 

@@ -109,7 +109,7 @@ RULES = {
     "best_of_n.n": _at_least(1),
     "training.beta": _above(0),
     "training.regression_below": Rule(lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "training.anchor": _at_least(0),
+    "training.anchor": Rule(lambda value: 0 <= value < math.inf, "a number of 0 or more"),
     "training.loss_type": _one_of(LOSS_TYPES),
     "training.learning_rate": _above(0),
     "training.warmup_steps": Rule(lambda value: value >= 0, "0 or more"),

@@ -286,9 +286,9 @@ def _example(where: str, tokens: TokenizedGroup, pairs: Sequence[Pair], referenc
 
 
 def _in_loss(experiment: Experiment) -> list[str]:
-    """Objectives whose reward enters training: not the only one with labels, which enters by these."""
-    labelled = list(experiment.label_sets)
-    return [n for n, o in experiment.objectives.items() if o.reward is not None and [n] != labelled]
+    """Objectives whose reward enters training: not the only one with labels, where it enters by these alone."""
+    by_labels = [] if experiment.smallest_primary_weight > 0 else list(experiment.label_sets)
+    return [n for n, o in experiment.objectives.items() if o.reward is not None and [n] != by_labels]
 
 
 def _data_warnings(experiment: Experiment, data: DataSummary, pairs: Sequence[Sequence[Pair]]) -> list[str]:
