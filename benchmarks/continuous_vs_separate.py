@@ -177,14 +177,16 @@ def _volume(means: np.ndarray, corner: np.ndarray | None) -> float:
 
 
 def table(fronts: dict[str, list[Front]]) -> str:
-    """Scores by vector, mean over seeds."""
+    """Scores and KL by vector, means over seeds."""
     names = [o.name for o in fronts["separate"][0].objectives]
-    lines = ["| w | " + " | ".join(f"{mode}: {' / '.join(names)}" for mode in MODES) + " |", "| --- " * 3 + "|"]
+    head = " / ".join([*names, "KL"])
+    lines = ["| w | " + " | ".join(f"{mode}: {head}" for mode in MODES) + " |", "| --- " * 3 + "|"]
     for i, point in enumerate(fronts["separate"][0].points):
         cells = []
         for mode in MODES:
             means = [np.mean([front.points[i].scores[name].mean for front in fronts[mode]]) for name in names]
-            cells.append(" / ".join(f"{mean:.3g}" for mean in means))
+            kl = np.mean([front.points[i].kl.mean for front in fronts[mode]])
+            cells.append(" / ".join(f"{mean:.3g}" for mean in [*means, kl]))
         lines.append(f"| {' / '.join(f'{w:.2g}' for w in _weights(point))} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -29,6 +29,7 @@ from modpo.collator import GroupCollator
 from modpo.combine import not_plain, steer
 from modpo.errors import InputError, Problem
 from modpo.experiment.checks import NAME
+from modpo.primary import smallest_primary_weight
 from modpo.simplex import Weights, spread_out
 from modpo.trainer import MODPOTrainer
 from modpo.training_config import MODPOConfig
@@ -59,7 +60,7 @@ class ContinuousConfig(MODPOConfig):
     )
 
     def smallest_primary_weight(self) -> float:
-        return 1 / len(self.vector) if self.regression_below is None else self.regression_below
+        return smallest_primary_weight(self.regression_below, len(self.vector), continuous=True)
 
     def _refused(self) -> Iterator[Problem]:
         yield from super()._refused()

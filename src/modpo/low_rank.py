@@ -10,12 +10,24 @@ a step is passes over such wide tensors, not arithmetic.
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+def join_adapters(trainer: Trainer) -> None:
+    """Let a trainer's model add its active adapters up in one product, where weights can be read without a call.
+
+    DeepSpeed and FSDP gather weights as modules are called.
+    """
+    if not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
+        attach_joint_adapters(trainer.model)
 
 
 def attach_joint_adapters(model: nn.Module) -> None:
@@ -31,14 +43,8 @@ def attach_joint_adapters(model: nn.Module) -> None:
 
 def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     names = [name for name in self.active_adapters if name in self.lora_A]
-    if (
-        args
-        or kwargs
-        or not names
-        or self.disable_adapters
-        or self.merged
-        or not all(_is_plain(self, n) for n in names)
-    ):
+    low_rank = names and not self.disable_adapters and not self.merged and all(_is_plain(self, name) for name in names)
+    if args or kwargs or not low_rank:
         output: Tensor = type(self).forward(self, x, *args, **kwargs)
         return output
     base: Tensor = self.base_layer(x)

@@ -27,7 +27,7 @@ from modpo.attention import packed_attention
 from modpo.costs import count
 from modpo.generate import bare_generation, folded_head
 from modpo.logprobs import attach_packed_forward, detach_packed_forward, packed_token_logps, require_packable
-from modpo.low_rank import attach_joint_adapters
+from modpo.low_rank import join_adapters
 from modpo.packing import pack
 from modpo.tokenization import stop_ids, tokenize_prompt
 from modpo.trainer import disable_functional_dropout
@@ -76,8 +76,7 @@ class OnPolicy(_Trainer):
         super().__init__(model, *args, **kwargs)
         self.reading = reading
         self._causal_lm = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:  # they gather weights as modules are called
-            attach_joint_adapters(self.model)
+        join_adapters(self)
         if self.args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
         # Layers that are run again in the backward pass would have to be run with packed attention.

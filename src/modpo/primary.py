@@ -48,6 +48,16 @@ class Choice:
     pairs: list[tuple[int, int]]
 
 
+def smallest_primary_weight(regression_below: float | None, objectives: int, *, continuous: bool) -> float:
+    """From which weight on the pairs of objective k are read, where there is a choice.
+
+    If it is not given, from 0 on; of a continuous policy, whose vectors come close to the border, from the average.
+    """
+    if regression_below is not None:
+        return regression_below
+    return 1 / objectives if continuous else 0.0
+
+
 def able_objectives(
     weights: Weights,
     with_pairs: Container[str],

@@ -37,16 +37,15 @@ from trl import DPOTrainer
 
 from modpo.attention import packed_attention
 from modpo.calibration import Calibration
-from modpo.collator import PAIRS_PREFIX, REWARD_PREFIX, GroupCollator
-from modpo.data.prompt_group import UNNAMED
+from modpo.collator import GroupCollator
 from modpo.errors import InputError, NumericError, Problem
 from modpo.experiment.sections import Objective
 from modpo.logprobs import attach_packed_forward, packed_logps, padded_logps, require_packable
 from modpo.loss import anchor_loss, modpo_loss, regression_loss
-from modpo.low_rank import attach_joint_adapters
+from modpo.low_rank import join_adapters
 from modpo.primary import REGRESSION
-from modpo.scoring import score_dataset
 from modpo.training_config import MODPOConfig
+from modpo.training_rows import require_calibrations, scored_rows, trainable_rows
 
 if TYPE_CHECKING:
     from modpo.checkpoints import ResumableRun
@@ -115,20 +114,12 @@ class MODPOTrainer(DPOTrainer):
         objectives = dict(objectives or {})
         with args.main_process_first(local=False, desc="scoring"):  # the others find its columns in the cache
             scored = {
-                name: _scored(rows, args, objectives, model, processing_class)
+                name: scored_rows(rows, args, objectives, model, processing_class)
                 for name, rows in (("train", train_dataset), ("eval", eval_dataset))
                 if rows is not None
             }
-        collator = self.collator_class(
-            weights=args.vector,
-            signs={name: objective.sign for name, objective in objectives.items()},
-            calibrations=calibrations or {},
-            objective=args.objective,
-            regression_below=args.smallest_primary_weight(),
-            packing=args.packing,
-            max_packed_tokens=_max_packed_tokens(args),
-        )
-        _require_calibrations(objectives, collator)
+        collator = self._new_collator(args, objectives, calibrations or {})
+        require_calibrations(objectives, collator)
         started_as_peft = isinstance(model, PeftModel)
         # Without PEFT, TRL would load a second model to be the reference; ours is in the data already.
         args.precompute_ref_log_probs = not started_as_peft and peft_config is None
@@ -136,29 +127,45 @@ class MODPOTrainer(DPOTrainer):
             model=model,
             args=args,
             data_collator=collator,
-            train_dataset=_trainable(scored["train"], collator, "train_dataset"),
-            eval_dataset=_trainable(scored["eval"], collator, "eval_dataset") if "eval" in scored else None,
+            train_dataset=trainable_rows(scored["train"], collator, "train_dataset"),
+            eval_dataset=trainable_rows(scored["eval"], collator, "eval_dataset") if "eval" in scored else None,
             processing_class=processing_class,
             peft_config=peft_config,
             callbacks=[FiniteGradients(), *(callbacks or [])],
             **kwargs,
         )
-        if self.aux_loss_enabled:
-            problem, fix = "the router's auxiliary loss is not part of MODPO's loss", "set router_aux_loss_coef to 0"
-            raise InputError(Problem("MODPOConfig", "router_aux_loss_coef", problem, fix))
         if started_as_peft and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
-        self._causal_lm = _causal_lm(self.model)
-        if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:  # they gather weights as modules are called
-            attach_joint_adapters(self.model)
-        if args.disable_dropout:
-            disable_functional_dropout(self._causal_lm)
-        if args.packing:
-            attach_packed_forward(self._causal_lm)
+        self._prepare_model()
         # With dropout, policy and reference differ at every step.
         self._starts_at_reference = (
             args.disable_dropout and getattr(peft_config, "init_lora_weights", True) is not False
         )
+
+    def _new_collator(
+        self, args: MODPOConfig, objectives: Mapping[str, Objective], calibrations: Mapping[str, Calibration]
+    ) -> GroupCollator:
+        return self.collator_class(
+            weights=args.vector,
+            signs={name: objective.sign for name, objective in objectives.items()},
+            calibrations=calibrations,
+            objective=args.objective,
+            regression_below=args.smallest_primary_weight(),
+            packing=args.packing,
+            max_packed_tokens=_max_packed_tokens(args),
+        )
+
+    def _prepare_model(self) -> None:
+        """Make the model that TRL has prepared one of which log-probs are read our way."""
+        if self.aux_loss_enabled:
+            problem, fix = "the router's auxiliary loss is not part of MODPO's loss", "set router_aux_loss_coef to 0"
+            raise InputError(Problem("MODPOConfig", "router_aux_loss_coef", problem, fix))
+        self._causal_lm = _causal_lm(self.model)
+        join_adapters(self)
+        if self.args.disable_dropout:
+            disable_functional_dropout(self._causal_lm)
+        if self.args.packing:
+            attach_packed_forward(self._causal_lm)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # scored data is tokenized
@@ -383,58 +390,3 @@ def disable_functional_dropout(model: nn.Module) -> None:
         rates = [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
         for name in rates:
             setattr(module, name, 0.0)
-
-
-def _require_calibrations(objectives: Mapping[str, Objective], collator: GroupCollator) -> None:
-    missing = [n for n, o in objectives.items() if o.calibration != "none" and n not in collator.calibrations]
-    if missing:
-        fix = "pass `calibrations=scored.calibrations`, or use `calibration: none`"
-        raise InputError(Problem("MODPOTrainer", f"objectives.{missing[0]}.calibration", "was not fitted", fix))
-
-
-def _trainable(rows: Dataset, collator: GroupCollator, name: str) -> Dataset:
-    """The rows that hold something to train on at this preference vector.
-
-    Raises:
-        InputError: none does.
-    """
-    needed = [c for c in rows.column_names if c.startswith((PAIRS_PREFIX, REWARD_PREFIX)) or c == "ref_logps"]
-    kept = [
-        i for i, row in enumerate(rows.select_columns(needed)) if any(choice.pairs for choice in collator.choices(row))
-    ]
-    if not kept:
-        active = ", ".join(n for n, weight in collator.weights.items() if weight > 0)
-        problem = f"nothing to train on at this preference vector, in {len(rows)} prompts"
-        fix = f"of {active}, one needs pairs and the others a reward, or all a reward and prompts two responses"
-        raise InputError(Problem(name, "pairs", problem, fix))
-    return rows if len(kept) == len(rows) else rows.select(kept)
-
-
-def _scored(
-    rows: Dataset,
-    args: MODPOConfig,
-    objectives: Mapping[str, Objective],
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Dataset:
-    """Scored data as it is; preference rows scored first."""
-    if "ref_logps" in rows.column_names:
-        known = {c.partition("/")[2] for c in rows.column_names if c.startswith((PAIRS_PREFIX, REWARD_PREFIX))}
-        missing = [name for name, weight in args.vector.items() if weight > 0 and name not in known]
-        if missing:
-            problem = f"holds neither pairs nor rewards of {', '.join(missing)}"
-            fix = f"score the data with objectives {', '.join(missing)}"
-            raise InputError(Problem("train_dataset", REWARD_PREFIX + missing[0], problem, fix))
-        return rows
-    labelled = {n: o.pairs for n, o in objectives.items() if o.pairs is not None and n in args.vector}
-    return score_dataset(
-        rows,
-        model=model,
-        tokenizer=tokenizer,
-        objectives={name: objectives.get(name, Objective(name)) for name in args.vector},
-        label_sets=labelled or {args.objective or next(iter(args.vector)): UNNAMED},
-        cache_dir=Path(args.cache_dir) if args.cache_dir else None,
-        max_length=args.max_length or 1 << 30,
-        max_prompt_length=args.max_prompt_length,
-        packing=args.packing,
-    )

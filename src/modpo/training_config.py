@@ -11,6 +11,7 @@ from trl import DPOConfig
 
 from modpo.errors import InputError, Problem
 from modpo.loss import LOSS_TYPES
+from modpo.primary import smallest_primary_weight
 from modpo.simplex import Weights, read_weights
 
 
@@ -113,7 +114,7 @@ class MODPOConfig(DPOConfig):
 
     def smallest_primary_weight(self) -> float:
         """The weight from which on the pairs of objective k are read, where there is a choice."""
-        return self.regression_below or 0.0
+        return smallest_primary_weight(self.regression_below, len(self.vector), continuous=False)
 
     @property
     def vector(self) -> Weights:

@@ -11,6 +11,7 @@ from typing import Any
 
 from modpo.errors import redacted
 from modpo.experiment.yaml_nodes import place
+from modpo.primary import smallest_primary_weight
 from modpo.simplex import Weights
 
 CONTINUOUS = "continuous"  # a `sweep.mode`, and MODPO with it as a method of a comparison
@@ -285,10 +286,8 @@ class Experiment:
     @property
     def smallest_primary_weight(self) -> float:
         """The weight from which on the pairs of objective k are read, as the trainers' configurations have it."""
-        below, continuous = self.training.regression_below, self.sweep.mode == CONTINUOUS
-        if below is None:
-            below = 1 / len(self.objectives) if continuous else 0.0
-        return below
+        continuous = self.sweep.mode == CONTINUOUS
+        return smallest_primary_weight(self.training.regression_below, len(self.objectives), continuous=continuous)
 
     def where(self, field_path: str) -> str:
         """`file.yaml:LINE` of a field or the section around it, for an error message."""
