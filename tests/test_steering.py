@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,19 @@ def test_steered_policy(tiny_model: Path, swept: Path):
     assert policy.model.get_base_model() is bare
     assert len(policy.model.peft_config) == 2  # each adapter was read once
     assert not any(p.requires_grad for n, p in policy.model.named_parameters() if "lora_" in n)
+
+
+def test_rotary_frequencies_stay_float32(swept: Path):
+    """Of a bfloat16 base too, whose adapters run in bfloat16: a cast of the whole model would round them."""
+    steering = Steering(load_front(swept))
+    steering.experiment = replace(steering.experiment, model=replace(steering.experiment.model, dtype="bfloat16"))
+    policy = SteeredPolicy(steering)
+    policy.steer(at(0.5))
+    for model in (policy.model, steering.at(at(0.5))):
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+        assert frequencies
+        assert {buffer.dtype for buffer in frequencies} == {torch.float32}
 
 
 def test_steered_continuous_policy(continuous: Path):

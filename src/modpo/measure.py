@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modpo.adapters import require_adapter
+from modpo.adapters import attach_adapter, require_adapter
 from modpo.best_of_n import BestOfN, choice_key, chosen_answers
 from modpo.calibration import Calibration
 from modpo.collator import PAIRS_PREFIX, REWARD_PREFIX
@@ -189,9 +189,7 @@ class Measurer:
                 detach_packed_forward(twin)
                 yield PeftModel.from_pretrained(twin, policy.folder).merge_and_unload().eval()
                 return
-            # Adapters are saved in float32; as in serving, they run in the base's dtype, which is faster.
-            model = PeftModel.from_pretrained(base, policy.folder).to(base.dtype)
-            model.eval()
+            model = attach_adapter(base, policy.folder)
             try:
                 yield model
             finally:

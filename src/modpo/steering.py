@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modpo import simplex
-from modpo.adapters import ADAPTER_WEIGHTS, require_adapter
+from modpo.adapters import ADAPTER_WEIGHTS, attach_adapter, require_adapter
 from modpo.combine import combine_adapters, plain_config, steer
 from modpo.errors import InputError, Problem
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment
@@ -143,14 +143,11 @@ class Steering:
             return self._whole(source.whole_model)
         from tempfile import TemporaryDirectory
 
-        from peft import PeftModel
-
-        base = self.reference.model
         with TemporaryDirectory() as folder:
             _write_adapter(source, Path(folder))
-            model = PeftModel.from_pretrained(base, folder).to(base.dtype)
+            model = attach_adapter(self.reference.model, Path(folder))
         self.reference.release()  # the next call reads a base of its own: two adapters on one would mix
-        return model.eval()
+        return model
 
     def bake(self, weights: Weights, folder: Path, *, rank: int | None = None, merge: bool = False) -> float:
         """Write the policy at a vector as a plain PEFT folder, or merged into the base as a plain model folder.
@@ -246,12 +243,11 @@ class SteeredPolicy:
 
         if folder not in self._adapters:
             require_adapter(folder, str(folder), "")
-            name, dtype = f"adapter_{len(self._adapters)}", self.model.dtype
+            name = f"adapter_{len(self._adapters)}"
             if isinstance(self.model, PeftModel):
-                self.model.load_adapter(folder, adapter_name=name)
+                self.model.load_adapter(folder, adapter_name=name, autocast_adapter_dtype=False)
             else:
-                self.model = PeftModel.from_pretrained(self.model, folder, adapter_name=name).eval()
-            self.model.to(dtype)
+                self.model = attach_adapter(self.model, folder, name=name)
             self._adapters[folder] = name
         return self._adapters[folder]
 

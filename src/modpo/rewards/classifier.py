@@ -81,6 +81,7 @@ class ClassifierReward:
     def identity(self) -> dict[str, Any]:
         """Weights, configuration, tokenizer and settings; not the path, nor how many are read at a time."""
         return {
+            "version": 2,  # 2: buffers keep their float32
             "reward_model": self._checkpoint.fingerprint,
             "tokenizer": tokenizer_identity(self._input.tokenizer, self._input.max_length, None),
             "input": self._input.identity,

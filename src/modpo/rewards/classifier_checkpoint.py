@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modpo.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_fingerprint, fit_adapter
+from modpo.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_fingerprint, attach_adapter, fit_adapter
 from modpo.errors import InputError, Problem
 from modpo.experiment.sections import ModelSection
 from modpo.models import (
@@ -104,10 +104,8 @@ class ClassifierCheckpoint:
             **arguments,
         )
         if adapted:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, self.folder, low_cpu_mem_usage=True).eval()
-        return model if load_in_8bit else model.to(device=device(), dtype=number_format)
+            model = attach_adapter(model, self.folder)
+        return model if load_in_8bit else model.to(device())
 
     def _find_base(self, section: ModelSection, cache_dir: Path) -> Path:
         """The base that an adapter's configuration names."""

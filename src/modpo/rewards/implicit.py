@@ -10,11 +10,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from modpo.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_fingerprint, fit_adapter
+from modpo.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_fingerprint, attach_adapter, fit_adapter
 from modpo.data.prompt_group import PromptGroup, Text, plain_text
 from modpo.errors import InputError, Problem
 from modpo.experiment.sections import RewardSection
-from modpo.models import ReferenceModel, device, find_folder, is_adapter, skeleton, tensor_shapes
+from modpo.models import ReferenceModel, find_folder, is_adapter, skeleton, tensor_shapes
 from modpo.packing import runs
 from modpo.publish import read_manifest
 from modpo.rewards import RewardBatch, RewardContext, check_scores
@@ -107,6 +107,7 @@ class ImplicitReward:
         """Both models, beta, and how texts become ids; no path."""
         lengths = self._context.max_length, self._context.max_prompt_length
         return {
+            "version": 2,  # 2: buffers keep their float32
             "implicit": self._policies.fingerprint,
             "beta": self._beta,
             "tokenizer": tokenizer_identity(self._tokenizer, *lengths),
@@ -218,15 +219,7 @@ class AdapterOverBase:
 
     @cached_property
     def _model(self) -> PeftModel:
-        from peft import PeftModel
-
-        base = self._base.model
-        # Adapters are saved in float32; as in serving, they run in the base's dtype.
-        return (
-            PeftModel.from_pretrained(base, self._folder, low_cpu_mem_usage=True)
-            .to(device=device(), dtype=base.dtype)
-            .eval()
-        )
+        return attach_adapter(self._base.model, self._folder)
 
     def policy(self) -> AbstractContextManager[PeftModel]:
         return nullcontext(self._model)
