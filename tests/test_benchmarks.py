@@ -1,5 +1,6 @@
 """What benchmarks/continuous_vs_separate.py computes, on fronts whose hypervolumes can be done in the head."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -34,11 +35,9 @@ def front(folder, points, continuous=None):
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def continuous_vs_separate(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    from benchmarks import continuous_vs_separate
-
-    return continuous_vs_separate
+    return importlib.import_module("benchmarks.continuous_vs_separate")
 
 
 @pytest.fixture
@@ -52,26 +51,26 @@ def fronts(tmp_path):
     }
 
 
-def test_hypervolumes_are_divided(benchmark, fronts):
-    result = benchmark.compare(fronts)
+def test_hypervolumes_are_divided(continuous_vs_separate, fronts):
+    result = continuous_vs_separate.compare(fronts)
     assert result["hypervolume_ratio"] == pytest.approx({"mean": 21 / 14, "ci_low": 21 / 14, "ci_high": 21 / 14})
     assert result["hypervolume_ratio_above_reference"]["mean"] == pytest.approx(10 / 4)
 
 
-def test_costs_are_in_trainings_of_one_vector(benchmark, fronts):
-    result = benchmark.compare(fronts)
+def test_costs_are_in_trainings_of_one_vector(continuous_vs_separate, fronts):
+    result = continuous_vs_separate.compare(fronts)
     assert result["cost_in_single_runs"] == pytest.approx(1.5)
     assert result["tokens_in_single_runs"] == pytest.approx(1.6)
 
 
-def test_steps_that_go_against_the_weight_are_not_counted(benchmark, fronts):
-    steps = benchmark.compare(fronts)["steps_that_follow_the_weight"]
+def test_steps_that_go_against_the_weight_are_not_counted(continuous_vs_separate, fronts):
+    steps = continuous_vs_separate.compare(fronts)["steps_that_follow_the_weight"]
     assert steps["separate"] == [{"tone": "1 of 1", "words": "1 of 1"}]
     assert steps["continuous"] == [{"tone": "1 of 1", "words": "0 of 1"}]
 
 
-def test_no_ratio_where_there_is_nothing_to_divide_by(benchmark, fronts, tmp_path):
+def test_no_ratio_where_there_is_nothing_to_divide_by(continuous_vs_separate, fronts, tmp_path):
     fronts["separate"] = [front(tmp_path / "worse", {0.75: (-0.5, 11.0), 0.25: (-0.6, 11.5)})]
-    result = benchmark.compare(fronts)
+    result = continuous_vs_separate.compare(fronts)
     assert result["hypervolume_ratio_above_reference"] is None
     assert result["hypervolume_ratio"]["mean"] == pytest.approx(21 / 0.5)

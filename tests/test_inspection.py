@@ -258,7 +258,7 @@ def test_pairs_are_those_that_scoring_draws(experiment):
     drawn = Objective("better", pairs="bradley_terry", reward=LENGTH)
     asked = experiment(objectives={"better": drawn, "brief": TWO["brief"]})
     found = look(asked)
-    from modpo.scoring import draw_bradley_terry
+    from modpo.labels import draw_bradley_terry
 
     assert [list(pair) for pair in found.example.pairs] == draw_bradley_terry([2.0, 4.0, 3.0], seed=0)
     assert found.rewards["better"].agreement == pytest.approx(1 - found.rewards["brief"].agreement)
@@ -271,7 +271,7 @@ def test_pairs_of_a_sample_are_those_of_its_places_in_the_data(experiment, monke
     drawn = Objective("better", pairs="bradley_terry", reward=LENGTH)
     rows = [{"prompt": f"prompt {i}\n", "responses": ["x", "yy"]} for i in range(60)]
     found = look(experiment(rows, {"better": drawn, "brief": TWO["brief"]}))
-    from modpo.scoring import draw_bradley_terry
+    from modpo.labels import draw_bradley_terry
 
     longer = [draw_bradley_terry([1.0, 2.0], seed=i) == [[1, 0]] for i in sample_indices(60, seed=0).tolist()]
     assert found.rewards["better"].agreement == pytest.approx(sum(longer) / 25)

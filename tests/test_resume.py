@@ -33,7 +33,8 @@ from modpo.methods.modpo import new_trainer
 from modpo.methods.point import give_base_back
 from modpo.models import ReferenceModel
 from modpo.publish import read_manifest
-from modpo.scoring import ScoredData, experiment_scorer
+from modpo.scored_data import ScoredData
+from modpo.scoring import experiment_scorer
 from modpo.sweep import point_folder, run_sweep, train_point
 from modpo.trainer import MODPOTrainer
 from modpo.training_data import load_groups

@@ -36,8 +36,8 @@ from modpo.experiment.sections import (
 from modpo.labels import draw_bradley_terry
 from modpo.models import ReferenceModel
 from modpo.progress import Progress
+from modpo.scored_data import ScoredData
 from modpo.scoring import (
-    ScoredData,
     experiment_scorer,
     reward_batch,
     score_dataset,
@@ -671,7 +671,7 @@ READ = """
 import json, sys
 from pathlib import Path
 from modpo.columns import column
-from modpo.scoring import ScoredData
+from modpo.scored_data import ScoredData
 import datasets, pyarrow.compute
 
 def own_bytes():

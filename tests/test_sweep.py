@@ -325,7 +325,7 @@ def test_what_cannot_be_measured_is_refused_before_training(
 def test_answers_with_any_character_are_read_back(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     from modpo.measure import Measurer, reference_policy
     from modpo.models import ReferenceModel
-    from modpo.scoring import load_groups
+    from modpo.training_data import load_groups
 
     strange = "one\u2028two\x85three\x1cfour"
     answer = {"policy": "reference", "prompt_index": 0, "prompt": "?", "response": strange, "tokens": 3, "kl": 0.0}

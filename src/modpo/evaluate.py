@@ -28,7 +28,8 @@ from modpo.models import ReferenceModel
 from modpo.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
 from modpo.progress import say
 from modpo.publish import locked, new_file, read_manifest
-from modpo.scoring import ScoredData, Scorer, experiment_scorer, load_rewards
+from modpo.scored_data import ScoredData
+from modpo.scoring import Scorer, experiment_scorer, load_rewards
 from modpo.stages.pipeline import held_out_accuracies
 from modpo.steering import CONTINUOUS
 from modpo.sweep import TrainedPoint, failures, finished_points, remove_unfinished, require_same_experiment

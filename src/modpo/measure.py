@@ -31,7 +31,7 @@ from modpo.models import TRAINING_LOG, ReferenceModel, device
 from modpo.publish import locked, new_folder, read_manifest, remove_leftovers, sha256_json
 from modpo.reference_answers import answer_batch
 from modpo.rewards import Reward, check_scores
-from modpo.scoring import ScoredData
+from modpo.scored_data import ScoredData
 from modpo.simplex import Weights
 from modpo.tokenization import identity as tokenizer_identity
 from modpo.tokenization import stop_ids, tokenize_prompt

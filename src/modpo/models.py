@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from modpo.errors import EnvironmentFault, InputError, Problem
 from modpo.experiment.sections import LoraSection, ModelSection
@@ -34,6 +34,17 @@ PROVENANCE = (
 )
 OWN_WEIGHTS = re.compile(r"[^/\\]+\.safetensors(\.index\.json)?")
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")  # settings that may name a kernel of the Hub
+
+
+class Reference(Protocol):
+    """The reference policy: `ReferenceModel` on disk, or `LoadedModel` in memory."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]: ...
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    @property
+    def model(self) -> PreTrainedModel: ...
 
 
 class ReferenceModel:

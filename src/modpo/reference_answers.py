@@ -13,7 +13,7 @@ from modpo.data.prompt_group import PromptGroup, Text
 from modpo.rewards import RewardBatch
 
 if TYPE_CHECKING:
-    from modpo.scoring import Reference
+    from modpo.models import Reference
 
 
 @dataclass(frozen=True)

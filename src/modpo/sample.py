@@ -21,7 +21,7 @@ from modpo.tokenization import identity as tokenizer_identity
 from modpo.tokenization import stop_ids, tokenize_prompt
 
 if TYPE_CHECKING:
-    from modpo.scoring import Reference
+    from modpo.models import Reference
 
 # Prompts in a shard, which is what a killed run can lose. vLLM wants many at a time.
 SHARD_PROMPTS = {"transformers": 48, "vllm": 1024}

@@ -13,24 +13,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from modpo.calibration import UNCALIBRATED, Calibration, bradley_terry, fill_of, read_or_fit, standardise
-from modpo.collator import PAIRS_PREFIX, REWARD_PREFIX
+from modpo.calibration import Calibration
+from modpo.calibrator import Calibrator
 from modpo.columns import Column, Row, column
-from modpo.costs import Cost
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.prompt_group import UNNAMED
 from modpo.data.rows import rows_from_dataset
 from modpo.errors import NumericError
 from modpo.experiment.sections import DRAWN, Experiment, ModelSection, Objective, RewardSection
 from modpo.labels import draw_bradley_terry
-from modpo.models import LoadedModel, ReferenceModel, default_cache_dir
+from modpo.models import LoadedModel, Reference, ReferenceModel, default_cache_dir
 from modpo.progress import Progress, say
-from modpo.reference_answers import AnswerSettings, reference_answers
+from modpo.reference_answers import AnswerSettings
 from modpo.rewards import Reward, RewardBatch, RewardContext, load_reward, probe
+from modpo.scored_data import ScoredData
 from modpo.tokenization import identity as tokenizer_identity
 from modpo.tokenization import require_usable, tokenize_group
 from modpo.training_data import load_groups
@@ -41,53 +41,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GROUPS_PER_REWARD_CALL = 32
-CALIBRATED_ON = "answers to calibrate on"  # a stage
 
 Number = TypeVar("Number", float, float | None)
-Costs = dict[str, Cost | None]  # what each stage took, by name; None where that was not written down
-
-
-@dataclass(frozen=True)
-class ScoredData:
-    """Prompt groups with everything known of them, as columns on disk."""
-
-    tokens: Column
-    reference: Column
-    pairs: dict[str, Column]  # by objective
-    rewards: dict[str, Column]  # by objective
-    calibrations: dict[str, Calibration] = field(default_factory=dict)  # of the rewards, by objective
-    fitting: Costs = field(default_factory=dict)  # what calibrating them took
-
-    def costs(self) -> Costs:
-        """What everything took from scratch; a column that serves twice is counted once."""
-        named = {"tokens": self.tokens, "reference log-probs": self.reference}
-        named |= {f"pairs {name}": column for name, column in self.pairs.items()}
-        named |= {f"reward {name}": column for name, column in self.rewards.items()}
-        once = {column.folder: stage for stage, column in reversed(named.items())}  # the first of its stages
-        return {stage: named[stage].cost for stage in named if stage in once.values()} | self.fitting
-
-    def dataset(self) -> Dataset:
-        """One memory-mapped row a prompt group, verified: what `MODPOTrainer` trains on.
-
-        Fields: `prompt_ids`, `responses_ids`, `ref_logps`, `pairs/<objective>` and `reward/<objective>`.
-        """
-        from datasets import concatenate_datasets
-
-        columns = [self.tokens.open(), self.reference.open()]
-        columns += [c.open().rename_column("pairs", PAIRS_PREFIX + name) for name, c in self.pairs.items()]
-        columns += [c.open().rename_column("scores", REWARD_PREFIX + name) for name, c in self.rewards.items()]
-        return concatenate_datasets(columns, axis=1)
-
-
-class Reference(Protocol):
-    """The reference policy: `models.ReferenceModel` on disk, or `models.LoadedModel` in memory."""
-
-    @property
-    def fingerprint(self) -> dict[str, Any]: ...
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
-    @property
-    def model(self) -> PreTrainedModel: ...
 
 
 @dataclass(frozen=True)
@@ -127,13 +82,19 @@ class Scorer:
         tokens = self._tokens(groups)
         rewards = {name: self._reward(groups, name, reward) for name, reward in self.rewards.items()}
         pairs = {name: self._data_pairs(groups, label_set) for name, label_set in self.label_sets.items()}
-        fitted, fitting = self._calibrate(groups, rewards, pairs) if calibrations is None else (dict(calibrations), {})
+        fitted, fitting = (
+            self._calibrator.fit(groups, rewards, pairs) if calibrations is None else (dict(calibrations), {})
+        )
         for name, objective in self.objectives.items():
             if objective.pairs == DRAWN:
                 pairs[name] = self._drawn_pairs(objective, rewards[name], fitted[name])
         for reward in self.rewards.values():
             reward.release()
         return ScoredData(tokens, self._reference(tokens), pairs, rewards, fitted, fitting)
+
+    @property
+    def _calibrator(self) -> Calibrator:
+        return Calibrator(self.reference, self.rewards, self.cache_dir, self.objectives, self.answers, self.where)
 
     def _fill(
         self, kind: str, identity: dict[str, Any], rows: int, label: str, compute: Callable[[int], Row]
@@ -194,68 +155,6 @@ class Scorer:
                 "pairs": draw_bradley_terry([calibration.apply(raw, sign) for raw in scores[i]["scores"]], seed=i)
             },
         )
-
-    def _calibrate(
-        self, groups: PromptGroups, rewards: Mapping[str, Column], pairs: Mapping[str, Column]
-    ) -> tuple[dict[str, Calibration], Costs]:
-        """What makes each reward's numbers comparable, fitted once and kept; and what that took."""
-        fitted, took = {}, Costs()
-        for name, column_ in rewards.items():
-            objective = self.objectives.get(name, Objective(name))
-            fill = fill_of(objective, _flat(column_, "scores"))
-            if objective.calibration == "standardise":
-                calibration, costs = self._standardise(groups, name, column_)
-            elif objective.calibration == "bradley_terry":
-                calibration, costs = self._fit_bradley_terry(objective, column_, pairs[name])
-            else:
-                calibration, costs = UNCALIBRATED, Costs()
-            fitted[name] = replace(calibration, fill=fill)
-            took |= costs
-        return fitted, took
-
-    def _standardise(self, groups: PromptGroups, name: str, own: Column) -> tuple[Calibration, Costs]:
-        """On answers of the reference policy where the reward can score them, else on the data's responses."""
-        reward = self.rewards[name]
-        answers = None
-        if self.answers is not None and reward.scores_new_text:
-            answers = reference_answers(self.reference, groups, self.answers, self.cache_dir)
-
-        def fit() -> Calibration:
-            if answers is None:
-                scores, on = _flat(own, "scores"), "responses of the data"
-            else:
-                scores, on = list(reward(answers.batch())), "answers of the reference policy"
-            given = [score for score in scores if score is not None]
-            found = standardise(given, where=self.where(f"objectives.{name}"), objective=name)
-            return replace(found, fitted_on=f"{len(given)} {on}")
-
-        on = {"answers": answers.key} if answers else {"scores": own.content_hash()}
-        identity = {"method": "standardise", "reward": reward.identity, **on}
-        found, cost = read_or_fit(self.cache_dir, identity, fit)
-        took: Costs = {CALIBRATED_ON: answers.samples.cost} if answers else {}
-        return found, {**took, f"calibration {name}": cost}
-
-    def _fit_bradley_terry(self, objective: Objective, own: Column, pairs: Column) -> tuple[Calibration, Costs]:
-        def fit() -> Calibration:
-            sign = 1.0 if objective.maximize else -1.0
-            differences = [
-                sign * (row["scores"][chosen] - row["scores"][rejected])
-                for row, labels in zip(own.open(), pairs.open(), strict=True)
-                for chosen, rejected in labels["pairs"]
-                if row["scores"][chosen] is not None and row["scores"][rejected] is not None
-            ]
-            return bradley_terry(
-                differences, where=self.where(f"objectives.{objective.name}"), objective=objective.name
-            )
-
-        identity = {
-            "method": "bradley_terry",
-            "scores": own.content_hash(),
-            "pairs": pairs.content_hash(),
-            "maximize": objective.maximize,
-        }
-        found, cost = read_or_fit(self.cache_dir, identity, fit)
-        return found, {f"calibration {objective.name}": cost}
 
     def _reward(self, groups: PromptGroups, name: str, reward: Reward) -> Column:
         def compute(indices: range, progress: Progress) -> Iterator[Row]:
@@ -387,11 +286,6 @@ def _say_what_was_cut(tokens: Column) -> None:
             f"warning: {prompts} prompts lost their beginning and {responses} responses their end; "
             "fix: raise `data.max_length`"
         )
-
-
-def _flat(target: Column, name: str) -> list[Any]:
-    """A field of a column that holds one number per response, as one flat list."""
-    return [value for row in target.open()[name] for value in row]
 
 
 def _split_by_group(numbers: Sequence[Number], groups: Sequence[Sequence[Any]]) -> Iterator[list[Number]]:

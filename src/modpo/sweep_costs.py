@@ -7,13 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from modpo.calibrator import CALIBRATED_ON
 from modpo.costs import Cost
 from modpo.experiment.method_checks import NEW_ANSWERS
 from modpo.experiment.sections import Experiment
 from modpo.ledger import Entry, Ledger
 from modpo.publish import MANIFEST, read_manifest, read_sealed
 from modpo.sample import answers_cost
-from modpo.scoring import CALIBRATED_ON, Costs, ScoredData
+from modpo.scored_data import Costs, ScoredData
 from modpo.stages.pipeline import SAMPLE
 from modpo.steering import CONTINUOUS
 from modpo.sweep import TrainedPoint

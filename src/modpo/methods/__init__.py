@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from modpo.data.groups import PromptGroups
     from modpo.models import ReferenceModel
     from modpo.rewards import Reward
-    from modpo.scoring import ScoredData
+    from modpo.scored_data import ScoredData
 
 METHODS = ("modpo", "morlhf", "rlhf", "soups", "loss_weighting", "best_of_n", "dpo")  # `sweep.method`
 

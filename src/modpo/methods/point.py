@@ -14,7 +14,7 @@ from modpo.methods import Run
 from modpo.models import TRAINING_LOG, ReferenceModel, save_policy
 from modpo.progress import duration, say
 from modpo.publish import new_folder, read_manifest, sha256_json, write_json
-from modpo.scoring import ScoredData
+from modpo.scored_data import ScoredData
 from modpo.simplex import Weights
 
 if TYPE_CHECKING:
