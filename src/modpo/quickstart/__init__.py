@@ -29,7 +29,7 @@ FULL = Size(train_prompts=128, held_out_prompts=112, vectors=9)
 FAST = Size(train_prompts=32, held_out_prompts=48, vectors=3, max_new_tokens=40)
 # How it trains, as settings over those of the file: docs/decisions/0005 has what was tried.
 CONTINUOUS: tuple[str, ...] = ()
-SEPARATE = ("sweep.mode=separate", "training.num_train_epochs=1", "training.learning_rate=1e-3")
+SEPARATE = ("sweep.mode=separate", "training.num_train_epochs=1")
 
 
 def run_quickstart(output: Path, *, separate: bool = False, fast: bool = False) -> None:
