@@ -24,7 +24,7 @@ import numpy as np
 from modpo.experiment.sections import Experiment
 from modpo.front import Cost, Front, Point, read_front
 from modpo.measure import RESPONSES
-from modpo.quickstart import CONTINUOUS, FULL, SEPARATE, quickstart_experiment
+from modpo.quickstart import FULL, SEPARATE, quickstart_experiment
 from modpo.stages.pipeline import run_pipeline
 
 RESULTS = Path(__file__).parent / "results" / "continuous_vs_separate.json"
@@ -63,8 +63,9 @@ def _experiment(args: argparse.Namespace, seed: int, mode: str) -> Experiment:
     size = replace(FULL, train_prompts=args.prompts, vectors=args.vectors)
     data = args.output / f"seed{seed}" / "data"
     overrides = [f"data.path={data / 'train.jsonl'}", f"data.eval_path={data / 'held_out.jsonl'}", *args.set]
-    training = {"separate": SEPARATE, "continuous": CONTINUOUS}[mode]
-    return replace(quickstart_experiment(_folder(args.output, seed, mode), size, training, overrides), seed=seed)
+    if mode == "separate":
+        overrides = [*SEPARATE, *overrides]
+    return replace(quickstart_experiment(_folder(args.output, seed, mode), size, overrides), seed=seed)
 
 
 def compare(fronts: dict[str, list[Front]]) -> dict[str, Any]:

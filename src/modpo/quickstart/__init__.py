@@ -27,8 +27,7 @@ class Size:
 
 FULL = Size(train_prompts=128, held_out_prompts=112, vectors=9)
 FAST = Size(train_prompts=32, held_out_prompts=48, vectors=3, max_new_tokens=40)
-# How it trains, as settings over those of the file: docs/decisions/0005 has what was tried.
-CONTINUOUS: tuple[str, ...] = ()
+# A training for each vector, as settings over those of the file: docs/decisions/0005 has what was tried.
 SEPARATE = ("sweep.mode=separate", "training.num_train_epochs=1")
 
 
@@ -44,7 +43,7 @@ def run_quickstart(output: Path, *, separate: bool = False, fast: bool = False) 
     size = FAST if fast else FULL
     if separate:
         size = replace(size, vectors=2 if fast else 5)
-    run_pipeline(quickstart_experiment(output, size, SEPARATE if separate else CONTINUOUS))
+    run_pipeline(quickstart_experiment(output, size, SEPARATE if separate else ()))
     say(
         f"the front:    {output / 'front.png'} (to the right more positive, upwards fewer words; the star is the model)"
     )
@@ -62,9 +61,7 @@ def _modpo() -> str:
     return os.path.relpath(started)
 
 
-def quickstart_experiment(
-    output: Path, size: Size, training: Sequence[str] = CONTINUOUS, overrides: Sequence[str] = ()
-) -> Experiment:
+def quickstart_experiment(output: Path, size: Size, overrides: Sequence[str] = ()) -> Experiment:
     """The shipped experiment at that size, with its data and results in `output`."""
     from modpo.experiment.file import read_experiment
 
@@ -81,7 +78,6 @@ def quickstart_experiment(
             f"output_dir={output}",
             f"sweep.grid={size.vectors}",
             f"evaluation.max_new_tokens={size.max_new_tokens}",
-            *training,
             *overrides,
         ],
     )
