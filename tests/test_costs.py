@@ -22,8 +22,8 @@ from modpo.generate import generate
 from modpo.ledger import FILE, Entry, Ledger, read_ledger, took, write_ledger
 from modpo.logprobs import logps_by_group
 from modpo.memory import CLEAR_REFS
-from modpo.models import ReferenceModel
 from modpo.publish import read_manifest, read_sealed, write_sealed
+from modpo.reference import ReferenceModel
 from modpo.scoring import experiment_scorer
 from modpo.sweep import finished_points
 from modpo.sweep_costs import sweep_ledger

@@ -15,7 +15,8 @@ import pytest
 from modpo import models
 from modpo.errors import EnvironmentFault, InputError
 from modpo.experiment.sections import LoraSection, ModelSection
-from modpo.models import LoadedModel, ReferenceModel, default_cache_dir, lora_config, require_device_dtype
+from modpo.models import default_cache_dir, lora_config, require_device_dtype
+from modpo.reference import LoadedModel, ReferenceModel
 
 WHERE = "experiment.yaml:2"
 

@@ -23,8 +23,9 @@ from modpo.interrupts import Interruption
 from modpo.methods import Run
 from modpo.methods.morlhf import new_trainer, reward_functions, train, training_arguments
 from modpo.methods.point import give_base_back
-from modpo.models import ReferenceModel, save_policy
+from modpo.models import save_policy
 from modpo.publish import read_manifest
+from modpo.reference import ReferenceModel
 from modpo.scoring import experiment_scorer
 from modpo.sweep import point_folder, run_sweep, train_point
 from modpo.training_data import load_groups

@@ -16,8 +16,8 @@ from modpo.experiment.file import read_experiment
 from modpo.methods import Run
 from modpo.methods.morlhf import new_trainer
 from modpo.methods.point import give_base_back
-from modpo.models import ReferenceModel
 from modpo.on_policy import OnPolicy
+from modpo.reference import ReferenceModel
 from modpo.scoring import experiment_scorer
 from modpo.training_data import load_groups
 

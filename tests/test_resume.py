@@ -31,8 +31,8 @@ from modpo.interrupts import Interrupted, Interruption
 from modpo.methods import Run
 from modpo.methods.modpo import new_trainer
 from modpo.methods.point import give_base_back
-from modpo.models import ReferenceModel
 from modpo.publish import read_manifest
+from modpo.reference import ReferenceModel
 from modpo.scored_data import ScoredData
 from modpo.scoring import experiment_scorer
 from modpo.sweep import point_folder, run_sweep, train_point

@@ -20,8 +20,8 @@ from modpo.errors import EnvironmentFault, InputError
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
 from modpo.generate import generate
-from modpo.models import ReferenceModel
 from modpo.quickstart import FAST, FULL, Size, quickstart_experiment
+from modpo.reference import ReferenceModel
 from modpo.sample import sample_column, sample_responses, write_prompts
 from modpo.stages.held_out import held_out_prompts
 from modpo.stages.pipeline import prepare

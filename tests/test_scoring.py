@@ -34,8 +34,8 @@ from modpo.experiment.sections import (
     TrainingSection,
 )
 from modpo.labels import draw_bradley_terry
-from modpo.models import ReferenceModel
 from modpo.progress import Progress
+from modpo.reference import ReferenceModel
 from modpo.scored_data import ScoredData
 from modpo.scoring import (
     experiment_scorer,

@@ -21,8 +21,8 @@ from modpo.errors import InputError, IntegrityError, NumericError
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment, RewardSection, SftSection
 from modpo.logprobs import padded_logps
-from modpo.models import ReferenceModel
 from modpo.publish import read_manifest
+from modpo.reference import ReferenceModel
 from modpo.rewards import RewardBatch, RewardContext, load_reward
 from modpo.scoring import reward_batch
 from modpo.stages.demonstrations import load_demonstrations, preferred_answers, read_demonstrations

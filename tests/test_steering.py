@@ -390,11 +390,11 @@ def test_steered_continuous_policy(continuous: Path):
 
 
 def test_the_base_is_read_once(swept: Path, monkeypatch: pytest.MonkeyPatch):
-    from modpo import models
+    from modpo import reference
 
     reads = []
-    read_model = models.read_model
-    monkeypatch.setattr(models, "read_model", lambda *a, **k: reads.append(a) or read_model(*a, **k))
+    read_model = reference.read_model
+    monkeypatch.setattr(reference, "read_model", lambda *a, **k: reads.append(a) or read_model(*a, **k))
     policy = SteeredPolicy(Steering(load_front(swept)))
     for kind in (0.75, 0.5, 0.25, 0.6):
         policy.steer(at(kind))

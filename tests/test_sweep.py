@@ -98,7 +98,7 @@ def test_kl_is_the_log_ratio_of_the_answers(experiment: Experiment) -> None:
     from modpo.data.rows import open_rows
     from modpo.logprobs import padded_logps
     from modpo.measure import Measurer, Policy
-    from modpo.models import ReferenceModel
+    from modpo.reference import ReferenceModel
 
     run_sweep(experiment)
     point = next(finished_points(experiment))
@@ -324,7 +324,7 @@ def test_what_cannot_be_measured_is_refused_before_training(
 
 def test_answers_with_any_character_are_read_back(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     from modpo.measure import Measurer, reference_policy
-    from modpo.models import ReferenceModel
+    from modpo.reference import ReferenceModel
     from modpo.training_data import load_groups
 
     strange = "one\u2028two\x85three\x1cfour"

@@ -11,7 +11,7 @@ from modpo.calibration import UNCALIBRATED, Calibration, bradley_terry, fill_of,
 from modpo.columns import Column
 from modpo.data.groups import PromptGroups
 from modpo.experiment.sections import Objective
-from modpo.models import Reference
+from modpo.reference import Reference
 from modpo.reference_answers import AnswerSettings, reference_answers
 from modpo.rewards import Reward
 from modpo.scored_data import Costs

@@ -24,10 +24,10 @@ from modpo.experiment.sections import Experiment
 from modpo.front import Estimate, FailedPoint, Front, FrontObjective, HeldOut, Point, write_front
 from modpo.ledger import took, write_ledger
 from modpo.measure import RESPONSES, Measured, Measurer, Policy, reference_policy
-from modpo.models import ReferenceModel
 from modpo.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
 from modpo.progress import say
 from modpo.publish import locked, new_file, read_manifest
+from modpo.reference import ReferenceModel
 from modpo.scored_data import ScoredData
 from modpo.scoring import Scorer, experiment_scorer, load_rewards
 from modpo.stages.pipeline import held_out_accuracies

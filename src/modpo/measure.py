@@ -27,8 +27,9 @@ from modpo.costs import Cost, Meter
 from modpo.data.groups import PromptGroups
 from modpo.experiment.sections import Experiment
 from modpo.front import REFERENCE
-from modpo.models import TRAINING_LOG, ReferenceModel, device
+from modpo.models import TRAINING_LOG, device
 from modpo.publish import locked, new_folder, read_manifest, remove_leftovers, sha256_json
+from modpo.reference import ReferenceModel
 from modpo.reference_answers import answer_batch
 from modpo.rewards import Reward, check_scores
 from modpo.scored_data import ScoredData

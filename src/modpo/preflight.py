@@ -15,8 +15,9 @@ from pathlib import Path
 from modpo.data.groups import PromptGroups
 from modpo.errors import EnvironmentFault, InputError, Problem
 from modpo.experiment.sections import Experiment
-from modpo.models import ReferenceModel, lora_config, require_device_dtype, skeleton, tensor_shapes
+from modpo.models import lora_config, require_device_dtype, skeleton, tensor_shapes
 from modpo.progress import say
+from modpo.reference import ReferenceModel
 from modpo.rewards import PROBE_ROWS, Reward, probe, reads_model
 from modpo.scoring import load_rewards, reward_batch
 from modpo.simplex import Weights

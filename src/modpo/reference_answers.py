@@ -13,7 +13,7 @@ from modpo.data.prompt_group import PromptGroup, Text
 from modpo.rewards import RewardBatch
 
 if TYPE_CHECKING:
-    from modpo.models import Reference
+    from modpo.reference import Reference
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from modpo.columns import Column, Row, column
 from modpo.costs import Cost
 from modpo.data.groups import PromptGroups
 from modpo.errors import InputError, Problem
-from modpo.models import ReferenceModel
 from modpo.progress import say
 from modpo.publish import MANIFEST, new_file, sha256_file, sha256_json, write_json
+from modpo.reference import ReferenceModel
 from modpo.tokenization import identity as tokenizer_identity
 from modpo.tokenization import stop_ids, tokenize_prompt
 
 if TYPE_CHECKING:
-    from modpo.models import Reference
+    from modpo.reference import Reference
 
 # Prompts in a shard, which is what a killed run can lose. vLLM wants many at a time.
 SHARD_PROMPTS = {"transformers": 48, "vllm": 1024}

@@ -26,8 +26,9 @@ from modpo.data.rows import rows_from_dataset
 from modpo.errors import NumericError
 from modpo.experiment.sections import DRAWN, Experiment, ModelSection, Objective, RewardSection
 from modpo.labels import draw_bradley_terry
-from modpo.models import LoadedModel, Reference, ReferenceModel, default_cache_dir
+from modpo.models import default_cache_dir
 from modpo.progress import Progress, say
+from modpo.reference import LoadedModel, Reference, ReferenceModel
 from modpo.reference_answers import AnswerSettings
 from modpo.rewards import Reward, RewardBatch, RewardContext, load_reward, probe
 from modpo.scored_data import ScoredData

@@ -20,9 +20,10 @@ from modpo.experiment.file import EXPERIMENT_FILE, read_experiment
 from modpo.experiment.sections import Experiment
 from modpo.front import Front, Point
 from modpo.interpolate import coefficients, hull_problem
-from modpo.models import ADAPTER_CONFIG, ReferenceModel, is_adapter
+from modpo.models import ADAPTER_CONFIG, is_adapter
 from modpo.progress import say
 from modpo.publish import new_folder, read_manifest
+from modpo.reference import ReferenceModel
 from modpo.simplex import Weights
 
 if TYPE_CHECKING:

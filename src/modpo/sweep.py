@@ -32,9 +32,10 @@ from modpo.errors import (
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment, to_yaml
 from modpo.experiment.sections import CONTINUOUS, Experiment
 from modpo.methods import Maker, Run, maker
-from modpo.models import ReferenceModel, require_device_dtype
+from modpo.models import require_device_dtype
 from modpo.progress import say
 from modpo.publish import locked, new_file, read_manifest, remove_leftovers, write_json
+from modpo.reference import ReferenceModel
 from modpo.scoring import experiment_scorer
 from modpo.simplex import Weights
 from modpo.training_data import load_groups

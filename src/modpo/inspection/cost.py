@@ -26,7 +26,8 @@ from modpo.inspection.estimate import (
 )
 from modpo.inspection.model_shape import ModelShape, model_shape
 from modpo.inspection.token_statistics import Lengths, forward_passes
-from modpo.models import ReferenceModel, device
+from modpo.models import device
+from modpo.reference import ReferenceModel
 
 if TYPE_CHECKING:
     from torch import Tensor

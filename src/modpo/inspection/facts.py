@@ -26,10 +26,10 @@ from modpo.inspection.reward_statistics import (
 )
 from modpo.inspection.token_statistics import Reading, TokenStatistics, lengths_of, reading, token_statistics
 from modpo.labels import draw_bradley_terry
-from modpo.models import ReferenceModel
 from modpo.packing import GroupSpan, pack
 from modpo.primary import Margins, choose
 from modpo.progress import Progress
+from modpo.reference import ReferenceModel
 from modpo.rewards import Reward, probe
 from modpo.scoring import GROUPS_PER_REWARD_CALL, load_rewards, reward_batch
 from modpo.tokenization import TokenizedGroup, require_usable, tokenize_group

@@ -17,7 +17,7 @@ from modpo.simplex import Weights
 
 if TYPE_CHECKING:
     from modpo.data.groups import PromptGroups
-    from modpo.models import ReferenceModel
+    from modpo.reference import ReferenceModel
     from modpo.rewards import Reward
     from modpo.scored_data import ScoredData
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from modpo.errors import IntegrityError
 from modpo.experiment.sections import Experiment
 from modpo.methods import Run
-from modpo.models import TRAINING_LOG, ReferenceModel, save_policy
+from modpo.models import TRAINING_LOG, save_policy
 from modpo.progress import duration, say
 from modpo.publish import new_folder, read_manifest, sha256_json, write_json
+from modpo.reference import ReferenceModel
 from modpo.scored_data import ScoredData
 from modpo.simplex import Weights
 

@@ -14,9 +14,10 @@ from modpo.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_fingerprint,
 from modpo.data.prompt_group import PromptGroup, Text, plain_text
 from modpo.errors import InputError, Problem
 from modpo.experiment.sections import RewardSection
-from modpo.models import ReferenceModel, find_folder, is_adapter, skeleton, tensor_shapes
+from modpo.models import find_folder, is_adapter, skeleton, tensor_shapes
 from modpo.packing import runs
 from modpo.publish import read_manifest
+from modpo.reference import ReferenceModel
 from modpo.rewards import RewardBatch, RewardContext, check_scores
 from modpo.tokenization import identity as tokenizer_identity
 from modpo.tokenization import require_usable, stop_ids, tokenize_group, tokenize_prompt

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modpo.costs import Cost
-from modpo.models import TRAINING_LOG, ReferenceModel, lora_config
+from modpo.models import TRAINING_LOG, lora_config
 from modpo.publish import write_json
+from modpo.reference import ReferenceModel
 from modpo.scoring import Scorer
 from modpo.stages.training import ELSEWHERE, quiet_settings, run_training, training_config
 from modpo.training_config import MODPOConfig

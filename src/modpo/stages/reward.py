@@ -19,9 +19,10 @@ from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.rows import open_rows
 from modpo.errors import InputError, Problem
 from modpo.experiment.sections import Experiment, RewardSection, RewardTraining
-from modpo.models import ReferenceModel, require_device_dtype
+from modpo.models import require_device_dtype
 from modpo.progress import duration, say
 from modpo.publish import locked, new_folder, sha256_json
+from modpo.reference import ReferenceModel
 from modpo.rewards import Reward, RewardContext, load_reward
 from modpo.scoring import reward_batch
 from modpo.stages.held_out import held_out_prompts

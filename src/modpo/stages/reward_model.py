@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modpo.costs import Cost
-from modpo.models import TRAINING_LOG, ReferenceModel, lora_config
+from modpo.models import TRAINING_LOG, lora_config
 from modpo.publish import write_json
+from modpo.reference import ReferenceModel
 from modpo.rewards.classifier_input import ClassifierInput
 from modpo.stages.training import modest_batches, one_progress_bar, quiet_settings, run_training, training_config
 

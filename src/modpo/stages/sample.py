@@ -12,7 +12,7 @@ from modpo.data.rows import open_rows
 from modpo.datasets import PROMPTS
 from modpo.errors import EnvironmentFault, InputError, Problem
 from modpo.experiment.sections import Experiment, SampleSection
-from modpo.models import ReferenceModel
+from modpo.reference import ReferenceModel
 from modpo.sample import require_ours, sample_responses, write_prompts
 from modpo.tokenization import require_usable
 

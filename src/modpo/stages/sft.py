@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from modpo.errors import InputError, Problem
 from modpo.experiment.sections import Experiment
-from modpo.models import TRAINING_LOG, ReferenceModel, lora_config, require_device_dtype
+from modpo.models import TRAINING_LOG, lora_config, require_device_dtype
 from modpo.progress import duration, say
 from modpo.publish import locked, new_folder, sha256_json, write_json
+from modpo.reference import ReferenceModel
 from modpo.stages.demonstrations import Demonstrations, load_demonstrations
 from modpo.stages.held_out import held_out_prompts
 from modpo.stages.training import (
