@@ -26,6 +26,7 @@ from modpo.ledger import took, write_ledger
 from modpo.measure import RESPONSES, Measured, Measurer, Policy, reference_policy
 from modpo.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
 from modpo.progress import say
+from modpo.proxy import is_proxied
 from modpo.publish import locked, new_file, read_manifest
 from modpo.reference import ReferenceModel
 from modpo.scored_data import ScoredData
@@ -214,8 +215,11 @@ def _continuous_cost(experiment: Experiment) -> Cost | None:
 
 
 def _maximize(experiment: Experiment, measurer: Measurer, name: str) -> bool:
-    """Agreement is better when it is larger, whatever the direction of the objective it stands in for."""
-    return experiment.objectives[name].maximize if name in measurer.rewards else True
+    """Agreement and proxies are better when they are larger, whatever the direction of the objective they stand for."""
+    by_proxy = is_proxied(experiment, name) and name not in experiment.evaluation.rewards
+    if by_proxy or name not in measurer.rewards:
+        return True
+    return (experiment.asked or experiment).objectives[name].maximize
 
 
 def _objective(experiment: Experiment, measurer: Measurer, name: str) -> FrontObjective:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from modpo.data.groups import PromptGroups
 from modpo.errors import InputError
 from modpo.experiment.sections import Experiment, RewardSection
+from modpo.proxy import is_proxied
 from modpo.reference_answers import answer_batch
 from modpo.rewards import PROBE_ROWS, Reward, RewardContext, load_reward, probe, reads_model
 
@@ -58,8 +59,8 @@ def probe_evaluation_rewards(experiment: Experiment, held_out: PromptGroups) -> 
 
 def is_separate(experiment: Experiment, name: str) -> bool:
     """Whether an objective is measured by another scorer than the one that is trained on."""
-    given = experiment.evaluation.rewards.get(name)
-    return given is not None and given != (experiment.asked or experiment).objectives[name].reward
+    given, asked = experiment.evaluation.rewards.get(name), experiment.asked or experiment
+    return given is not None and (is_proxied(experiment, name) or given != asked.objectives[name].reward)
 
 
 def scorer_warnings(experiment: Experiment) -> list[str]:

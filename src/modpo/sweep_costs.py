@@ -47,7 +47,8 @@ def _shared(experiment: Experiment, scored: ScoredData, method: str) -> Costs:
     if "bradley_terry" in methods or ("standardise" in methods and CALIBRATED_ON not in scored.fitting):
         read = ("tokens", "reference")  # to be trained on
         return costs | {stage: cost for stage, cost in scored.costs().items() if not stage.startswith(read)}
-    costs.pop(SAMPLE, None)
+    if not any(_manifest(source).get("of_data") for source in _learned(experiment).values()):
+        costs.pop(SAMPLE, None)
     return costs | scored.fitting
 
 
@@ -58,10 +59,16 @@ def _stages(experiment: Experiment) -> Iterator[tuple[str, Cost | None]]:
         yield "sft", Cost.of(manifest["cost"])
     if experiment.sample is not None:
         yield SAMPLE, answers_cost(Path(experiment.data.path))
-    for name, objective in experiment.objectives.items():
-        source = objective.reward and (objective.reward.reward_model or objective.reward.implicit)
-        if source and "cost" in (manifest := _manifest(source)):
+    for name, source in _learned(experiment).items():
+        if "cost" in (manifest := _manifest(source)):
             yield f"train reward {name}", Cost.of(manifest["cost"])
+
+
+def _learned(experiment: Experiment) -> dict[str, str]:
+    """The model or adapter behind each reward that reads one, by objective."""
+    rewards = {name: o.reward for name, o in experiment.objectives.items() if o.reward is not None}
+    sources = {name: reward.reward_model or reward.implicit for name, reward in rewards.items()}
+    return {name: source for name, source in sources.items() if source is not None}
 
 
 def _manifest(folder: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 
 from modpo.cli.experiment_arguments import add_experiment_arguments, experiment_of
 from modpo.errors import InputError, Problem
@@ -16,18 +17,22 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Train the rewards of all objectives that have `train`, after the stages that they build on.
+    """Train the rewards and proxies of all objectives that have `train`, after the stages that they build on.
 
     Raises:
         InputError: no objective has a reward to train.
     """
     experiment = experiment_of(args)
-    rewards = [objective.reward for objective in experiment.objectives.values()]
+    objectives = experiment.objectives.values()
+    rewards = [reward for objective in objectives for reward in (objective.reward, objective.proxy)]
     if not any(reward.train for reward in rewards if reward is not None):
         fix = "give an objective `reward: {train: {kind: reward_model}}`, or `kind: implicit`"
         raise InputError(Problem(experiment.where("objectives"), "objectives", "none has a reward to train", fix))
 
     from modpo.stages.pipeline import prepare
 
+    if any(objective.proxy for objective in objectives):  # as a method that needs them finds them
+        sweep = replace(experiment.sweep, method="morlhf")
+        experiment = replace(experiment, comparison=None, sweep=sweep)
     prepare(experiment)
     return 0

@@ -7,7 +7,7 @@ there, so that one that was stopped shows how far it came.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from modpo.experiment.sections import CONTINUOUS, ComparisonSection, Experiment
 from modpo.front import FILE, Front, read_front
 from modpo.ledger import read_ledger
 from modpo.progress import say
+from modpo.proxy import as_method_needs, naming_proxies, needs_proxies
 from modpo.publish import locked, write_json
 from modpo.stages.pipeline import StageCount, check_early, prepare, run_pipeline, stages_before
 
@@ -52,11 +53,16 @@ def run_comparison(experiment: Experiment, command: str) -> None:
     """
     from modpo.sweep import claim_folder, remove_unfinished
 
-    check_early(experiment, measurable=True)
+    alike = _alike(experiment)
+    for one in alike:
+        check_early(as_method_needs(_by(experiment, one)), measurable=True)
     with locked(experiment.output_dir):
         claim_folder(experiment)
         remove_unfinished(experiment.output_dir)
-    members = list(_members(experiment, _prepared(experiment)))
+    prepared: dict[str, Experiment] = {}
+    for one, methods in alike.items():
+        prepared |= dict.fromkeys(methods, _prepared(_by(experiment, one)))
+    members = list(_members(experiment, prepared))
     done = None
     for number, member in enumerate(members, start=1):
         say(f"sweep {number} of {len(members)}: {member.name}")
@@ -72,6 +78,22 @@ def run_comparison(experiment: Experiment, command: str) -> None:
         )
 
 
+def _alike(experiment: Experiment) -> dict[str, list[str]]:
+    """Methods that start from the same stages: those that need proxies, and the others, by the first of each."""
+    found: dict[bool, list[str]] = {}
+    for method in _section(experiment).methods:
+        found.setdefault(needs_proxies(method, experiment), []).append(method)
+    return {methods[0]: methods for methods in found.values()}
+
+
+def _by(experiment: Experiment, method: str) -> Experiment:
+    """The experiment by one of the methods that it compares."""
+    name, mode = ("modpo", CONTINUOUS) if method == CONTINUOUS else (method, "separate")
+    vectors = method_vectors(method, experiment.sweep.weights, list(experiment.objectives))
+    sweep = replace(experiment.sweep, weights=vectors, method=name, mode=mode)
+    return replace(experiment, comparison=None, sweep=sweep)
+
+
 def _prepared(experiment: Experiment) -> Experiment:
     """The experiment as each sweep finds it: model and rewards trained, answers sampled, all with its own seed."""
     count = StageCount([stage.name for stage in stages_before(experiment)])
@@ -81,21 +103,23 @@ def _prepared(experiment: Experiment) -> Experiment:
     return resolved
 
 
-def _members(experiment: Experiment, prepared: Experiment) -> Iterator[Member]:
-    """All methods with the first seed, then with the second, and so on."""
+def _members(experiment: Experiment, prepared: Mapping[str, Experiment]) -> Iterator[Member]:
+    """All methods with the first seed, then with the second, and so on.
+
+    Args:
+        prepared: the experiment as each method finds it.
+    """
     section = _section(experiment)
     for seed in section.seeds:
         for method in section.methods:
-            name, mode = ("modpo", CONTINUOUS) if method == CONTINUOUS else (method, "separate")
-            vectors = method_vectors(method, experiment.sweep.weights, list(experiment.objectives))
             member = replace(
-                prepared,
-                comparison=None,
+                naming_proxies(_by(prepared[method], method)),
                 seed=seed,
-                sweep=replace(experiment.sweep, weights=vectors, method=name, mode=mode),
                 output_dir=experiment.output_dir / method / f"seed{seed}",
+                asked=None,
             )
-            yield Member(method, seed, replace(member, asked=member))  # nothing before the sweep is left to run
+            # Nothing before the sweep is left to run.
+            yield Member(method, seed, replace(as_method_needs(member), asked=member))
 
 
 def _section(experiment: Experiment) -> ComparisonSection:

@@ -244,7 +244,19 @@ def _check_objective(objective: Objective, path: str, reader: SectionReader) -> 
         reader.report(path, "has neither pairs nor a reward", f"{ADD_REWARD}, or `pairs: data`")
     elif objective.reward is None and objective.pairs == DRAWN:
         reader.report(path, "draws its pairs from a reward, but has none", ADD_REWARD)
+    if isinstance(objective.proxy, RewardSection):
+        _check_proxy(objective, objective.proxy, path, reader)
     _check_calibration(objective, path, reader)
+
+
+def _check_proxy(objective: Objective, proxy: RewardSection, path: str, reader: SectionReader) -> None:
+    if objective.reward is None or (objective.reward is not BROKEN and objective.reward.train is not None):
+        problem = "stands for a reward that is known of the data alone, and there is none"
+        reader.report(f"{path}.proxy", problem, "name it `reward`")
+    _check_reward(proxy, f"{path}.proxy", reader, drawn=objective.pairs == DRAWN)
+    if not reader.is_broken(f"{path}.proxy") and _reads_column(proxy):
+        fix = "give a function, a reward model, an implicit reward or `train`"
+        reader.report(f"{path}.proxy", "is a column of the data, which cannot score new answers", fix)
 
 
 def _check_calibration(objective: Objective, path: str, reader: SectionReader) -> None:
@@ -260,7 +272,14 @@ def _check_calibration(objective: Objective, path: str, reader: SectionReader) -
         reader.report(path, "is fitted on the data's pairs of this objective, and it has none", fix)
 
 
-def _check_reward(reward: RewardSection, path: str, reader: SectionReader, *, inside_sum: bool = False) -> None:
+def _check_reward(
+    reward: RewardSection, path: str, reader: SectionReader, *, inside_sum: bool = False, drawn: bool = False
+) -> None:
+    """Note what is wrong with a reward.
+
+    Args:
+        drawn: there are pairs drawn from another reward, which this one may learn.
+    """
     if reader.is_broken(path):
         return
     sources = [source for source in OPTIONS if getattr(reward, source) is not None]
@@ -279,6 +298,9 @@ def _check_reward(reward: RewardSection, path: str, reader: SectionReader, *, in
     if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
         reader.report(f"{path}.clip", f"is {clip}", "give [low, high], low below high")
     _check_source(source, reward, path, reader)
+    if source == "train" and reward.train is not None and reward.train.pairs == DRAWN and not drawn:
+        fix = "name a label set"
+        reader.report(f"{path}.train.pairs", "would be drawn from the reward that is to be trained", fix)
 
 
 def _check_evaluation_rewards(shape: Any, reader: SectionReader) -> None:
@@ -335,8 +357,6 @@ def _check_training_of(train: RewardTraining, path: str, reader: SectionReader) 
         problem = f"is {train.eval_prompts}, and nothing would be known of its accuracy"
         reader.report(f"{path}.eval_prompts", problem, "hold out at least 1 prompt")
     _check_arguments(train.arguments, f"{path}.arguments", reader)
-    if train.pairs == DRAWN:
-        reader.report(f"{path}.pairs", "would be drawn from the reward that is to be trained", "name a label set")
 
 
 def _check_sum(parts: list[RewardSection], path: str, reader: SectionReader) -> None:

@@ -49,7 +49,8 @@ def method_problems(method: str, objectives: Mapping[str, Objective], lora: Lora
         if method in OWN_PAIRS and objective.pairs is None:
             fix = "name a label set in `pairs`, or draw them from its reward: `pairs: bradley_terry`"
             yield f"objectives.{name}", f"has no pairs, which `method: {method}` trains on", fix
-        if method in NEW_ANSWERS and not (objective.reward and _scores_new_text(objective.reward)):
+        scorer = objective.proxy or objective.reward
+        if method in NEW_ANSWERS and not (scorer and scores_new_text(scorer)):
             fix = "give it a reward function, a reward model or `reward: {train: reward_model}`"
             yield f"objectives.{name}", f"cannot score new answers, as `method: {method}` needs", fix
     if method == CONTINUOUS and lora is None:
@@ -59,5 +60,6 @@ def method_problems(method: str, objectives: Mapping[str, Objective], lora: Lora
         yield "lora.modules_to_save", f"does not go with `{method}`", fix
 
 
-def _scores_new_text(reward: RewardSection) -> bool:
-    return reward.column is None and all(_scores_new_text(part) for part in reward.sum or [])
+def scores_new_text(reward: RewardSection) -> bool:
+    """Whether a reward can score answers that stand in no data."""
+    return reward.column is None and all(scores_new_text(part) for part in reward.sum or [])

@@ -120,6 +120,7 @@ class Objective:
     maximize: bool = True
     calibration: str = "none"  # none | standardise | bradley_terry
     scale: float = 1.0  # margin reward = (+1 or -1 by `maximize`) * scale * calibrated reward
+    proxy: RewardSection | None = None  # scores new answers where `reward` is known of the data's alone: `modpo.proxy`
     unit: str = ""
 
     @property

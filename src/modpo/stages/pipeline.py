@@ -15,6 +15,7 @@ from typing import Any
 from modpo.errors import PartialFailure
 from modpo.experiment.sections import Experiment, RewardSection
 from modpo.progress import say
+from modpo.proxy import as_method_needs
 from modpo.publish import MANIFEST, read_sealed
 
 SWEEP, EVALUATE, REPORT = "sweep", "evaluate", "report"
@@ -51,7 +52,7 @@ def run_pipeline(experiment: Experiment, *, evaluate: bool = True) -> None:
     """
     after = [SWEEP, EVALUATE, REPORT] if evaluate else [SWEEP]
     count = StageCount([*(stage.name for stage in stages_before(experiment)), *after])
-    check_early(experiment, measurable=evaluate)
+    check_early(as_method_needs(experiment), measurable=evaluate)
     experiment = prepare(experiment, count)
 
     from modpo.evaluate import evaluate_sweep
@@ -87,8 +88,9 @@ def check_early(experiment: Experiment, *, measurable: bool) -> None:
 def prepare(experiment: Experiment, count: StageCount | None = None, *, last: str | None = None) -> Experiment:
     """Run the stages before the sweep that the experiment has, and give it back with their results filled in.
 
-    The model becomes that of `sft`, each reward's `train` the folder that it was trained into; `asked` is the
-    experiment as it was. Without such stages, and after them, it is given back as it is.
+    The model becomes that of `sft`, each reward's `train` the folder that it was trained into, and proxies stand for
+    rewards where the method needs them (`modpo.proxy`); `asked` is the experiment as it was. Without any of these, and
+    after them, it is given back as it is.
 
     Args:
         count: says which stage begins; default: of these stages alone.
@@ -99,7 +101,7 @@ def prepare(experiment: Experiment, count: StageCount | None = None, *, last: st
     """
     stages = stages_before(experiment)
     count = count or StageCount([stage.name for stage in stages])
-    resolved = experiment
+    resolved = as_method_needs(experiment)
     for stage in stages:
         count.begin(stage.name)
         resolved = replace(stage.run(resolved), asked=experiment)
@@ -117,7 +119,7 @@ def stages_before(experiment: Experiment) -> list[Stage]:
         stages.append(Stage("sft", _with_sft))
     if experiment.sample is not None:
         stages.append(Stage(SAMPLE, _with_samples))
-    for name, objective in experiment.objectives.items():
+    for name, objective in as_method_needs(experiment).objectives.items():
         if objective.reward is not None and objective.reward.train is not None:
             stages.append(Stage(f"reward {name}", partial(_with_reward, name=name)))
     return stages

@@ -16,20 +16,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modpo.data.groups import PromptGroups, group_rows
-from modpo.data.rows import open_rows
+from modpo.data.rows import open_rows, rows_from_list
 from modpo.errors import InputError, Problem
-from modpo.experiment.sections import Experiment, RewardSection, RewardTraining
+from modpo.experiment.sections import DRAWN, Experiment, RewardSection, RewardTraining
 from modpo.models import require_device_dtype
 from modpo.progress import duration, say
+from modpo.proxy import is_proxied
 from modpo.publish import locked, new_folder, sha256_json
 from modpo.reference import ReferenceModel
 from modpo.rewards import Reward, RewardContext, load_reward
-from modpo.scoring import reward_batch
+from modpo.scoring import experiment_scorer, reward_batch
 from modpo.stages.held_out import held_out_prompts
 from modpo.stages.training import is_finished
 from modpo.sweep import remove_unfinished
 from modpo.tokenization import identity as tokenizer_identity
 from modpo.tokenization import require_usable
+from modpo.training_data import load_groups
 
 if TYPE_CHECKING:
     from trl import RewardConfig
@@ -66,7 +68,7 @@ class RewardTask:
     @property
     def field(self) -> str:
         """Its place in the experiment."""
-        return f"objectives.{self.name}.reward.train"
+        return f"objectives.{self.name}.{'proxy' if is_proxied(self.experiment, self.name) else 'reward'}.train"
 
 
 def reward_folder(experiment: Experiment, name: str) -> Path:
@@ -123,7 +125,7 @@ def _task(experiment: Experiment, name: str) -> RewardTask:
     if section is None or training is None:
         fix = f"add `reward: {{train: {{kind: reward_model}}}}` to objectives.{name}"
         raise InputError(Problem(experiment.where(f"objectives.{name}"), name, "has no reward to train", fix))
-    groups = _groups(experiment, training)
+    groups = _drawn(experiment, name) if training.pairs == DRAWN else _groups(experiment, training)
     counts = groups.label_sets
     if not counts.get(training.pairs):
         found = f"it has {', '.join(counts)}" if counts else "it has no pairs at all"
@@ -149,6 +151,16 @@ def _groups(experiment: Experiment, training: RewardTraining) -> PromptGroups:
     else:
         rows = open_rows(training.path, split=split)
     return group_rows(rows, format=training.format or data.format)
+
+
+def _drawn(experiment: Experiment, name: str) -> PromptGroups:
+    """The data's responses with the pairs that are drawn from the objective's reward, whose proxy learns from them."""
+    experiment = replace(experiment, objectives=(experiment.asked or experiment).objectives)
+    train, _ = load_groups(experiment)
+    pairs = experiment_scorer(experiment).score(train).pairs[name].open()["pairs"]
+    texts = [{"prompt": group.prompt, "responses": list(group.responses)} for group in train]
+    rows = [{**row, "pairs": {DRAWN: drawn}} for row, drawn in zip(texts, pairs, strict=True)]
+    return group_rows(rows_from_list(rows, experiment.data.path))
 
 
 def _with_pairs(groups: PromptGroups, label_set: str) -> PromptGroups:
@@ -191,6 +203,7 @@ def _key(task: RewardTask, config: RewardConfig | MODPOConfig, reference: Refere
 
 def _train(task: RewardTask, config: Any, reference: ReferenceModel, key: str) -> None:
     about: dict[str, Any] = {"key": key, "kind": task.training.kind, "pairs": task.training.pairs}
+    about["of_data"] = task.training.path is None  # then it took what the data took
     try:
         with new_folder(task.folder, about) as temporary:
             if task.training.kind == "implicit":
