@@ -53,16 +53,11 @@ def run_comparison(experiment: Experiment, command: str) -> None:
     """
     from modpo.sweep import claim_folder, remove_unfinished
 
-    alike = _alike(experiment)
-    for one in alike:
-        check_early(as_method_needs(_by(experiment, one)), measurable=True)
+    check_early(experiment, measurable=True)
     with locked(experiment.output_dir):
         claim_folder(experiment)
         remove_unfinished(experiment.output_dir)
-    prepared: dict[str, Experiment] = {}
-    for one, methods in alike.items():
-        prepared |= dict.fromkeys(methods, _prepared(_by(experiment, one)))
-    members = list(_members(experiment, prepared))
+    members = list(_members(experiment, _prepared_for_each(experiment)))
     done = None
     for number, member in enumerate(members, start=1):
         say(f"sweep {number} of {len(members)}: {member.name}")
@@ -78,12 +73,14 @@ def run_comparison(experiment: Experiment, command: str) -> None:
         )
 
 
-def _alike(experiment: Experiment) -> dict[str, list[str]]:
-    """Methods that start from the same stages: those that need proxies, and the others, by the first of each."""
-    found: dict[bool, list[str]] = {}
-    for method in _section(experiment).methods:
-        found.setdefault(needs_proxies(method, experiment), []).append(method)
-    return {methods[0]: methods for methods in found.values()}
+def _prepared_for_each(experiment: Experiment) -> dict[str, Experiment]:
+    """The experiment as each method finds it: those that need proxies share a state, and so do the others."""
+    methods = _section(experiment).methods
+    needing = [method for method in methods if needs_proxies(method, experiment)]
+    found = dict.fromkeys(methods, _prepared(experiment)) if set(methods) - set(needing) else {}
+    if needing:
+        found |= dict.fromkeys(needing, _prepared(_by(experiment, needing[0])))
+    return found
 
 
 def _by(experiment: Experiment, method: str) -> Experiment:
