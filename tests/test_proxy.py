@@ -180,8 +180,7 @@ def test_modpo_reward_trains_proxies(house: Path, capsys: pytest.CaptureFixture[
             "objectives.long.proxy={column: rated}",
             "objectives.long.proxy: is a column of the data, which cannot score new",
         ),
-        ("objectives.long.reward=null", "objectives.long.proxy: stands for a reward that is known of the data alone"),
-        ("objectives.long.reward={train: reward_model}", "objectives.long.proxy: stands for a reward that is known"),
+        ("objectives.long.reward={train: reward_model}", "objectives.long.proxy: stands for what is known of the data"),
         (
             "objectives.long.pairs=null",
             "objectives.long.proxy.train.pairs: would be drawn from the reward that is to be",
@@ -200,6 +199,7 @@ def test_what_can_be_no_proxy_is_said(tmp_path: Path, tiny_model: Path, override
 def test_a_column_can_be_compared_with_a_proxy(tmp_path: Path, tiny_model: Path) -> None:
     path = write_experiment(tmp_path, tiny_model)
     ratings = {"pairs": "tone", "reward": {"column": "tone"}, "proxy": {"train": {"kind": "implicit", "pairs": "tone"}}}
-    read_experiment(path, [f"objectives.long={json.dumps(ratings)}"])
+    for known in (ratings, {**ratings, "reward": None}):
+        read_experiment(path, [f"objectives.long={json.dumps(known)}"])
     with pytest.raises(InputError, match="cannot score new answers, as `method: best_of_n` needs"):
         read_experiment(path, [f"objectives.long={json.dumps({**ratings, 'proxy': None})}"])

@@ -250,9 +250,9 @@ def _check_objective(objective: Objective, path: str, reader: SectionReader) -> 
 
 
 def _check_proxy(objective: Objective, proxy: RewardSection, path: str, reader: SectionReader) -> None:
-    if objective.reward is None or (objective.reward is not BROKEN and objective.reward.train is not None):
-        problem = "stands for a reward that is known of the data alone, and there is none"
-        reader.report(f"{path}.proxy", problem, "name it `reward`")
+    if isinstance(objective.reward, RewardSection) and objective.reward.train is not None:
+        fix = "leave it out: the `reward` is learned, and scores new answers"
+        reader.report(f"{path}.proxy", "stands for what is known of the data alone", fix)
     _check_reward(proxy, f"{path}.proxy", reader, drawn=objective.pairs == DRAWN)
     if not reader.is_broken(f"{path}.proxy") and _reads_column(proxy):
         fix = "give a function, a reward model, an implicit reward or `train`"
