@@ -16,9 +16,9 @@ from modpo.errors import InputError
 from modpo.experiment.file import read_experiment
 from modpo.front import Front, load_front
 from modpo.ledger import Ledger, read_ledger
-from modpo.proxy import as_method_needs, is_proxied, naming_proxies
+from modpo.proxy import by_proxies, is_proxied, without_proxies
 from modpo.scoring import score_experiment
-from modpo.stages.reward import _task
+from modpo.stages.reward import PROXY, _task
 
 WORDS = ("sun", "sea", "rain", "road", "tea", "song", "book", "tree", "bird", "wind")
 METHODS = ("modpo", "best_of_n", "morlhf")
@@ -27,7 +27,7 @@ METHODS = ("modpo", "best_of_n", "morlhf")
 def write_experiment(folder: Path, model: Path, **sections: Any) -> Path:
     rows = [{"prompt": f"{i}: the {word}? "} for i, word in enumerate(WORDS)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    proxy = {"train": {"kind": "reward_model", "pairs": "bradley_terry", "eval_prompts": 2}}
+    proxy = {"train": {"kind": "reward_model", "eval_prompts": 2}}
     tree = {
         "model": {"model_name_or_path": str(model), "dtype": "float32"},
         "lora": {"r": 4},
@@ -135,11 +135,10 @@ def test_the_labels_that_a_proxy_learns_are_those_that_modpo_trains_on(house: Pa
     """Each with its response, in a proxy's rows and in MODPO's columns."""
     file = house / "experiment.yaml"
     experiment = replace(read_experiment(file), comparison=None)
-    needing = as_method_needs(replace(experiment, sweep=replace(experiment.sweep, method="morlhf")))
     pairs = score_experiment(experiment).pairs["short"].open()["pairs"]
     rows = open_rows(experiment.data.path)
     of_data = {row["prompt"]: (row["responses"], drawn) for row, drawn in zip(rows, pairs, strict=True)}
-    task = _task(needing, "short")
+    task = _task(experiment, "short", PROXY)
     assert task.field == "objectives.short.proxy.train"
     learned = [*task.learned, *task.held_out]
     assert len(task.held_out) == 2
@@ -151,19 +150,31 @@ def test_the_labels_that_a_proxy_learns_are_those_that_modpo_trains_on(house: Pa
 
 
 def test_a_proxy_stands_for_the_reward_where_new_answers_are_scored(house: Path) -> None:
-    experiment = replace(read_experiment(house / "experiment.yaml"), comparison=None)
-    assert as_method_needs(experiment) is experiment
-    by_proxies = as_method_needs(replace(experiment, sweep=replace(experiment.sweep, method="best_of_n")))
-    for name, objective in by_proxies.objectives.items():
+    experiment = read_experiment(house / "experiment.yaml")
+    proxied = replace(by_proxies(experiment), asked=experiment)
+    for name, objective in proxied.objectives.items():
         own = experiment.objectives[name]
-        assert is_proxied(by_proxies, name)
+        assert is_proxied(proxied, name)
         assert not is_proxied(experiment, name)
         assert objective.reward == own.proxy
         assert math.isclose(objective.sign, 1.0)
-        assert by_proxies.evaluation.rewards[name] == own.reward
-    named = naming_proxies(by_proxies)
-    assert named.objectives == experiment.objectives
-    assert named.evaluation == experiment.evaluation
+        assert proxied.evaluation.rewards[name] == own.reward
+    assert not any(is_proxied(without_proxies(experiment), name) for name in experiment.objectives)
+
+
+def test_a_sweep_by_a_method_that_samples_trains_its_proxies(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alone as in a comparison; what another method trains does not depend on them."""
+    file, sweep = str(house / "experiment.yaml"), "sweep={grid: 2, method: best_of_n}"
+    alone = ["--set", "comparison=null", "--set", f"output_dir={house / 'alone'}"]
+    assert main(["sweep", file, *alone, "--set", sweep, "--no-evaluate"]) == 0
+    assert "stage 2 of 4: proxy long" in capsys.readouterr().err
+    assert (house / "alone" / "rewards" / "short" / "model.safetensors").is_file()
+
+    modpo = ["--set", "comparison=null", "--set", f"output_dir={house / 'modpo'}", "--no-evaluate"]
+    assert main(["sweep", file, *modpo, "--set", "objectives.long.proxy=null"]) == 0
+    assert not (house / "modpo" / "rewards").exists()
+    assert main(["sweep", file, *modpo]) == 0
+    assert "steps" not in capsys.readouterr().err.rpartition("sweep")[2]
 
 
 def test_modpo_reward_trains_proxies(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,12 +191,19 @@ def test_modpo_reward_trains_proxies(house: Path, capsys: pytest.CaptureFixture[
             "objectives.long.proxy={column: rated}",
             "objectives.long.proxy: is a column of the data, which cannot score new",
         ),
-        ("objectives.long.reward={train: reward_model}", "objectives.long.proxy: stands for what is known of the data"),
         (
-            "objectives.long.pairs=null",
+            "objectives.long.reward={train: reward_model}",
+            "objectives.long.proxy: would stand in for a reward that is learned",
+        ),
+        (
+            "objectives.long={reward: a:b, proxy: {train: {kind: implicit, pairs: bradley_terry}}}",
             "objectives.long.proxy.train.pairs: would be drawn from the reward that is to be",
         ),
         ("objectives.long.proxy={train: {kind: guess}}", "objectives.long.proxy.train.kind: is 'guess'"),
+        (
+            "objectives.long.proxy={train: {kind: implicit, pairs: bradley_terry, path: rows.jsonl}}",
+            "objectives.long.proxy.train: labels are drawn for the responses of `data`, and of no other rows",
+        ),
         ("objectives.long.proxy={function: nowhere}", "objectives.long.proxy.function: 'nowhere' names no function"),
     ],
 )
@@ -199,7 +217,23 @@ def test_what_can_be_no_proxy_is_said(tmp_path: Path, tiny_model: Path, override
 def test_a_column_can_be_compared_with_a_proxy(tmp_path: Path, tiny_model: Path) -> None:
     path = write_experiment(tmp_path, tiny_model)
     ratings = {"pairs": "tone", "reward": {"column": "tone"}, "proxy": {"train": {"kind": "implicit", "pairs": "tone"}}}
+    measured = "evaluation.rewards={long: modpo.rewards.text:character_count}"
     for known in (ratings, {**ratings, "reward": None}):
-        read_experiment(path, [f"objectives.long={json.dumps(known)}"])
+        read_experiment(path, [f"objectives.long={json.dumps(known)}", measured])
+        with pytest.raises(
+            InputError, match=r"would measure what `method: best_of_n` trains by it; fix: name a scorer in"
+        ):
+            read_experiment(path, [f"objectives.long={json.dumps(known)}"])
     with pytest.raises(InputError, match="cannot score new answers, as `method: best_of_n` needs"):
         read_experiment(path, [f"objectives.long={json.dumps({**ratings, 'proxy': None})}"])
+
+
+def test_a_proxy_that_cannot_be_had_is_said_before_anything_is_sampled(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_experiment(tmp_path, tiny_model)
+    said = {"function: nowhere.at:all": "objectives.long.proxy", "reward_model: /nowhere": "objectives.long.proxy"}
+    for proxy, field in said.items():
+        assert main(["sweep", str(path), "--set", f"objectives.long.proxy={{{proxy}}}"]) == 2
+        assert field in capsys.readouterr().err
+    assert not (tmp_path / "rows.jsonl").exists()

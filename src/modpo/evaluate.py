@@ -215,11 +215,8 @@ def _continuous_cost(experiment: Experiment) -> Cost | None:
 
 
 def _maximize(experiment: Experiment, measurer: Measurer, name: str) -> bool:
-    """Agreement and proxies are better when they are larger, whatever the direction of the objective they stand for."""
-    by_proxy = is_proxied(experiment, name) and name not in experiment.evaluation.rewards
-    if by_proxy or name not in measurer.rewards:
-        return True
-    return (experiment.asked or experiment).objectives[name].maximize
+    """Agreement is better when it is larger, whatever the direction of the objective it stands in for."""
+    return (experiment.asked or experiment).objectives[name].maximize if name in measurer.rewards else True
 
 
 def _objective(experiment: Experiment, measurer: Measurer, name: str) -> FrontObjective:
@@ -227,11 +224,13 @@ def _objective(experiment: Experiment, measurer: Measurer, name: str) -> FrontOb
     accuracy = held_out_accuracies(experiment).get(name)
     scored, reward = name in measurer.rewards, experiment.evaluation.rewards.get(name, asked.reward)
     by = reward.description if reward else ""
+    proxied = is_proxied(experiment, name)
     return FrontObjective(
         name,
         maximize=_maximize(experiment, measurer, name),
         unit=asked.unit if scored else "pair agreement",
-        scale=asked.scale,
+        scale=experiment.objectives[name].scale,
+        proxy=asked.proxy.description if asked.proxy and proxied else "",
         measured_by=by if scored else "agreement on held-out pairs",
         separate=is_separate(experiment, name),
         calibration=measurer.calibrations.get(name, UNCALIBRATED),

@@ -1,5 +1,5 @@
 """What measures an objective on new answers: a scorer of `evaluation.rewards`, which nothing is trained on, else the
-objective's own reward.
+objective's own reward, also where a proxy was trained on in its place.
 
 A policy that is trained on a learned scorer may come to please that scorer alone; another one tells.
 """
@@ -12,7 +12,7 @@ from dataclasses import replace
 from modpo.data.groups import PromptGroups
 from modpo.errors import InputError
 from modpo.experiment.sections import Experiment, RewardSection
-from modpo.proxy import is_proxied
+from modpo.proxy import is_proxied, needs_proxies
 from modpo.reference_answers import answer_batch
 from modpo.rewards import PROBE_ROWS, Reward, RewardContext, load_reward, probe, reads_model
 
@@ -66,7 +66,8 @@ def is_separate(experiment: Experiment, name: str) -> bool:
 def scorer_warnings(experiment: Experiment) -> list[str]:
     """Objectives that are measured by the very model that they are trained on, one line each."""
     objectives = (experiment.asked or experiment).objectives.values()
-    learned = [o.name for o in objectives if o.reward is not None and reads_model(o.reward)]
+    own = [o for o in objectives if o.proxy is None or not needs_proxies(experiment)]
+    learned = [o.name for o in own if o.reward is not None and reads_model(o.reward)]
     return [
         f"{name} is measured by the model that it is trained on, which policies may come to please without being "
         "better; `evaluation.rewards` takes another"

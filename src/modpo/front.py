@@ -79,6 +79,7 @@ class FrontObjective:
     unit: str = ""
     scale: float = 1.0  # by which training multiplied the calibrated reward; scores are raw, without either
     measured_by: str = ""  # where the numbers come from
+    proxy: str = ""  # what was trained on in the place of its reward, see `modpo.proxy`
     separate: bool = False  # by a scorer that no policy was trained on, see `evaluation.rewards`
     calibration: Calibration = UNCALIBRATED  # as it was fitted for training
     held_out: HeldOut | None = None  # of a reward that was trained

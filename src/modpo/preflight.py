@@ -19,7 +19,7 @@ from modpo.models import lora_config, require_device_dtype, skeleton, tensor_sha
 from modpo.progress import say
 from modpo.reference import ReferenceModel
 from modpo.rewards import PROBE_ROWS, Reward, probe, reads_model
-from modpo.scoring import load_rewards, reward_batch
+from modpo.scoring import load_proxies, load_rewards, reward_batch
 from modpo.simplex import Weights
 from modpo.tokenization import TokenizedGroup, require_usable, tokenize_group
 from modpo.training_data import load_groups
@@ -69,6 +69,7 @@ def check_experiment(experiment: Experiment) -> None:
         tokens = _tokenize(experiment, groups, reference)
     there = {n: o for n, o in experiment.objectives.items() if o.reward is None or o.reward.train is None}
     rewards = load_rewards(replace(experiment, objectives=there))
+    load_proxies(experiment)
     if groups is not None:
         _probe(experiment, groups, rewards)
         _warn(experiment, groups, tokens)

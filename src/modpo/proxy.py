@@ -7,55 +7,40 @@ first, and may come to please the model alone (Gao et al., "Scaling Laws for Rew
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
-from modpo.experiment.method_checks import NEW_ANSWERS, scores_new_text
-from modpo.experiment.sections import Experiment, Objective, RewardSection
+from modpo.experiment.method_checks import NEW_ANSWERS
+from modpo.experiment.sections import Experiment, Objective
 
 
-def as_method_needs(experiment: Experiment) -> Experiment:
-    """The experiment by its proxies where its method scores answers of its own."""
-    return _with_proxies(experiment) if needs_proxies(experiment.sweep.method, experiment) else experiment
+def needs_proxies(experiment: Experiment) -> bool:
+    """Whether the experiment's method, or one of those that it compares, scores answers of its own."""
+    methods = experiment.comparison.methods if experiment.comparison else [experiment.sweep.method]
+    return not set(methods).isdisjoint(NEW_ANSWERS)
 
 
-def needs_proxies(method: str, experiment: Experiment) -> bool:
-    """Whether a method scores answers of its own, and the experiment has proxies that score them."""
-    return method in NEW_ANSWERS and any(objective.proxy for objective in experiment.objectives.values())
+def without_proxies(experiment: Experiment) -> Experiment:
+    """The experiment of a method that has no use for them."""
+    objectives = {name: replace(objective, proxy=None) for name, objective in experiment.objectives.items()}
+    return replace(experiment, objectives=objectives)
 
 
-def _with_proxies(experiment: Experiment) -> Experiment:
-    """The experiment with each objective's proxy in the place of its reward, which measures the policies.
+def by_proxies(experiment: Experiment) -> Experiment:
+    """The experiment with each objective's proxy in the place of its reward, which goes on measuring the policies.
 
-    A proxy is more where an answer is better, and weighs as it is: neither scaled nor calibrated. `asked` is the
-    experiment as it was.
+    More of a proxy is better, and it weighs as it is: neither scaled nor calibrated.
     """
+    rewards = {name: o.reward for name, o in experiment.objectives.items() if o.proxy and o.reward}
+    kept = {name: reward for name, reward in rewards.items() if reward.scores_new_text}
+    evaluation = replace(experiment.evaluation, rewards={**kept, **experiment.evaluation.rewards})
     objectives = {name: _by_proxy(objective) for name, objective in experiment.objectives.items()}
-    measuring = {**dict(_measuring(experiment)), **experiment.evaluation.rewards}
-    evaluation = replace(experiment.evaluation, rewards=measuring)
-    return replace(experiment, objectives=objectives, evaluation=evaluation, asked=experiment.asked or experiment)
-
-
-def naming_proxies(experiment: Experiment) -> Experiment:
-    """An experiment by its proxies as a file would say it: rewards as they were, proxies as they were learned.
-
-    Of one that is not by them, without them.
-    """
-    objectives = {name: _naming_proxy(experiment, name) for name in experiment.objectives}
-    return replace(experiment, objectives=objectives, evaluation=(experiment.asked or experiment).evaluation)
+    return replace(experiment, objectives=objectives, evaluation=evaluation)
 
 
 def is_proxied(experiment: Experiment, name: str) -> bool:
-    """Whether what stands as the objective's reward is its proxy."""
+    """Whether a proxy stands as the objective's reward."""
     asked = (experiment.asked or experiment).objectives[name]
     return asked.proxy is not None and experiment.objectives[name].proxy is None
-
-
-def _naming_proxy(experiment: Experiment, name: str) -> Objective:
-    own = experiment.objectives[name]
-    if is_proxied(experiment, name):
-        return replace((experiment.asked or experiment).objectives[name], proxy=own.reward)
-    return replace(own, proxy=None)
 
 
 def _by_proxy(objective: Objective) -> Objective:
@@ -63,9 +48,3 @@ def _by_proxy(objective: Objective) -> Objective:
         return objective
     own = replace(objective, reward=objective.proxy, proxy=None, pairs=None)
     return replace(own, maximize=True, scale=1.0, calibration="none")
-
-
-def _measuring(experiment: Experiment) -> Iterator[tuple[str, RewardSection]]:
-    for name, objective in experiment.objectives.items():
-        if objective.proxy and objective.reward and scores_new_text(objective.reward):
-            yield name, objective.reward

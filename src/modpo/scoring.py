@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +23,7 @@ from modpo.columns import Column, Row, column
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.prompt_group import UNNAMED
 from modpo.data.rows import rows_from_dataset
-from modpo.errors import NumericError
+from modpo.errors import InputError, NumericError
 from modpo.experiment.sections import DRAWN, Experiment, ModelSection, Objective, RewardSection
 from modpo.labels import draw_bradley_terry
 from modpo.models import default_cache_dir
@@ -92,6 +92,13 @@ class Scorer:
         for reward in self.rewards.values():
             reward.release()
         return ScoredData(tokens, self._reference(tokens), pairs, rewards, fitted, fitting)
+
+    def draw_pairs(self, groups: PromptGroups, name: str) -> Column:
+        """The pairs of one objective that are drawn from its reward, as `score` draws them, and nothing else."""
+        rewards = {name: self._reward(groups, name, self.rewards[name])}
+        fitted, _ = self._calibrator.fit(groups, rewards, {})
+        self.rewards[name].release()
+        return self._drawn_pairs(self.objectives[name], rewards[name], fitted[name])
 
     @property
     def _calibrator(self) -> Calibrator:
@@ -212,6 +219,17 @@ def load_rewards(experiment: Experiment) -> dict[str, Reward]:
         for name, objective in experiment.objectives.items()
         if objective.reward is not None
     }
+
+
+def load_proxies(experiment: Experiment) -> dict[str, Reward]:
+    """The proxy of every objective that has one that is not to be trained, found and checked."""
+    objectives = experiment.objectives.values()
+    proxies = {o.name: replace(o, reward=o.proxy) for o in objectives if o.proxy is not None and o.proxy.train is None}
+    try:
+        return load_rewards(replace(experiment, objectives=proxies))
+    except InputError as error:
+        named = [replace(p, field=p.field.replace(".reward", ".proxy", 1)) for p in error.problems]
+        raise InputError(named) from error
 
 
 def experiment_scorer(experiment: Experiment, reference: Reference | None = None) -> Scorer:

@@ -30,10 +30,12 @@ from modpo.errors import (
     without_secrets,
 )
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment, to_yaml
+from modpo.experiment.method_checks import NEW_ANSWERS
 from modpo.experiment.sections import CONTINUOUS, Experiment
 from modpo.methods import Maker, Run, maker
 from modpo.models import require_device_dtype
 from modpo.progress import say
+from modpo.proxy import without_proxies
 from modpo.publish import locked, new_file, read_manifest, remove_leftovers, write_json
 from modpo.reference import ReferenceModel
 from modpo.scoring import experiment_scorer
@@ -180,7 +182,11 @@ def _differences(path: Path, experiment: Experiment) -> list[str]:
 
 
 def _without_secrets(experiment: Experiment) -> Any:
-    """The objectives as they are written: secrets among the `kwargs` of rewards are not."""
+    """The objectives as they are written: secrets among the `kwargs` of rewards are not.
+
+    Proxies decide what a method trains that scores answers of its own; of a comparison, each sweep has its own file.
+    """
+    experiment = experiment if experiment.sweep.method in NEW_ANSWERS else without_proxies(experiment)
     return without_secrets({name: asdict(objective) for name, objective in experiment.objectives.items()})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import replace
 
 from modpo.cli.experiment_arguments import add_experiment_arguments, experiment_of
 from modpo.errors import InputError, Problem
@@ -31,8 +30,5 @@ def run(args: Namespace) -> int:
 
     from modpo.stages.pipeline import prepare
 
-    if any(objective.proxy for objective in objectives):  # as a method that needs them finds them
-        sweep = replace(experiment.sweep, method="morlhf")
-        experiment = replace(experiment, comparison=None, sweep=sweep)
-    prepare(experiment)
+    prepare(experiment, proxies=True)
     return 0

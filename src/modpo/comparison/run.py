@@ -7,7 +7,7 @@ there, so that one that was stopped shows how far it came.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,12 +17,12 @@ from modpo.comparison.table import show
 from modpo.comparison.written import write_comparison
 from modpo.errors import EnvironmentFault, InputError, IntegrityError, ModpoError, PartialFailure, Problem, one_line
 from modpo.evaluate import SCORES
-from modpo.experiment.method_checks import method_vectors
+from modpo.experiment.method_checks import NEW_ANSWERS, method_vectors
 from modpo.experiment.sections import CONTINUOUS, ComparisonSection, Experiment
 from modpo.front import FILE, Front, read_front
 from modpo.ledger import read_ledger
 from modpo.progress import say
-from modpo.proxy import as_method_needs, naming_proxies, needs_proxies
+from modpo.proxy import by_proxies, without_proxies
 from modpo.publish import locked, write_json
 from modpo.stages.pipeline import StageCount, check_early, prepare, run_pipeline, stages_before
 
@@ -57,7 +57,7 @@ def run_comparison(experiment: Experiment, command: str) -> None:
     with locked(experiment.output_dir):
         claim_folder(experiment)
         remove_unfinished(experiment.output_dir)
-    members = list(_members(experiment, _prepared_for_each(experiment)))
+    members = list(_members(experiment, _prepared(experiment)))
     done = None
     for number, member in enumerate(members, start=1):
         say(f"sweep {number} of {len(members)}: {member.name}")
@@ -73,24 +73,6 @@ def run_comparison(experiment: Experiment, command: str) -> None:
         )
 
 
-def _prepared_for_each(experiment: Experiment) -> dict[str, Experiment]:
-    """The experiment as each method finds it: those that need proxies share a state, and so do the others."""
-    methods = _section(experiment).methods
-    needing = [method for method in methods if needs_proxies(method, experiment)]
-    found = dict.fromkeys(methods, _prepared(experiment)) if set(methods) - set(needing) else {}
-    if needing:
-        found |= dict.fromkeys(needing, _prepared(_by(experiment, needing[0])))
-    return found
-
-
-def _by(experiment: Experiment, method: str) -> Experiment:
-    """The experiment by one of the methods that it compares."""
-    name, mode = ("modpo", CONTINUOUS) if method == CONTINUOUS else (method, "separate")
-    vectors = method_vectors(method, experiment.sweep.weights, list(experiment.objectives))
-    sweep = replace(experiment.sweep, weights=vectors, method=name, mode=mode)
-    return replace(experiment, comparison=None, sweep=sweep)
-
-
 def _prepared(experiment: Experiment) -> Experiment:
     """The experiment as each sweep finds it: model and rewards trained, answers sampled, all with its own seed."""
     count = StageCount([stage.name for stage in stages_before(experiment)])
@@ -100,23 +82,23 @@ def _prepared(experiment: Experiment) -> Experiment:
     return resolved
 
 
-def _members(experiment: Experiment, prepared: Mapping[str, Experiment]) -> Iterator[Member]:
-    """All methods with the first seed, then with the second, and so on.
-
-    Args:
-        prepared: the experiment as each method finds it.
-    """
+def _members(experiment: Experiment, prepared: Experiment) -> Iterator[Member]:
+    """All methods with the first seed, then with the second, and so on."""
     section = _section(experiment)
     for seed in section.seeds:
         for method in section.methods:
+            name, mode = ("modpo", CONTINUOUS) if method == CONTINUOUS else (method, "separate")
+            vectors = method_vectors(method, experiment.sweep.weights, list(experiment.objectives))
             member = replace(
-                naming_proxies(_by(prepared[method], method)),
+                prepared,
+                comparison=None,
                 seed=seed,
+                sweep=replace(experiment.sweep, weights=vectors, method=name, mode=mode),
                 output_dir=experiment.output_dir / method / f"seed{seed}",
-                asked=None,
             )
-            # Nothing before the sweep is left to run.
-            yield Member(method, seed, replace(as_method_needs(member), asked=member))
+            asked = member if method in NEW_ANSWERS else without_proxies(member)
+            trained = by_proxies(member) if method in NEW_ANSWERS else asked
+            yield Member(method, seed, replace(trained, asked=asked))  # nothing before the sweep is left to run
 
 
 def _section(experiment: Experiment) -> ComparisonSection:

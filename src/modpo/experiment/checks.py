@@ -251,12 +251,18 @@ def _check_objective(objective: Objective, path: str, reader: SectionReader) -> 
 
 def _check_proxy(objective: Objective, proxy: RewardSection, path: str, reader: SectionReader) -> None:
     if isinstance(objective.reward, RewardSection) and objective.reward.train is not None:
-        fix = "leave it out: the `reward` is learned, and scores new answers"
-        reader.report(f"{path}.proxy", "stands for what is known of the data alone", fix)
+        fix = "leave it out: that reward can score new answers"
+        reader.report(f"{path}.proxy", "would stand in for a reward that is learned already", fix)
     _check_reward(proxy, f"{path}.proxy", reader, drawn=objective.pairs == DRAWN)
-    if not reader.is_broken(f"{path}.proxy") and _reads_column(proxy):
+    if reader.is_broken(f"{path}.proxy"):
+        return
+    if not proxy.scores_new_text:
         fix = "give a function, a reward model, an implicit reward or `train`"
         reader.report(f"{path}.proxy", "is a column of the data, which cannot score new answers", fix)
+    learned = proxy.train
+    if learned is not None and learned.pairs == DRAWN and (learned.path or learned.format or learned.split):
+        fix = "leave `path`, `format` and `split` out, or name a label set of theirs in `pairs`"
+        reader.report(f"{path}.proxy.train", "labels are drawn for the responses of `data`, and of no other rows", fix)
 
 
 def _check_calibration(objective: Objective, path: str, reader: SectionReader) -> None:
@@ -313,13 +319,9 @@ def _check_evaluation_rewards(shape: Any, reader: SectionReader) -> None:
             if not reader.is_broken(path) and reward.train is not None:
                 fix = "train it in an experiment of its own, and name its folder in `reward_model` or `implicit`"
                 reader.report(path, "is still to be trained", fix)
-            elif not reader.is_broken(path) and _reads_column(reward):
+            elif not reader.is_broken(path) and not reward.scores_new_text:
                 fix = "give a function, a reward model or an implicit reward"
                 reader.report(path, "is a column of the data, which cannot score new answers", fix)
-
-
-def _reads_column(reward: RewardSection) -> bool:
-    return reward.column is not None or any(map(_reads_column, reward.sum or []))
 
 
 def _given_options(reward: RewardSection) -> list[str]:

@@ -170,7 +170,7 @@ def to_yaml(experiment: Experiment) -> str:
     objectives = {name: dataclasses.asdict(o) for name, o in experiment.objectives.items()}
     for objective in objectives.values():
         del objective["name"]
-    objectives = without_secrets(objectives)
+    objectives, sections["evaluation"] = without_secrets(objectives), without_secrets(sections["evaluation"])
     tree = {
         "model": sections["model"],
         "lora": dataclasses.asdict(experiment.lora) if experiment.lora else None,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from modpo import simplex
-from modpo.experiment.sections import CONTINUOUS, LoraSection, Objective, RewardSection
+from modpo.experiment.sections import CONTINUOUS, LoraSection, Objective
 from modpo.experiment.yaml_reader import BROKEN, SectionReader
 from modpo.simplex import Weights
 
@@ -29,8 +29,9 @@ def check_methods(shape: Any, reader: SectionReader) -> None:
     if not isinstance(shape.objectives, dict) or shape.lora is BROKEN:
         return
     known = {n: o for n, o in shape.objectives.items() if o is not BROKEN and not reader.is_broken(f"objectives.{n}")}
+    measured = getattr(shape.evaluation, "rewards", ())
     for method in _methods(shape):
-        for problem in method_problems(method, known, shape.lora):
+        for problem in method_problems(method, known, shape.lora, measured):
             reader.report(*problem)
 
 
@@ -43,16 +44,25 @@ def _methods(shape: Any) -> list[str]:
     return [] if method is None else [method]
 
 
-def method_problems(method: str, objectives: Mapping[str, Objective], lora: LoraSection | None) -> Iterator[PROBLEM]:
-    """Why a method cannot work with the objectives and adapters of an experiment."""
+def method_problems(
+    method: str, objectives: Mapping[str, Objective], lora: LoraSection | None, measured: Container[str] = ()
+) -> Iterator[PROBLEM]:
+    """Why a method cannot work with the objectives and adapters of an experiment.
+
+    Args:
+        measured: the objectives that `evaluation.rewards` names.
+    """
     for name, objective in objectives.items():
         if method in OWN_PAIRS and objective.pairs is None:
             fix = "name a label set in `pairs`, or draw them from its reward: `pairs: bradley_terry`"
             yield f"objectives.{name}", f"has no pairs, which `method: {method}` trains on", fix
         scorer = objective.proxy or objective.reward
-        if method in NEW_ANSWERS and not (scorer and scores_new_text(scorer)):
-            fix = "give it a reward function, a reward model or `reward: {train: reward_model}`"
+        if method in NEW_ANSWERS and not (scorer and scorer.scores_new_text):
+            fix = "give it a reward function, a reward model, `reward: {train: reward_model}`, or such a `proxy`"
             yield f"objectives.{name}", f"cannot score new answers, as `method: {method}` needs", fix
+        if method in NEW_ANSWERS and objective.proxy and name not in measured and not _measures(objective):
+            fix = f"name a scorer in `evaluation.rewards.{name}`"
+            yield f"objectives.{name}.proxy", f"would measure what `method: {method}` trains by it", fix
     if method == CONTINUOUS and lora is None:
         yield "lora", "is null", "a continuous policy is one adapter per objective: give its fields"
     if method in ADDED_UP and lora is not None and lora.modules_to_save:
@@ -60,6 +70,6 @@ def method_problems(method: str, objectives: Mapping[str, Objective], lora: Lora
         yield "lora.modules_to_save", f"does not go with `{method}`", fix
 
 
-def scores_new_text(reward: RewardSection) -> bool:
-    """Whether a reward can score answers that stand in no data."""
-    return reward.column is None and all(scores_new_text(part) for part in reward.sum or [])
+def _measures(objective: Objective) -> bool:
+    """Whether an objective's own reward can measure policies."""
+    return objective.reward is not None and objective.reward.scores_new_text

@@ -64,7 +64,9 @@ class RewardTraining:
     """A reward that is trained before it scores: `modpo reward`, a stage of the pipeline."""
 
     kind: str  # "reward_model": a scalar classifier, by trl.RewardTrainer; "implicit": a policy, by DPO
-    pairs: str = "data"  # the labels to learn, a label set of these rows
+    pairs: str | None = (
+        None  # the labels to learn, a label set of these rows; default: "data", of a proxy its objective's
+    )
     path: str | None = None  # rows to learn from; default: the experiment's `data`
     format: str | None = None  # of path; default: the experiment's `data.format`
     split: str | None = None
@@ -95,6 +97,11 @@ class RewardSection:
     dtype: str | None = None  # reward_model, implicit: default: the experiment's `model.dtype`
 
     @property
+    def scores_new_text(self) -> bool:
+        """Whether it can score answers that stand in no data."""
+        return self.column is None and all(part.scores_new_text for part in self.sum or [])
+
+    @property
     def description(self) -> str:
         """Where the numbers come from, in a few words."""
         if self.function is not None:
@@ -103,7 +110,7 @@ class RewardSection:
         elif self.sum is not None:
             said = " + ".join(f"{part.weight:g} * {part.description}" for part in self.sum)
         elif self.train is not None:
-            said = f"{self.train.kind} trained on {self.train.pairs}"
+            said = f"{self.train.kind} trained on {self.train.pairs or 'pairs'}"
         else:
             kinds = {"column": self.column, "reward_model": self.reward_model, "implicit": self.implicit}
             said = next((f"{kind} {source}" for kind, source in kinds.items() if source is not None), "")
@@ -120,7 +127,7 @@ class Objective:
     maximize: bool = True
     calibration: str = "none"  # none | standardise | bradley_terry
     scale: float = 1.0  # margin reward = (+1 or -1 by `maximize`) * scale * calibrated reward
-    proxy: RewardSection | None = None  # scores new answers where `reward` is known of the data's alone: `modpo.proxy`
+    proxy: RewardSection | None = None  # the reward of methods that score answers of their own: see `modpo.proxy`
     unit: str = ""
 
     @property

@@ -222,7 +222,7 @@ def _role(objective: Objective) -> str:
 def measured_by(objective: Objective, evaluation: RewardSection | None = None) -> str:
     """Where an objective's numbers come from, in a few words."""
     own = objective.reward.description if objective.reward else "pairs alone"
-    own += f"; what policies say in training by {objective.proxy.description}" if objective.proxy else ""
+    own += f"; proxy {objective.proxy.description}" if objective.proxy else ""
     return f"{own}; policies by {evaluation.description}" if evaluation else own
 
 

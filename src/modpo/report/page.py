@@ -166,7 +166,8 @@ def _settings_section(front: Front) -> str:
 
 
 def _measure(objective: FrontObjective) -> str:
-    said = [f"{_direction(objective)}, trained with scale {objective.scale:g}"]
+    by = f" on a proxy, {objective.proxy}," if objective.proxy else ""
+    said = [f"{_direction(objective)}, trained{by} with scale {objective.scale:g}"]
     if objective.measured_by:
         apart = ", which it was not trained on" if objective.separate else ""
         said.append(f"measured by {objective.measured_by}{apart}")

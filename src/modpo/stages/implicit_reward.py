@@ -72,7 +72,7 @@ def train_implicit_reward(task: RewardTask, config: MODPOConfig, reference: Refe
         max_length=experiment.data.max_length,
         max_prompt_length=experiment.data.max_prompt_length,
         packing=experiment.training.packing,
-        label_sets={task.name: task.training.pairs},
+        label_sets={task.name: task.label_set},
     )
     scored = scorer.score(task.learned)
     trainer = MODPOTrainer(

@@ -15,7 +15,7 @@ from typing import Any
 from modpo.errors import PartialFailure
 from modpo.experiment.sections import Experiment, RewardSection
 from modpo.progress import say
-from modpo.proxy import as_method_needs
+from modpo.proxy import by_proxies, needs_proxies
 from modpo.publish import MANIFEST, read_sealed
 
 SWEEP, EVALUATE, REPORT = "sweep", "evaluate", "report"
@@ -26,7 +26,7 @@ SAMPLE = "sample"
 class Stage:
     """A step before the sweep. `run` takes the experiment and gives it back with what the step made filled in."""
 
-    name: str  # "sft", "sample" or "reward <objective>"
+    name: str  # "sft", "sample", "reward <objective>" or "proxy <objective>"
     run: Callable[[Experiment], Experiment]
 
 
@@ -52,7 +52,7 @@ def run_pipeline(experiment: Experiment, *, evaluate: bool = True) -> None:
     """
     after = [SWEEP, EVALUATE, REPORT] if evaluate else [SWEEP]
     count = StageCount([*(stage.name for stage in stages_before(experiment)), *after])
-    check_early(as_method_needs(experiment), measurable=evaluate)
+    check_early(experiment, measurable=evaluate)
     experiment = prepare(experiment, count)
 
     from modpo.evaluate import evaluate_sweep
@@ -85,32 +85,42 @@ def check_early(experiment: Experiment, *, measurable: bool) -> None:
         require_measurable(experiment)
 
 
-def prepare(experiment: Experiment, count: StageCount | None = None, *, last: str | None = None) -> Experiment:
+def prepare(
+    experiment: Experiment, count: StageCount | None = None, *, last: str | None = None, proxies: bool = False
+) -> Experiment:
     """Run the stages before the sweep that the experiment has, and give it back with their results filled in.
 
-    The model becomes that of `sft`, each reward's `train` the folder that it was trained into, and proxies stand for
-    rewards where the method needs them (`modpo.proxy`); `asked` is the experiment as it was. Without any of these, and
-    after them, it is given back as it is.
+    The model becomes that of `sft`, each reward's and proxy's `train` the folder that it was trained into, and proxies
+    stand for rewards where the method scores answers of its own; `asked` is the experiment as it was. Without any of
+    these, and after them, it is given back as it is.
 
     Args:
         count: says which stage begins; default: of these stages alone.
         last: the stage to stop after; default: all of them.
+        proxies: train those that the method has no use for, too.
 
     Raises:
         InputError, IntegrityError, NumericError: see the stages.
     """
-    stages = stages_before(experiment)
+    stages = stages_before(experiment, proxies=proxies)
     count = count or StageCount([stage.name for stage in stages])
-    resolved = as_method_needs(experiment)
+    resolved = experiment
     for stage in stages:
         count.begin(stage.name)
         resolved = replace(stage.run(resolved), asked=experiment)
         if stage.name == last:
             break
-    return resolved
+    return _as_its_method_trains(resolved)
 
 
-def stages_before(experiment: Experiment) -> list[Stage]:
+def _as_its_method_trains(experiment: Experiment) -> Experiment:
+    proxied = any(objective.proxy for objective in experiment.objectives.values()) and needs_proxies(experiment)
+    if experiment.comparison is not None or not proxied:  # each method of a comparison on its own
+        return experiment
+    return replace(by_proxies(experiment), asked=experiment.asked or experiment)
+
+
+def stages_before(experiment: Experiment, *, proxies: bool = False) -> list[Stage]:
     """What is to run before the experiment can be scored; nothing once it has run."""
     if experiment.asked is not None:
         return []
@@ -119,9 +129,12 @@ def stages_before(experiment: Experiment) -> list[Stage]:
         stages.append(Stage("sft", _with_sft))
     if experiment.sample is not None:
         stages.append(Stage(SAMPLE, _with_samples))
-    for name, objective in as_method_needs(experiment).objectives.items():
+    for name, objective in experiment.objectives.items():
         if objective.reward is not None and objective.reward.train is not None:
             stages.append(Stage(f"reward {name}", partial(_with_reward, name=name)))
+    for name, objective in experiment.objectives.items() if proxies or needs_proxies(experiment) else ():
+        if objective.proxy is not None and objective.proxy.train is not None:
+            stages.append(Stage(f"proxy {name}", partial(_with_proxy, name=name)))
     return stages
 
 
@@ -159,7 +172,14 @@ def _with_samples(experiment: Experiment) -> Experiment:
 def _with_reward(experiment: Experiment, name: str) -> Experiment:
     from modpo.stages.reward import resolved_section, train_reward
 
-    folder = train_reward(experiment, name)
-    objective = experiment.objectives[name]
-    reward = resolved_section(experiment, name, folder)
-    return replace(experiment, objectives={**experiment.objectives, name: replace(objective, reward=reward)})
+    reward = resolved_section(experiment, name, train_reward(experiment, name))
+    objective = replace(experiment.objectives[name], reward=reward)
+    return replace(experiment, objectives={**experiment.objectives, name: objective})
+
+
+def _with_proxy(experiment: Experiment, name: str) -> Experiment:
+    from modpo.stages.reward import PROXY, resolved_section, train_reward
+
+    proxy = resolved_section(experiment, name, train_reward(experiment, name, PROXY), PROXY)
+    objective = replace(experiment.objectives[name], proxy=proxy)
+    return replace(experiment, objectives={**experiment.objectives, name: objective})

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modpo.data.groups import PromptGroups, group_rows
+from modpo.data.prompt_group import UNNAMED
 from modpo.data.rows import open_rows, rows_from_list
 from modpo.errors import InputError, Problem
 from modpo.experiment.sections import DRAWN, Experiment, RewardSection, RewardTraining
 from modpo.models import require_device_dtype
 from modpo.progress import duration, say
-from modpo.proxy import is_proxied
 from modpo.publish import locked, new_folder, sha256_json
 from modpo.reference import ReferenceModel
 from modpo.rewards import Reward, RewardContext, load_reward
@@ -39,14 +39,19 @@ if TYPE_CHECKING:
     from modpo.training_config import MODPOConfig
 
 
+REWARD, PROXY = "reward", "proxy"  # of an objective, what is learned
+
+
 @dataclass(frozen=True)
 class RewardTask:
     """What one reward is to learn, and where it goes."""
 
     experiment: Experiment
     name: str  # the objective
+    role: str  # REWARD | PROXY
     section: RewardSection
     training: RewardTraining  # of the section
+    label_set: str
     learned: PromptGroups  # each with pairs of the label set
     held_out: PromptGroups
 
@@ -63,25 +68,28 @@ class RewardTask:
     @property
     def label(self) -> str:
         """What the console calls it."""
-        return f"reward {self.name}"
+        return f"{self.role} {self.name}"
 
     @property
     def field(self) -> str:
         """Its place in the experiment."""
-        return f"objectives.{self.name}.{'proxy' if is_proxied(self.experiment, self.name) else 'reward'}.train"
+        return f"objectives.{self.name}.{self.role}.train"
 
 
 def reward_folder(experiment: Experiment, name: str) -> Path:
-    """Where an objective's trained reward lies."""
+    """Where an objective's trained reward lies, or its proxy: it has one of the two."""
     return experiment.output_dir / "rewards" / name
 
 
-def train_reward(experiment: Experiment, name: str) -> Path:
-    """Train an objective's reward on the pairs that its `train` names; kept when it is there already.
+def train_reward(experiment: Experiment, name: str, role: str = REWARD) -> Path:
+    """Train an objective's reward or proxy on the pairs that its `train` names; kept when it is there already.
 
     `reward_model`: a sequence-classification model by trl.RewardTrainer, adapters merged. `implicit`: a policy by DPO.
     No prompt on which policies are measured is learned from. The manifest has `kind`, `pairs`, `cost`, for `implicit`
     its `beta`, and `held_out`: accuracy on held-out pairs, its standard error over prompts, how many of both.
+
+    Args:
+        role: REWARD or PROXY.
 
     Returns:
         `<output_dir>/rewards/<name>`, which `reward_model:` or `implicit:` names.
@@ -91,7 +99,7 @@ def train_reward(experiment: Experiment, name: str) -> Path:
         IntegrityError: the folder holds a reward of other data or settings. NumericError: a number is not finite.
     """
     require_device_dtype(experiment.model.dtype, experiment.where("model"))
-    task = _task(experiment, name)
+    task = _task(experiment, name, role)
     config = _config(task)
     where = experiment.where("model")
     reference = ReferenceModel(experiment.model, experiment.cache_dir, where)
@@ -104,9 +112,9 @@ def train_reward(experiment: Experiment, name: str) -> Path:
     return task.folder
 
 
-def resolved_section(experiment: Experiment, name: str, folder: Path) -> RewardSection:
+def resolved_section(experiment: Experiment, name: str, folder: Path, role: str = REWARD) -> RewardSection:
     """The section of a reward that was trained into `folder`, with the folder in the place of `train`."""
-    section = experiment.objectives[name].reward
+    section = _section(experiment, name, role)
     assert section is not None
     assert section.train is not None
     if section.train.kind == "implicit":
@@ -118,29 +126,37 @@ def resolved_section(experiment: Experiment, name: str, folder: Path) -> RewardS
 # --- what is learned ----------------------------------------------------------------------------------------
 
 
-def _task(experiment: Experiment, name: str) -> RewardTask:
+def _section(experiment: Experiment, name: str, role: str) -> RewardSection | None:
     objective = experiment.objectives.get(name)
-    section = objective.reward if objective else None
+    if objective is None:
+        return None
+    return objective.proxy if role == PROXY else objective.reward
+
+
+def _task(experiment: Experiment, name: str, role: str = REWARD) -> RewardTask:
+    section = _section(experiment, name, role)
     training = section.train if section else None
     if section is None or training is None:
-        fix = f"add `reward: {{train: {{kind: reward_model}}}}` to objectives.{name}"
-        raise InputError(Problem(experiment.where(f"objectives.{name}"), name, "has no reward to train", fix))
-    groups = _drawn(experiment, name) if training.pairs == DRAWN else _groups(experiment, training)
+        fix = f"add `{role}: {{train: {{kind: reward_model}}}}` to objectives.{name}"
+        raise InputError(Problem(experiment.where(f"objectives.{name}"), name, f"has no {role} to train", fix))
+    own = experiment.objectives[name].pairs if role == PROXY and training.path is None else None
+    label_set = training.pairs or own or UNNAMED
+    groups = _drawn(experiment, name) if label_set == DRAWN else _groups(experiment, training)
     counts = groups.label_sets
-    if not counts.get(training.pairs):
+    if not counts.get(label_set):
         found = f"it has {', '.join(counts)}" if counts else "it has no pairs at all"
-        problem = f"no pair of the label set {training.pairs!r}; {found}"
-        fix = f"name one of its label sets in objectives.{name}.reward.train.pairs, or other rows in its `path`"
+        problem = f"no pair of the label set {label_set!r}; {found}"
+        fix = f"name one of its label sets in objectives.{name}.{role}.train.pairs, or other rows in its `path`"
         raise InputError(Problem(training.path or experiment.data.path, "pairs", problem, fix))
     n = experiment.data.eval_prompts if training.eval_prompts is None else training.eval_prompts
-    learned, held_out = _with_pairs(groups, training.pairs).split_held_out(n, experiment.data.split_seed)
+    learned, held_out = _with_pairs(groups, label_set).split_held_out(n, experiment.data.split_seed)
     measured = held_out_prompts(experiment)
     learned = learned.select(np.flatnonzero(~np.isin(learned.keys, measured.keys)))
     if not len(learned):
-        problem = f"no pair of the label set {training.pairs!r} is left to learn from"
+        problem = f"no pair of the label set {label_set!r} is left to learn from"
         fix = "lower eval_prompts, or give pairs for more prompts than those that policies are measured on"
         raise InputError(Problem(training.path or experiment.data.path, "pairs", problem, fix))
-    return RewardTask(experiment, name, section, training, learned, held_out)
+    return RewardTask(experiment, name, role, section, training, label_set, learned, held_out)
 
 
 def _groups(experiment: Experiment, training: RewardTraining) -> PromptGroups:
@@ -154,10 +170,10 @@ def _groups(experiment: Experiment, training: RewardTraining) -> PromptGroups:
 
 
 def _drawn(experiment: Experiment, name: str) -> PromptGroups:
-    """The data's responses with the pairs that are drawn from the objective's reward, whose proxy learns from them."""
-    experiment = replace(experiment, objectives=(experiment.asked or experiment).objectives)
+    """The data's responses with the pairs that are drawn from the objective's reward: those that MODPO trains on."""
+    experiment = replace(experiment, objectives={name: experiment.objectives[name]})
     train, _ = load_groups(experiment)
-    pairs = experiment_scorer(experiment).score(train).pairs[name].open()["pairs"]
+    pairs = experiment_scorer(experiment).draw_pairs(train, name).open()["pairs"]
     texts = [{"prompt": group.prompt, "responses": list(group.responses)} for group in train]
     rows = [{**row, "pairs": {DRAWN: drawn}} for row, drawn in zip(texts, pairs, strict=True)]
     return group_rows(rows_from_list(rows, experiment.data.path))
@@ -187,7 +203,7 @@ def _key(task: RewardTask, config: RewardConfig | MODPOConfig, reference: Refere
     return sha256_json(
         {
             "kind": task.training.kind,
-            "pairs": task.training.pairs,
+            "pairs": task.label_set,
             "learned": task.learned.fingerprint,
             "held_out": task.held_out.fingerprint,
             "model": reference.fingerprint,
@@ -202,7 +218,7 @@ def _key(task: RewardTask, config: RewardConfig | MODPOConfig, reference: Refere
 
 
 def _train(task: RewardTask, config: Any, reference: ReferenceModel, key: str) -> None:
-    about: dict[str, Any] = {"key": key, "kind": task.training.kind, "pairs": task.training.pairs}
+    about: dict[str, Any] = {"key": key, "kind": task.training.kind, "pairs": task.label_set}
     about["of_data"] = task.training.path is None  # then it took what the data took
     try:
         with new_folder(task.folder, about) as temporary:
@@ -231,9 +247,9 @@ def _held_out(task: RewardTask, folder: Path) -> dict[str, float] | None:
     if not len(task.held_out):
         return None
     experiment = task.experiment
-    section = resolved_section(experiment, task.name, folder)
+    section = resolved_section(experiment, task.name, folder, task.role)
     reward = load_reward(section, RewardContext.of(experiment), where=experiment.where(task.field), name=task.name)
-    return held_out_accuracy(reward, task.held_out, task.training.pairs)
+    return held_out_accuracy(reward, task.held_out, task.label_set)
 
 
 def held_out_accuracy(reward: Reward, groups: PromptGroups, label_set: str) -> dict[str, float]:

@@ -98,7 +98,7 @@ def pair_rows(task: RewardTask, tokenizer: PreTrainedTokenizerBase) -> list[dict
     rows = []
     for group in task.learned:
         ids = [reading.encode(group.prompt, response, group.where).input_ids for response in group.responses]
-        pairs = group.pairs[task.training.pairs]
+        pairs = group.pairs[task.label_set]
         rows += [{"chosen_ids": ids[chosen], "rejected_ids": ids[rejected]} for chosen, rejected in pairs]
     return rows
 
