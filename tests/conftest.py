@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,26 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<turn>{{ m['role'] }}\n{{ m['content'] }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
 )
+
+
+@pytest.fixture
+def plain_descent() -> dict[str, Any]:
+    """Three steps of plain gradient descent in float32: what is compared is the gradient, not Adam's sign of it."""
+    return {
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "optim": "sgd",
+        "learning_rate": 0.3,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
 
 
 @pytest.fixture(scope="session")

@@ -65,27 +65,14 @@ def score(tiny_model: Path, cache: Path, rows: Dataset, objectives: dict, label_
 
 
 @pytest.fixture
-def config(tmp_path: Path, cache: Path) -> Callable[..., ContinuousConfig]:
-    """As in test_trainer.py: plain gradient descent in float32, so that gradients are what is compared."""
+def config(tmp_path: Path, cache: Path, plain_descent: dict[str, Any]) -> Callable[..., ContinuousConfig]:
 
     def make(kind: type[MODPOConfig] = ContinuousConfig, **settings: Any) -> Any:
         quick = {
+            **plain_descent,
             "output_dir": str(tmp_path / "run"),
             "cache_dir": str(cache),
             "weights": WEIGHTS,
-            "max_steps": 3,
-            "per_device_train_batch_size": 4,
-            "optim": "sgd",
-            "learning_rate": 0.3,
-            "lr_scheduler_type": "constant",
-            "max_grad_norm": 0.0,
-            "logging_steps": 1,
-            "gradient_checkpointing": False,
-            "bf16": False,
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "disable_tqdm": True,
         }
         return kind(**(quick | settings))
 

@@ -22,7 +22,7 @@ from modpo.experiment.sections import Experiment
 from modpo.generate import generate
 from modpo.quickstart import FAST, FULL, Size, quickstart_experiment
 from modpo.reference import ReferenceModel
-from modpo.sample import sample_column, sample_responses, write_prompts
+from modpo.sample import SampleSettings, sample_column, sample_responses, write_prompts
 from modpo.stages.held_out import held_out_prompts
 from modpo.stages.pipeline import prepare
 from modpo.stages.sample import sample_experiment, sample_prompts
@@ -182,8 +182,8 @@ def test_a_killed_run_samples_the_rest(
 ) -> None:
     monkeypatch.setattr("modpo.sample.SHARD_PROMPTS", {"transformers": 2})
     prompts, _ = sample_prompts(experiment)
-    settings: dict[str, Any] = {"responses_per_prompt": 2, "max_new_tokens": 4}
-    whole = sample_column(reference, prompts, cache_dir=tmp_path / "whole", **settings).open()["responses"]
+    settings = SampleSettings(responses_per_prompt=2, max_new_tokens=4)
+    whole = sample_column(reference, prompts, settings, cache_dir=tmp_path / "whole").open()["responses"]
 
     fill = Column.fill
 
@@ -198,7 +198,7 @@ def test_a_killed_run_samples_the_rest(
     with monkeypatch.context() as patch:
         patch.setattr(Column, "fill", killed)
         with pytest.raises(KeyboardInterrupt):
-            sample_column(reference, prompts, cache_dir=tmp_path / "killed", **settings)
+            sample_column(reference, prompts, settings, cache_dir=tmp_path / "killed")
     computed: list[int] = []
 
     def watched(self: Column, compute: Any) -> None:
@@ -209,7 +209,7 @@ def test_a_killed_run_samples_the_rest(
         fill(self, noted)
 
     monkeypatch.setattr(Column, "fill", watched)
-    samples = sample_column(reference, prompts, cache_dir=tmp_path / "killed", **settings)
+    samples = sample_column(reference, prompts, settings, cache_dir=tmp_path / "killed")
     assert computed == [4]
     assert list(samples.open()["responses"]) == list(whole)
 
@@ -220,7 +220,9 @@ def test_conversations_are_answered_in_their_layout(
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"prompt": [{"role": "user", "content": "Hi?"}]}) + "\n")
     prompts = group_rows(open_rows(path), format="prompts")
-    sample_responses(reference, prompts, tmp_path / "out.jsonl", cache_dir=tmp_path / "cache", max_new_tokens=8)
+    sample_responses(
+        reference, prompts, tmp_path / "out.jsonl", SampleSettings(max_new_tokens=8), cache_dir=tmp_path / "cache"
+    )
     (row,) = rows(tmp_path / "out.jsonl")
     assert row["prompt"] == [{"role": "user", "content": "Hi?"}]
     assert all(len(response) == 1 and response[0]["role"] == "assistant" for response in row["responses"])
@@ -331,8 +333,8 @@ def test_vllm_is_asked_for_what_the_policy_says(
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setattr("modpo.sample.SHARD_PROMPTS", {"vllm": 2, "transformers": 2})
     prompts: PromptGroups = sample_prompts(experiment)[0][:3]
-    settings: dict[str, Any] = {"responses_per_prompt": 2, "max_new_tokens": 5, "temperature": 0.7, "seed": 10}
-    samples = sample_column(reference, prompts, cache_dir=tmp_path / "cache", engine="vllm", **settings)
+    settings = SampleSettings(responses_per_prompt=2, max_new_tokens=5, temperature=0.7, seed=10)
+    samples = sample_column(reference, prompts, replace(settings, engine="vllm"), cache_dir=tmp_path / "cache")
     assert models == [
         {
             "model": str(reference.folder),
@@ -346,7 +348,7 @@ def test_vllm_is_asked_for_what_the_policy_says(
     assert [asked for asked, _ in stand_in.asked] == ids
     first = stand_in.asked[0][1]
     assert first == SamplingParams(0.7, 5, [reference.tokenizer.eos_token_id], True, 20, False)
-    assert samples.key != sample_column(reference, prompts, cache_dir=tmp_path / "cache", **settings).key
+    assert samples.key != sample_column(reference, prompts, settings, cache_dir=tmp_path / "cache").key
     assert [len(row["responses"]) for row in samples.open()] == [2, 2, 2]
 
 

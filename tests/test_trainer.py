@@ -71,27 +71,14 @@ def scored(tiny_model: Path, cache: Path) -> Dataset:
 
 
 @pytest.fixture
-def config(tmp_path: Path, cache: Path) -> Callable[..., MODPOConfig]:
-    """Three steps of plain gradient descent in float32: what is compared is the gradient, not Adam's sign of it."""
+def config(tmp_path: Path, cache: Path, plain_descent: dict[str, Any]) -> Callable[..., MODPOConfig]:
 
     def make(**settings: Any) -> MODPOConfig:
         quick = {
+            **plain_descent,
             "output_dir": str(tmp_path / "run"),
             "cache_dir": str(cache),
             "weights": WEIGHTS,
-            "max_steps": 3,
-            "per_device_train_batch_size": 4,
-            "optim": "sgd",
-            "learning_rate": 0.3,
-            "lr_scheduler_type": "constant",
-            "max_grad_norm": 0.0,
-            "logging_steps": 1,
-            "gradient_checkpointing": False,
-            "bf16": False,
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "disable_tqdm": True,
         }
         return MODPOConfig(**(quick | settings))
 

@@ -49,18 +49,11 @@ def reference_answers(
     reference: Reference, groups: PromptGroups, settings: AnswerSettings, cache_dir: Path
 ) -> ReferenceAnswers:
     """Answers to the first prompts of `groups`, from the cache or sampled into it."""
-    from modpo.sample import sample_column
+    from modpo.sample import SampleSettings, sample_column
 
     prompts = groups.select(range(min(settings.prompts, len(groups))))
-    samples = sample_column(
-        reference,
-        prompts,
-        cache_dir=cache_dir,
-        responses_per_prompt=1,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        seed=settings.seed,
-    )
+    one = SampleSettings(1, settings.max_new_tokens, settings.temperature, settings.seed)
+    samples = sample_column(reference, prompts, one, cache_dir=cache_dir)
     return ReferenceAnswers(prompts, samples)
 
 

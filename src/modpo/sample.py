@@ -6,7 +6,8 @@ Rows go into a JSONL file, with `<file>.manifest.json` beside it: what they were
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,26 +31,36 @@ SHARD_PROMPTS = {"transformers": 48, "vllm": 1024}
 Sampler = Callable[[list[list[int]], int, str], list[list[int]]]
 
 
+@dataclass(frozen=True)
+class SampleSettings:
+    """What decides the answers besides model and prompts.
+
+    Attributes:
+        engine: "transformers", or "vllm", for a reference on disk.
+    """
+
+    responses_per_prompt: int = 4
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    seed: int = 0
+    engine: str = "transformers"
+
+
 def sample_responses(
     reference: Reference,
     prompts: PromptGroups,
     output: Path,
+    settings: SampleSettings,
     *,
     cache_dir: Path,
-    responses_per_prompt: int = 4,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    seed: int = 0,
-    engine: str = "transformers",
 ) -> None:
-    """Sample `responses_per_prompt` answers to each prompt into rows of {prompt, responses} at `output` (JSONL).
+    """Sample answers to each prompt into rows of {prompt, responses} at `output` (JSONL).
 
     A killed run continues, and the same call again samples nothing: see `sample_column`, which takes the same.
 
     Raises:
         InputError: at `output` is a file that modpo did not write.
     """
-    settings = _settings(responses_per_prompt, max_new_tokens, temperature, seed, engine)
     samples = _column(reference, prompts, cache_dir, settings)
     if not _is_written(output, samples.key):
         _fill(reference, prompts, samples, settings)
@@ -62,23 +73,8 @@ def answers_cost(output: Path) -> Cost | None:
     return Cost.of(written) if isinstance(written, dict) else None
 
 
-def sample_column(
-    reference: Reference,
-    prompts: PromptGroups,
-    *,
-    cache_dir: Path,
-    responses_per_prompt: int = 4,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    seed: int = 0,
-    engine: str = "transformers",
-) -> Column:
-    """The answers in the cache, one row a prompt: under a key of model, prompts and settings, sampled where missing.
-
-    Args:
-        engine: "transformers", or "vllm", for a reference on disk.
-    """
-    settings = _settings(responses_per_prompt, max_new_tokens, temperature, seed, engine)
+def sample_column(reference: Reference, prompts: PromptGroups, settings: SampleSettings, *, cache_dir: Path) -> Column:
+    """The answers in the cache, one row a prompt: under a key of model, prompts and settings, sampled where missing."""
     samples = _column(reference, prompts, cache_dir, settings)
     _fill(reference, prompts, samples, settings)
     return samples
@@ -98,31 +94,18 @@ def write_prompts(prompts: PromptGroups, output: Path) -> None:
 # --- sampling -----------------------------------------------------------------------------------------------
 
 
-def _settings(
-    responses_per_prompt: int, max_new_tokens: int, temperature: float, seed: int, engine: str
-) -> dict[str, Any]:
-    """What decides the answers besides model and prompts."""
-    return {
-        "responses_per_prompt": responses_per_prompt,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "seed": seed,
-        "engine": engine,
-    }
-
-
-def _column(reference: Reference, prompts: PromptGroups, cache_dir: Path, settings: Mapping[str, Any]) -> Column:
+def _column(reference: Reference, prompts: PromptGroups, cache_dir: Path, settings: SampleSettings) -> Column:
     """The answers' place in the cache, sampled or not."""
     identity = {
         "model": reference.fingerprint,
         "tokenizer": tokenizer_identity(reference.tokenizer, 0, None),
         "prompts": prompts.fingerprint,
-        **settings,
+        **asdict(settings),
     }
-    return column(cache_dir, "samples", identity, len(prompts), SHARD_PROMPTS[settings["engine"]])
+    return column(cache_dir, "samples", identity, len(prompts), SHARD_PROMPTS[settings.engine])
 
 
-def _fill(reference: Reference, prompts: PromptGroups, samples: Column, settings: Mapping[str, Any]) -> None:
+def _fill(reference: Reference, prompts: PromptGroups, samples: Column, settings: SampleSettings) -> None:
     if samples.complete:
         say(f"samples: {len(prompts)} prompts, in the cache")
         return
@@ -130,10 +113,14 @@ def _fill(reference: Reference, prompts: PromptGroups, samples: Column, settings
     samples.fill(lambda shard: _sample_shard(reference, prompts, shard, settings, sampler))
 
 
-def _sampler(reference: Reference, settings: Mapping[str, Any], ends: Sequence[int]) -> Sampler:
-    tokenizer, n = reference.tokenizer, settings["responses_per_prompt"]
-    same: dict[str, Any] = {"ends": ends, **{name: settings[name] for name in ("max_new_tokens", "temperature")}}
-    if settings["engine"] == "vllm":
+def _sampler(reference: Reference, settings: SampleSettings, ends: Sequence[int]) -> Sampler:
+    tokenizer, n = reference.tokenizer, settings.responses_per_prompt
+    same: dict[str, Any] = {
+        "ends": ends,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+    }
+    if settings.engine == "vllm":
         from modpo.vllm_generate import VllmPolicy
 
         assert isinstance(reference, ReferenceModel)
@@ -150,12 +137,12 @@ def _sampler(reference: Reference, settings: Mapping[str, Any], ends: Sequence[i
 
 
 def _sample_shard(
-    reference: Reference, prompts: PromptGroups, shard: range, settings: Mapping[str, Any], sampler: Sampler
+    reference: Reference, prompts: PromptGroups, shard: range, settings: SampleSettings, sampler: Sampler
 ) -> Iterator[Row]:
-    tokenizer, n = reference.tokenizer, settings["responses_per_prompt"]
+    tokenizer, n = reference.tokenizer, settings.responses_per_prompt
     prompts_ids = [tokenize_prompt(prompts[i].prompt, tokenizer) for i in shard for _ in range(n)]
     label = f"samples for prompts {shard.start + 1} to {shard.stop} of {len(prompts)}"
-    answers = sampler(prompts_ids, settings["seed"] + shard.start, label)
+    answers = sampler(prompts_ids, settings.seed + shard.start, label)
     for first in range(0, len(answers), n):
         texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers[first : first + n]]
         yield {"responses": [text for text in texts if text]}  # an empty answer teaches nothing

@@ -13,7 +13,7 @@ from modpo.datasets import PROMPTS
 from modpo.errors import EnvironmentFault, InputError, Problem
 from modpo.experiment.sections import Experiment, SampleSection
 from modpo.reference import ReferenceModel
-from modpo.sample import require_ours, sample_responses, write_prompts
+from modpo.sample import SampleSettings, require_ours, sample_responses, write_prompts
 from modpo.tokenization import require_usable
 
 
@@ -33,17 +33,14 @@ def sample_experiment(experiment: Experiment) -> None:
     require_usable(reference.tokenizer, conversational=answered.conversational, where=where)
     if prompts_path is not None:
         write_prompts(held_out, prompts_path)
-    sample_responses(
-        reference,
-        answered,
-        answers_path,
-        cache_dir=experiment.cache_dir,
-        responses_per_prompt=section.responses_per_prompt,
-        max_new_tokens=section.max_new_tokens,
-        temperature=section.temperature,
+    settings = SampleSettings(
+        section.responses_per_prompt,
+        section.max_new_tokens,
+        section.temperature,
         seed=experiment.seed if section.seed is None else section.seed,
         engine=engine,
     )
+    sample_responses(reference, answered, answers_path, settings, cache_dir=experiment.cache_dir)
 
 
 def sample_prompts(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
