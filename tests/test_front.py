@@ -185,6 +185,7 @@ def test_front_json_has_the_names_that_others_rely_on(tmp_path):
     assert content["schema"] == 1
     assert content["objectives"][1] == {
         "name": "long", "maximize": False, "unit": "words", "scale": 0.02, "measured_by": "m:f",
+        "proxy": "",
         "separate": False,
         "calibration": {"method": "none", "center": 0.0, "factor": 1.0, "fill": None, "fitted_on": ""},
         "held_out": None,
