@@ -40,26 +40,26 @@ def preference_rows() -> Dataset:
     )
 
 
-def run(kind: type[DPOTrainer], tiny_model: Path, tmp_path: Path, *, lora: bool, **settings: Any) -> DPOTrainer:
+def run(
+    kind: type[DPOTrainer],
+    tiny_model: Path,
+    tmp_path: Path,
+    plain_descent: dict[str, Any],
+    *,
+    lora: bool,
+    **settings: Any,
+) -> DPOTrainer:
     """Four steps of plain gradient descent by either trainer, with the same settings."""
     shared = {
+        **plain_descent,
         "output_dir": str(tmp_path / kind.__name__),
         "max_steps": 4,
-        "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 4,
-        "optim": "sgd",
         "learning_rate": 0.2 if lora else 0.01,
-        "lr_scheduler_type": "constant",
         "max_grad_norm": 1.0,
         "beta": 0.2,
-        "logging_steps": 1,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-    } | settings
+        **settings,
+    }
     if kind is MODPOTrainer:
         args = MODPOConfig(**shared, weights={"better": 1.0}, cache_dir=str(tmp_path / "cache"))
     else:
@@ -102,24 +102,30 @@ def compare(ours: DPOTrainer, theirs: DPOTrainer) -> None:
 @pytest.mark.parametrize("loss_type", ["sigmoid", "hinge"])
 @pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "all weights"])
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
-def test_one_objective_is_trl_s_dpo(tiny_model: Path, tmp_path: Path, packing: bool, lora: bool, loss_type: str):
+def test_one_objective_is_trl_s_dpo(
+    tiny_model: Path, tmp_path: Path, plain_descent: dict[str, Any], packing: bool, lora: bool, loss_type: str
+):
     """w = (1,): the same tokens, losses, gradients (through the weights after each step) and logs."""
-    theirs = run(DPOTrainer, tiny_model, tmp_path, lora=lora, loss_type=loss_type)
-    ours = run(MODPOTrainer, tiny_model, tmp_path, lora=lora, loss_type=loss_type, packing=packing)
+    theirs = run(DPOTrainer, tiny_model, tmp_path, plain_descent, lora=lora, loss_type=loss_type)
+    ours = run(MODPOTrainer, tiny_model, tmp_path, plain_descent, lora=lora, loss_type=loss_type, packing=packing)
     for group, row in zip(ours.train_dataset, theirs.train_dataset, strict=True):
         assert group["prompt_ids"] == row["prompt_ids"]
         assert [group["responses_ids"][i] for i in group["pairs/better"][0]] == [row["chosen_ids"], row["rejected_ids"]]
     compare(ours, theirs)
 
 
-def test_accumulated_steps_are_trl_s(tiny_model: Path, tmp_path: Path):
+def test_accumulated_steps_are_trl_s(tiny_model: Path, tmp_path: Path, plain_descent: dict[str, Any]):
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    compare(*(run(kind, tiny_model, tmp_path, lora=True, **settings) for kind in (MODPOTrainer, DPOTrainer)))
+    compare(
+        *(run(kind, tiny_model, tmp_path, plain_descent, lora=True, **settings) for kind in (MODPOTrainer, DPOTrainer))
+    )
 
 
-def test_gradient_checkpointing_is_trl_s(tiny_model: Path, tmp_path: Path):
+def test_gradient_checkpointing_is_trl_s(tiny_model: Path, tmp_path: Path, plain_descent: dict[str, Any]):
     settings = {"gradient_checkpointing": True}
-    compare(*(run(kind, tiny_model, tmp_path, lora=True, **settings) for kind in (MODPOTrainer, DPOTrainer)))
+    compare(
+        *(run(kind, tiny_model, tmp_path, plain_descent, lora=True, **settings) for kind in (MODPOTrainer, DPOTrainer))
+    )
 
 
 # --- the surface ---------------------------------------------------------------------------------------------------
@@ -163,9 +169,9 @@ def test_constructor_takes_what_we_pass():
     assert passed <= inspect.signature(DPOTrainer.__init__).parameters.keys()
 
 
-def test_state_that_we_write_to(tiny_model: Path, tmp_path: Path):
+def test_state_that_we_write_to(tiny_model: Path, tmp_path: Path, plain_descent: dict[str, Any]):
     """`_metrics[mode][name]` are lists that TRL's `log` averages and empties; `_total_train_tokens` is a count."""
-    trainer = run(DPOTrainer, tiny_model, tmp_path, lora=True, max_steps=1)
+    trainer = run(DPOTrainer, tiny_model, tmp_path, plain_descent, lora=True, max_steps=1)
     assert set(trainer._metrics) == {"train", "eval"}
     assert isinstance(trainer._metrics["train"], Mapping)
     assert isinstance(trainer._total_train_tokens, int)

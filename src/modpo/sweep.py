@@ -174,14 +174,14 @@ def _differences(path: Path, experiment: Experiment) -> list[str]:
     sections: dict[str, tuple[Any, Any]] = {
         name: (getattr(before, name), getattr(after, name)) for name in ("lora", "data", "seed")
     }
-    sections["objectives"] = (_without_secrets(before), _without_secrets(after))
+    sections["objectives"] = (_deciding_objectives(before), _deciding_objectives(after))
     sections["model"] = (before.model, replace(after.model, trust_remote_code=False))
     sections["training"] = (before.training.deciding(), after.training.deciding())
     sections["sweep.method"] = (before.sweep.method, after.sweep.method)
     return [name for name, (old, new) in sections.items() if old != new]
 
 
-def _without_secrets(experiment: Experiment) -> Any:
+def _deciding_objectives(experiment: Experiment) -> Any:
     """The objectives as they are written: secrets among the `kwargs` of rewards are not.
 
     Proxies decide what a method trains that scores answers of its own; of a comparison, each sweep has its own file.

@@ -64,9 +64,8 @@ class RewardTraining:
     """A reward that is trained before it scores: `modpo reward`, a stage of the pipeline."""
 
     kind: str  # "reward_model": a scalar classifier, by trl.RewardTrainer; "implicit": a policy, by DPO
-    pairs: str | None = (
-        None  # the labels to learn, a label set of these rows; default: "data", of a proxy its objective's
-    )
+    # the labels to learn, a label set of these rows; default: "data", of a proxy its objective's
+    pairs: str | None = None
     path: str | None = None  # rows to learn from; default: the experiment's `data`
     format: str | None = None  # of path; default: the experiment's `data.format`
     split: str | None = None
