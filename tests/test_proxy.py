@@ -13,12 +13,14 @@ import pytest
 from modpo.cli import main
 from modpo.data.rows import open_rows
 from modpo.errors import InputError
+from modpo.evaluation_rewards import load_evaluation_rewards
 from modpo.experiment.file import read_experiment
+from modpo.experiment.sections import RewardSection
 from modpo.front import Front, load_front
 from modpo.ledger import Ledger, read_ledger
-from modpo.proxy import by_proxies, is_proxied, without_proxies
-from modpo.scoring import score_experiment
-from modpo.stages.reward import PROXY, _task
+from modpo.proxy import PROXY, by_proxies, is_proxied, without_proxies
+from modpo.scoring import load_rewards, score_experiment
+from modpo.stages.reward import _task
 
 WORDS = ("sun", "sea", "rain", "road", "tea", "song", "book", "tree", "bird", "wind")
 METHODS = ("modpo", "best_of_n", "morlhf")
@@ -160,6 +162,24 @@ def test_a_proxy_stands_for_the_reward_where_new_answers_are_scored(house: Path)
         assert math.isclose(objective.sign, 1.0)
         assert proxied.evaluation.rewards[name] == own.reward
     assert not any(is_proxied(without_proxies(experiment), name) for name in experiment.objectives)
+
+
+def test_what_cannot_be_had_is_named_by_its_place_in_the_file(house: Path, tmp_path: Path) -> None:
+    """Where a proxy stands for a reward, and the reward measures, both keep the names that the file gives them."""
+    experiment = read_experiment(house / "experiment.yaml")
+    long = replace(
+        experiment.objectives["long"],
+        proxy=RewardSection(reward_model=str(tmp_path)),
+        reward=RewardSection(function="no.such:function"),
+    )
+    proxied = replace(by_proxies(replace(experiment, objectives={"long": long})), asked=experiment)
+    for load, place in (
+        (load_rewards, "objectives.long.proxy.reward_model"),
+        (load_evaluation_rewards, "objectives.long.reward"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load(proxied)
+        assert [problem.field for problem in caught.value.problems] == [place]
 
 
 def test_a_sweep_by_a_method_that_samples_trains_its_proxies(house: Path, capsys: pytest.CaptureFixture[str]) -> None:

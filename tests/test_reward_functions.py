@@ -39,7 +39,9 @@ def chat(content: str) -> Text:
 
 
 def load(name: str, **kwargs: Any) -> FunctionReward:
-    return FunctionReward(f"modpo.rewards.{name}", kwargs, where="e.yaml:7", name="mine")
+    return FunctionReward(
+        f"modpo.rewards.{name}", kwargs, where="e.yaml:7", name="mine", field="objectives.mine.reward"
+    )
 
 
 def batch_of(responses: list[Text], prompts: list[Text] | None = None, **fields: list[Any]) -> RewardBatch:

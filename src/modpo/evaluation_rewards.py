@@ -7,10 +7,8 @@ A policy that is trained on a learned scorer may come to please that scorer alon
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from modpo.data.groups import PromptGroups
-from modpo.errors import InputError
 from modpo.experiment.sections import Experiment, RewardSection
 from modpo.proxy import is_proxied, needs_proxies
 from modpo.reference_answers import answer_batch
@@ -37,12 +35,10 @@ def load_evaluation_rewards(experiment: Experiment) -> dict[str, Reward]:
 
 
 def _load(experiment: Experiment, name: str, section: RewardSection, context: RewardContext) -> Reward:
-    field = f"evaluation.rewards.{name}"
-    try:
-        return load_reward(section, context, where=experiment.where(field), name=name)
-    except InputError as error:
-        own = f"objectives.{name}.reward"  # where rewards stand otherwise
-        raise InputError([replace(p, field=p.field.replace(own, field, 1)) for p in error.problems]) from error
+    asked = (experiment.asked or experiment).evaluation.rewards
+    # A reward that a proxy trains for measures from here, and stands in the file where it always does.
+    field = f"evaluation.rewards.{name}" if name in asked else f"objectives.{name}.reward"
+    return load_reward(section, context, where=experiment.where(field), name=name, field=field)
 
 
 def probe_evaluation_rewards(experiment: Experiment, held_out: PromptGroups) -> None:

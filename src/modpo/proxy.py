@@ -12,6 +12,8 @@ from dataclasses import replace
 from modpo.experiment.method_checks import NEW_ANSWERS
 from modpo.experiment.sections import Experiment, Objective
 
+REWARD, PROXY = "reward", "proxy"  # what an objective is scored by
+
 
 def needs_proxies(experiment: Experiment) -> bool:
     """Whether the experiment's method, or one of those that it compares, scores answers of its own."""

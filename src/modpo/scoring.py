@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,11 +23,12 @@ from modpo.columns import Column, Row, column
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.prompt_group import UNNAMED
 from modpo.data.rows import rows_from_dataset
-from modpo.errors import InputError, NumericError
+from modpo.errors import NumericError
 from modpo.experiment.sections import DRAWN, Experiment, ModelSection, Objective, RewardSection
 from modpo.labels import draw_bradley_terry
 from modpo.models import default_cache_dir
 from modpo.progress import Progress, say
+from modpo.proxy import PROXY, REWARD, is_proxied
 from modpo.reference import LoadedModel, Reference, ReferenceModel
 from modpo.reference_answers import AnswerSettings
 from modpo.rewards import Reward, RewardBatch, RewardContext, load_reward, probe
@@ -213,9 +214,8 @@ def _fill(target: Column, label: str, compute: Callable[[range, Progress], Itera
 
 def load_rewards(experiment: Experiment) -> dict[str, Reward]:
     """The scorer of every objective that has one, found and checked."""
-    context = RewardContext.of(experiment)
     return {
-        name: load_reward(objective.reward, context, where=experiment.where(f"objectives.{name}"), name=name)
+        name: _load(experiment, name, objective.reward, PROXY if is_proxied(experiment, name) else REWARD)
         for name, objective in experiment.objectives.items()
         if objective.reward is not None
     }
@@ -223,13 +223,16 @@ def load_rewards(experiment: Experiment) -> dict[str, Reward]:
 
 def load_proxies(experiment: Experiment) -> dict[str, Reward]:
     """The proxy of every objective that has one that is not to be trained, found and checked."""
-    objectives = experiment.objectives.values()
-    proxies = {o.name: replace(o, reward=o.proxy) for o in objectives if o.proxy is not None and o.proxy.train is None}
-    try:
-        return load_rewards(replace(experiment, objectives=proxies))
-    except InputError as error:
-        named = [replace(p, field=p.field.replace(".reward", ".proxy", 1)) for p in error.problems]
-        raise InputError(named) from error
+    return {
+        name: _load(experiment, name, objective.proxy, PROXY)
+        for name, objective in experiment.objectives.items()
+        if objective.proxy is not None and objective.proxy.train is None
+    }
+
+
+def _load(experiment: Experiment, name: str, section: RewardSection, role: str) -> Reward:
+    context, where = RewardContext.of(experiment), experiment.where(f"objectives.{name}")
+    return load_reward(section, context, where=where, name=name, field=f"objectives.{name}.{role}")
 
 
 def experiment_scorer(experiment: Experiment, reference: Reference | None = None) -> Scorer:

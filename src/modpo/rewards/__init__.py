@@ -99,18 +99,21 @@ class RewardContext:
         )
 
 
-def load_reward(section: RewardSection, context: RewardContext, *, where: str, name: str) -> Reward:
+def load_reward(
+    section: RewardSection, context: RewardContext, *, where: str, name: str, field: str | None = None
+) -> Reward:
     """Build an objective's reward. Models are found and checked, and read when they are first needed.
 
     Args:
         section: exactly one source is set.
         where: "experiment.yaml:12", what an error names.
         name: the objective.
+        field: where in the experiment the section stands; default: as the objective's reward.
 
     Raises:
         InputError: not exactly one source; a source that cannot be had or cannot score.
     """
-    reward = _source(section, context, where, name)
+    reward = _source(section, context, where, name, field or f"objectives.{name}.reward")
     if section.clip is not None:
         from modpo.rewards.combined import Clipped
 
@@ -118,13 +121,13 @@ def load_reward(section: RewardSection, context: RewardContext, *, where: str, n
     return reward
 
 
-def _source(section: RewardSection, context: RewardContext, where: str, name: str) -> Reward:
+def _source(section: RewardSection, context: RewardContext, where: str, name: str, field: str) -> Reward:
     # Imported one by one, and here, because these modules build on this one and some on language models.
     match [source for source in SOURCES if getattr(section, source) is not None]:
         case ["function"]:
             from modpo.rewards.function import FunctionReward
 
-            return FunctionReward(section.function or "", section.kwargs, where=where, name=name)
+            return FunctionReward(section.function or "", section.kwargs, where=where, name=name, field=field)
         case ["column"]:
             from modpo.rewards.column import ColumnReward
 
@@ -132,21 +135,23 @@ def _source(section: RewardSection, context: RewardContext, where: str, name: st
         case ["reward_model"]:
             from modpo.rewards.classifier import ClassifierReward
 
-            return ClassifierReward(section, context, where=where, name=name)
+            return ClassifierReward(section, context, where=where, name=name, field=field)
         case ["implicit"]:
             from modpo.rewards.implicit import ImplicitReward
 
-            return ImplicitReward(section, context, where=where, name=name)
+            return ImplicitReward(section, context, where=where, name=name, field=field)
         case ["sum"]:
             from modpo.rewards.combined import WeightedSum
 
             parts = section.sum or []
-            return WeightedSum([(p.weight, load_reward(p, context, where=where, name=name)) for p in parts])
+            return WeightedSum(
+                [(p.weight, load_reward(p, context, where=where, name=name, field=field)) for p in parts]
+            )
         case ["train"]:
             problem, fix = "is not trained yet", "run `modpo reward` or `modpo sweep`"
         case _:
             problem, fix = "needs exactly one source", f"give one of {', '.join(SOURCES)}"
-    raise InputError(Problem(where, f"objectives.{name}.reward", problem, fix))
+    raise InputError(Problem(where, field, problem, fix))
 
 
 def probe(reward: Reward, batch: RewardBatch) -> Sequence[float | None]:

@@ -40,7 +40,7 @@ class ClassifierReward:
 
     scores_new_text: ClassVar[bool] = True
 
-    def __init__(self, section: RewardSection, context: RewardContext, *, where: str, name: str) -> None:
+    def __init__(self, section: RewardSection, context: RewardContext, *, where: str, name: str, field: str) -> None:
         """Find the model and check that it can score. No weight is read.
 
         Raises:
@@ -49,7 +49,7 @@ class ClassifierReward:
             EnvironmentFault: 8-bit weights without a GPU or without bitsandbytes.
         """
         self.name, self._section = name, section
-        self._where, self._field = where, f"objectives.{name}.reward"
+        self._where, self._field = where, field
         self._dtype = section.dtype or context.model.dtype
         if section.load_in_8bit:
             _require_8bit(f"{where}:{self._field}.load_in_8bit")

@@ -69,13 +69,15 @@ class FunctionReward:
 
     scores_new_text: ClassVar[bool] = True
 
-    def __init__(self, reference: str, kwargs: dict[str, Any] | None = None, *, where: str, name: str) -> None:
+    def __init__(
+        self, reference: str, kwargs: dict[str, Any] | None = None, *, where: str, name: str, field: str
+    ) -> None:
         """Import the function and check its signature.
 
         Args:
             reference: "package.module:function"; looked for in the working directory too, as by `python -m`.
             kwargs: passed on to the function at every call; JSON values.
-            where, name: what an error names: the experiment's file and line, and the objective.
+            where, name, field: what an error names: the experiment's file and line, the objective, the place there.
 
         Raises:
             InputError: the module cannot be imported, or holds no function that can be called as a reward.
@@ -90,7 +92,7 @@ class FunctionReward:
             self._check_kwargs()
             self.identity = self._identity(module)
         except _Refusal as refusal:
-            raise InputError(Problem(where, f"objectives.{name}.reward", *refusal.args)) from refusal.__cause__
+            raise InputError(Problem(where, field, *refusal.args)) from refusal.__cause__
 
     def __call__(self, batch: RewardBatch) -> list[float]:
         """Raw scores, (B,).

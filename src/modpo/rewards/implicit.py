@@ -56,7 +56,7 @@ class ImplicitReward:
 
     scores_new_text: ClassVar[bool] = True
 
-    def __init__(self, section: RewardSection, context: RewardContext, *, where: str, name: str) -> None:
+    def __init__(self, section: RewardSection, context: RewardContext, *, where: str, name: str, field: str) -> None:
         """Find both models and check that they belong together. Only an adapter's weights are read.
 
         Raises:
@@ -64,8 +64,7 @@ class ImplicitReward:
                 which its base is not what it was; a policy and a reference with different tokenizers.
             IntegrityError: the policy differs from its manifest.
         """
-        self.name, self._context = name, context
-        field = f"objectives.{name}.reward"
+        self.name, self._field, self._context = name, field, context
         model = replace(context.model, dtype=section.dtype or context.model.dtype)
         named = replace(model, model_name_or_path=section.implicit or "", revision=None)
         folder = find_folder(named, context.cache_dir, where, f"{field}.implicit")
@@ -122,7 +121,7 @@ class ImplicitReward:
     def _groups(self, batch: RewardBatch) -> Iterator[Group]:
         """Runs of entries with the same prompt, as ids."""
         conversational = any(not isinstance(prompt, str) for prompt in batch.prompts)
-        require_usable(self._tokenizer, conversational=conversational, where=f"objectives.{self.name}.reward")
+        require_usable(self._tokenizer, conversational=conversational, where=self._field)
         for _, run in groupby(range(len(batch)), key=lambda i: batch.prompts[i]):
             entries = list(run)
             first = entries[0]

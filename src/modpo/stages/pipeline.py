@@ -15,7 +15,7 @@ from typing import Any
 from modpo.errors import PartialFailure
 from modpo.experiment.sections import Experiment, RewardSection
 from modpo.progress import say
-from modpo.proxy import by_proxies, needs_proxies
+from modpo.proxy import PROXY, by_proxies, needs_proxies
 from modpo.publish import MANIFEST, read_sealed
 
 SWEEP, EVALUATE, REPORT = "sweep", "evaluate", "report"
@@ -178,7 +178,7 @@ def _with_reward(experiment: Experiment, name: str) -> Experiment:
 
 
 def _with_proxy(experiment: Experiment, name: str) -> Experiment:
-    from modpo.stages.reward import PROXY, resolved_section, train_reward
+    from modpo.stages.reward import resolved_section, train_reward
 
     proxy = resolved_section(experiment, name, train_reward(experiment, name, PROXY), PROXY)
     objective = replace(experiment.objectives[name], proxy=proxy)

@@ -22,6 +22,7 @@ from modpo.errors import InputError, Problem
 from modpo.experiment.sections import DRAWN, Experiment, RewardSection, RewardTraining
 from modpo.models import require_device_dtype
 from modpo.progress import duration, say
+from modpo.proxy import PROXY, REWARD
 from modpo.publish import locked, new_folder, sha256_json
 from modpo.reference import ReferenceModel
 from modpo.rewards import Reward, RewardContext, load_reward
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from trl import RewardConfig
 
     from modpo.training_config import MODPOConfig
-
-
-REWARD, PROXY = "reward", "proxy"  # of an objective, what is learned
 
 
 @dataclass(frozen=True)
@@ -248,7 +246,9 @@ def _held_out(task: RewardTask, folder: Path) -> dict[str, float] | None:
         return None
     experiment = task.experiment
     section = resolved_section(experiment, task.name, folder, task.role)
-    reward = load_reward(section, RewardContext.of(experiment), where=experiment.where(task.field), name=task.name)
+    reward = load_reward(
+        section, RewardContext.of(experiment), where=experiment.where(task.field), name=task.name, field=task.field
+    )
     return held_out_accuracy(reward, task.held_out, task.label_set)
 
 
