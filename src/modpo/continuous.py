@@ -4,7 +4,8 @@
 
 log pi_w is affine in w (paper, section 3.1: pi_w proportional to pi_ref exp(sum_i w_i r_i / beta)), so the policies of
 a front are one smooth family. Rewards and reference log-probs are cached numbers, so the loss of any w costs nothing
-more: each part of a batch draws a w of its own from a Dirichlet distribution and is trained with MODPO's loss for it.
+more: each batch, or each few prompts of it, draws a w of its own from a Dirichlet distribution and is trained with
+MODPO's loss for it.
 Since the weights sum to 1, a part of the update that does not depend on w needs no adapter of its own. With `spread` 1
 the scales are the weights. The family of policies is the same with any other, but with 1 the difference between the
 adapters of two objectives enters by w_i - 1/K and is learned that much more slowly than what they share.

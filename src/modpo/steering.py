@@ -126,7 +126,7 @@ class Steering:
         shares = coefficients([p.weights or {} for p in self._points], weights) if self._points else None
         if shares is None:
             span = hull_problem({p.name: p.weights or {} for p in self._points}) if self._points else "no point"
-            fix = "ask for a vector between trained points, or train it with `modpo train`"
+            fix = "ask for a vector between trained points, or add it to `sweep.weights` and run `modpo sweep`"
             raise InputError(Problem(str(self.folder), "weights", f"{simplex.label(weights)} is outside {span}", fix))
         used = {p.name: (self._folder(p), c) for p, c in zip(self._points, shares, strict=True) if c > 0}
         for folder, _ in used.values():

@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="where the policy goes; default: its place in the sweep's folder, output_dir/points/<name> or "
-        "output_dir/continuous",
+        "output_dir/continuous; what all vectors share goes to output_dir all the same",
     )
 
 

@@ -82,7 +82,8 @@ class Inspection:
 
 
 def inspect_experiment(experiment: Experiment) -> None:
-    """Show an experiment on standard output: data, tokens, objectives, cost. Nothing is trained, nothing written.
+    """Show an experiment on standard output: data, tokens, objectives, cost. Nothing is trained, and nothing written
+    but a model that has to be fetched.
 
     Raises:
         InputError, NumericError: what scoring the data would raise, over the rows that are looked at.
