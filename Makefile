@@ -47,6 +47,7 @@ fuzz: install
 
 bench: install
 	$(BIN)/python -m benchmarks.trl
+	$(BIN)/python -m benchmarks.on_policy
 
 # Known vulnerabilities of every pinned version, as PyPI knows them. A version that could not be looked up is a failure.
 AUDIT := .cache/audit
