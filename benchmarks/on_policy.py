@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.own_process import result_of, tell
 from benchmarks.trl import machine
 from modpo.models import default_cache_dir
 from modpo.quickstart.model import fetch_model
@@ -37,10 +35,11 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print("RESULT " + json.dumps(measure(options.side, options.steps, options.answers)))
+        tell(measure(options.side, options.steps, options.answers))
         return
     fetch_model(default_cache_dir(), progress=print)
-    result: dict[str, Any] = {side: run_side(side, options) for side in SIDES}
+    sizes = ("--steps", str(options.steps), "--answers", str(options.answers))
+    result: dict[str, Any] = {side: result_of(side, "benchmarks.on_policy", "--side", side, *sizes) for side in SIDES}
     result["speed_ratio"] = result["trl"]["seconds"] / result["modpo"]["seconds"]
     result["memory_ratio"] = result["modpo"]["peak_gb"] / result["trl"]["peak_gb"]
     result["command"] = f"python -m benchmarks.on_policy --steps {options.steps} --answers {options.answers}"
@@ -50,19 +49,6 @@ def main() -> None:
         r = result[side]
         print(f"{side:6} {r['seconds']:.1f} s a step, {r['peak_gb']:.1f} GB, rewards {r['rewards']}")
     print(f"{result['speed_ratio']:.1f} times the speed, {result['memory_ratio']:.2f} of the memory")
-
-
-def run_side(side: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One side in a process of its own, so that its peak memory is its own."""
-    print(f"running {side} ...", flush=True)
-    sizes = ["--steps", str(options.steps), "--answers", str(options.answers)]
-    command = [sys.executable, "-m", "benchmarks.on_policy", "--side", side, *sizes]
-    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
-    return json.loads(lines[-1].removeprefix("RESULT "))
 
 
 def measure(side: str, steps: int, answers: int) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from benchmarks.own_process import tell
+
 MAX_LENGTH = 2048
 
 
@@ -108,7 +110,7 @@ def main(side: str, rows_path: str, model_folder: str, steps: str, trl_batch: st
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
-    print("RESULT " + json.dumps(result))
+    tell(result)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.own_process import result_of
 from benchmarks.preference_rows import qa_rows, single_pair_rows
 from modpo.models import default_cache_dir
 from modpo.quickstart.model import fetch_model
@@ -78,14 +76,7 @@ def compare(case: str, rows: list[dict[str, Any]], model: Path, steps: int) -> d
 
 
 def run_side(side: str, rows: str, model: Path, steps: int, trl_batch: int) -> dict[str, Any]:
-    print(f"running {side} ...", flush=True)
-    command = [sys.executable, "-m", "benchmarks.train_side", side, rows, str(model), str(steps), str(trl_batch)]
-    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
-    return json.loads(lines[-1].removeprefix("RESULT "))
+    return result_of(side, "benchmarks.train_side", side, rows, str(model), str(steps), str(trl_batch))
 
 
 def machine() -> dict[str, Any]:
