@@ -69,7 +69,7 @@ def measure(side: str, steps: int, answers: int) -> dict[str, Any]:
 
 
 def new_trainer(side: str, folder: str, steps: int, answers: int) -> Any:
-    """A trainer on the prompts of the quickstart, 64 answers of 48 tokens as in recipes/controlled, in groups of four."""
+    """A trainer on the prompts of the quickstart, answers of 48 tokens as in recipes/controlled, in groups of four."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
