@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from modpo.evaluation.measurer import RESPONSES
 from modpo.experiment.sections import Experiment
-from modpo.front import Cost, Front, Point, read_front
-from modpo.measure import RESPONSES
+from modpo.front.schema import Cost, Front, Point, read_front
+from modpo.pipeline.stages import run_pipeline
 from modpo.quickstart import FULL, SEPARATE, quickstart_experiment
-from modpo.stages.pipeline import run_pipeline
 
 RESULTS = Path(__file__).parent / "results" / "continuous_vs_separate.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "continuous_vs_separate.png"

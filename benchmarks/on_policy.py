@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.own_process import result_of, tell
 from benchmarks.trl import machine
-from modpo.models import default_cache_dir
-from modpo.quickstart.model import fetch_model
+from modpo.models.embedded import fetch_model
+from modpo.models.folders import default_cache_dir
 
 RESULTS = Path(__file__).parent / "results" / "on_policy.json"
 PROMPTS = Path(__file__).parents[1] / "src" / "modpo" / "quickstart" / "prompts.jsonl"
@@ -76,7 +76,7 @@ def new_trainer(side: str, folder: str, steps: int, answers: int) -> Any:
     from trl import RLOOConfig, RLOOTrainer
 
     from benchmarks.train_side import lora
-    from modpo.on_policy import OnPolicyRLOO, Reading
+    from modpo.training.on_policy import OnPolicyRLOO, Reading
 
     path = fetch_model(default_cache_dir(), progress=print)
     shared = {

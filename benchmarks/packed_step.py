@@ -20,12 +20,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from transformers import AutoModelForCausalLM
 
-from modpo import attention
-from modpo.attention import packed_attention
-from modpo.logprobs import packed_logps, padded_logps, require_packable
-from modpo.models import default_cache_dir
-from modpo.packing import PackedRow, pack
-from modpo.quickstart.model import fetch_model
+from modpo.forward import attention
+from modpo.forward.attention import packed_attention
+from modpo.forward.logprobs import packed_logps, padded_logps, require_packable
+from modpo.forward.packing import PackedRow, pack
+from modpo.models.embedded import fetch_model
+from modpo.models.folders import default_cache_dir
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import Any
 
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.prompt_group import plain_text
-from modpo.data.rows import Rows, open_rows, rows_from_list
+from modpo.data.rows import Rows, rows_from_list
+from modpo.data.sources import open_rows
 
 Row = dict[str, Any]
 

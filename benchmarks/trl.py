@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.own_process import result_of
 from benchmarks.preference_rows import qa_rows, single_pair_rows
-from modpo.models import default_cache_dir
-from modpo.quickstart.model import fetch_model
+from modpo.models.embedded import fetch_model
+from modpo.models.folders import default_cache_dir
 
 RESULTS = Path(__file__).parent / "results" / "trl.json"
 QA_PROMPTS, HH_PAIRS = 3, 32

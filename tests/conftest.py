@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# A shell that starts a job in the background has it ignore SIGINT, and what it starts too: tests send that signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Workers of pytest-xdist share the cores: with a thread a core each, OpenMP's threads mostly wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:

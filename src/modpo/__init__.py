@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modpo.experiment.file import read_experiment
-    from modpo.front import load_front
-    from modpo.loss import effective_beta, modpo_loss, regression_loss, shift_reference
-    from modpo.trainer import MODPOTrainer
-    from modpo.training_config import MODPOConfig
+    from modpo.policies.steered_front import load_front
+    from modpo.training.config import MODPOConfig
+    from modpo.training.loss import effective_beta, modpo_loss, regression_loss, shift_reference
+    from modpo.training.trainer import MODPOTrainer
 
     __version__: str
 
 _HOMES = {
-    "MODPOConfig": "modpo.training_config",
-    "MODPOTrainer": "modpo.trainer",
-    "effective_beta": "modpo.loss",
-    "load_front": "modpo.front",
-    "modpo_loss": "modpo.loss",
+    "MODPOConfig": "modpo.training.config",
+    "MODPOTrainer": "modpo.training.trainer",
+    "effective_beta": "modpo.training.loss",
+    "load_front": "modpo.policies.steered_front",
+    "modpo_loss": "modpo.training.loss",
     "read_experiment": "modpo.experiment.file",
-    "regression_loss": "modpo.loss",
-    "shift_reference": "modpo.loss",
+    "regression_loss": "modpo.training.loss",
+    "shift_reference": "modpo.training.loss",
 }
 
 __all__ = [
@@ -43,7 +43,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value = _installed_version()
+        from modpo.base.version import installed_version
+
+        value = installed_version()
     elif name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     else:
@@ -54,12 +56,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _installed_version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("modpo")
-    except metadata.PackageNotFoundError:  # a source tree on the path, not installed
-        return "0+unknown"

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from modpo.errors import InputError, IntegrityError
-from modpo.front import read_front
-from modpo.publish import MANIFEST
+from modpo.base.errors import InputError, IntegrityError
+from modpo.base.files import MANIFEST
+from modpo.front.schema import read_front
 
 from . import invariants
 from .experiment import FILE, ROWS, finished, published_folders, results

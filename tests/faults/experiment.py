@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from modpo.base.files import MANIFEST
 from modpo.experiment.sections import TrainingSection
-from modpo.publish import MANIFEST
 
 FILE = "experiment.yaml"
 ROWS = "rows.jsonl"
@@ -29,7 +29,7 @@ REWARD = '''
 import json
 import os
 
-from modpo.rewards import PROBE_ROWS
+from modpo.rewards.loading import PROBE_ROWS
 
 calls, held = 0, False
 

@@ -1,7 +1,7 @@
 """A run with a fault, its retry, and what must hold after both.
 
 A run is `python -m modpo sweep` on the experiment of experiment.py, in a process that `Server` forks. First one runs
-undisturbed and records every point of modpo.faults that it reaches: these, by their number, are the sites of faults.
+undisturbed and records every fault point that it reaches: these, by their number, are the sites of faults.
 The same run is also done in parts, by the commands of its stages, each on what the one before left: a fault in one is
 then tried without what comes before and after it.
 """
@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from modpo.faults import VARIABLE
+from modpo.base.fault_points import VARIABLE
 
 from . import invariants
 from .experiment import FILE, finished, label, results, write_experiment
@@ -123,7 +123,7 @@ class Server:
         """Run modpo in a folder.
 
         Args:
-            fault: of modpo.faults.
+            fault: of modpo.base.fault_points.
             setup: a function of inflicted.py and its arguments.
         """
         number = next(_NUMBERS)

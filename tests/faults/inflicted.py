@@ -11,7 +11,7 @@ from typing import Any
 
 def nan_loss(objective: str, weight: float, step: int) -> None:
     """At one step of the vector with that weight, the policy's log-probs are NaN."""
-    from modpo.trainer import MODPOTrainer
+    from modpo.training.trainer import MODPOTrainer
 
     real = MODPOTrainer._response_logps
 

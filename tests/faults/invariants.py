@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from modpo.columns import Column
-from modpo.errors import EnvironmentFault, IntegrityError, ModpoError
-from modpo.front import read_front
-from modpo.publish import LEFTOVER, MANIFEST, is_own_file, locked, read_manifest, read_sealed, sha256_file
+from modpo.base.errors import EnvironmentFault, IntegrityError, ModpoError
+from modpo.base.files import LEFTOVER, MANIFEST, is_own_file, locked, read_manifest, read_sealed, sha256_file
+from modpo.front.schema import read_front
+from modpo.scored.columns import Column
 
 from .experiment import FILE, published_folders
 

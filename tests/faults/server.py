@@ -30,11 +30,11 @@ GROUPS_IN_A_SHARD = 4
 TOKENS_OF_AN_ANSWER = 4
 NEEDED = (
     "modpo.cli",
-    "modpo.stages.pipeline",
-    "modpo.sweep",
-    "modpo.trainer",
-    "modpo.evaluate",
-    "modpo.logprobs",
+    "modpo.pipeline.stages",
+    "modpo.methods.sweep",
+    "modpo.training.trainer",
+    "modpo.evaluation.evaluate",
+    "modpo.forward.logprobs",
     "modpo.report.page",
     "modpo.report.picture",
     "transformers.models.llama.modeling_llama",
@@ -58,7 +58,8 @@ def _make_small() -> None:
     import torch
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    from modpo import columns, scoring
+    from modpo.scored import columns
+    from modpo.scored import scorer as scoring
 
     torch.set_num_threads(1)
     get_checkpoint_conversion_mapping("llama")  # a quarter of a second, once a process

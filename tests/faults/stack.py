@@ -194,7 +194,7 @@ def test_an_adapter_that_turns_nan(
 def test_rows_edited_with_the_same_time(comparison: Comparison, data: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    from modpo.data.rows import open_rows
+    from modpo.data.sources import open_rows
 
     path = tmp_path / "rows.jsonl"
     path.write_text(data.read_text())
@@ -298,7 +298,7 @@ def _average_error(model: Path, kind: str) -> float:
 
 
 def _our_average_error(model: Path, folder: Path) -> float:
-    from modpo.combine import combine_adapters
+    from modpo.models.combine import combine_adapters
 
     policy = _two_adapters(model)
     policy.save_pretrained(folder)

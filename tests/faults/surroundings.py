@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from modpo.errors import LESS_MEMORY, InputError, NumericError
-from modpo.rewards import PROBE_ROWS
+from modpo.base.errors import LESS_MEMORY, InputError, NumericError
+from modpo.rewards.loading import PROBE_ROWS
 
 from . import invariants
 from .experiment import FILE, POINTS, ROWS, finished, prompt, write_experiment

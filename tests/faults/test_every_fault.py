@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modpo.publish import MANIFEST
+from modpo.base.files import MANIFEST
 
 from . import damage, surroundings
 from .experiment import PROMPTS

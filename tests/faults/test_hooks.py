@@ -1,4 +1,4 @@
-"""The hooks of modpo.faults: nothing without the variable, and just what it says with it."""
+"""The hooks of modpo.base.fault_points: nothing without the variable, and just what it says with it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from modpo import faults
-from modpo.faults import reach
+from modpo.base import fault_points as faults
+from modpo.base.fault_points import reach
 
 CHILD = """
 from pathlib import Path
-from modpo.faults import reach
+from modpo.base.fault_points import reach
 for i in range(3):
     reach("a", Path("x"))
     reach("b", Path("x"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-from modpo.errors import MOST_PROBLEMS_SHOWN, InputError, ModpoError
+from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, ModpoError
 
 EXAMPLES = int(os.environ.get("MODPO_FUZZ_EXAMPLES", "10"))  # of each test
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fuzz.cases import Count
+from tests.fuzz.cases import Count
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.cases import fuzz, survives
-from fuzz.mutations import altered, mutated
-from modpo.columns import Column, column
-from modpo.front import Cost, Estimate, Front, FrontObjective, Hypervolume, Point, Score, read_front, write_front
-from modpo.publish import MANIFEST, new_folder, read_manifest, sha256_json, unsealed
+from modpo.base.files import MANIFEST, new_folder, read_manifest, sha256_json, unsealed
+from modpo.front.schema import Cost, Estimate, Front, FrontObjective, Hypervolume, Point, Score, read_front, write_front
+from modpo.scored.columns import Column, column
+from tests.fuzz.cases import fuzz, survives
+from tests.fuzz.mutations import altered, mutated
 
 SCORES = {name: Score(0.5, 0.25, 0.75) for name in ("kind", "concise")}
 

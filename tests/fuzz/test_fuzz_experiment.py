@@ -10,12 +10,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.cases import fuzz, survives
-from fuzz.mutations import altered, json_values, mutated
+from modpo.base.simplex import read_weights
 from modpo.cli.train import read_option
 from modpo.experiment.file import read_experiment, to_yaml
 from modpo.experiment.sections import Experiment
-from modpo.simplex import read_weights
+from tests.fuzz.cases import fuzz, survives
+from tests.fuzz.mutations import altered, json_values, mutated
 
 GOOD = """\
 # an experiment

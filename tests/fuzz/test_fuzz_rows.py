@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.cases import fuzz, survives
-from fuzz.good_rows import GOOD_ROWS
-from fuzz.mutations import altered, json_values, mutated
+from modpo.data.formats import FORMATS
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.prompt_group import PromptGroup
-from modpo.data.rows import Rows, open_rows, rows_from_list
-from modpo.datasets import FORMATS
-from modpo.tokenization import tokenize_group, tokenize_prompt
+from modpo.data.rows import Rows, rows_from_list
+from modpo.data.sources import open_rows
+from modpo.data.tokens import tokenize_group, tokenize_prompt
+from tests.fuzz.cases import fuzz, survives
+from tests.fuzz.good_rows import GOOD_ROWS
+from tests.fuzz.mutations import altered, json_values, mutated
 
 KEYS = sorted({key for rows in GOOD_ROWS.values() for row in rows for key in row})
 REQUIRED = {"preference": ("score",)}  # columns that every response must have

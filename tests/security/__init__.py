@@ -1,1 +1,1 @@
-"""Hostile files, made by code: what strangers may send, for `tests/test_security.py`."""
+"""Hostile files, made by code: what strangers may send, for `tests/security/test_security.py`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from security.yard import Yard
+from tests.security.yard import Yard
 
 TERMINAL = "\x1b[2J\x1b]0;owned\x07\r\x9b31mred\u202egnp.exe\u2066\u200f"  # clears, retitles, colours, turns round
 DEEP = "[" * 100_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from security import files, models
-from security.attack import Attack
+from tests.security import files, models
+from tests.security.attack import Attack
 
 CORPUS = {name: it for module in (models, files) for name, it in vars(module).items() if isinstance(it, Attack)}

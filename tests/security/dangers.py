@@ -11,8 +11,8 @@ FORBIDDEN = re.compile(
     r"|subprocess\.(getoutput|getstatusoutput)|yaml\.(load|full_load|unsafe_load)(_all)?"
     r"|tempfile\.mktemp|runpy\.\w+|jinja2\.Environment|(\w+\.)*extractall"
 )
-# Where a module is imported by its name: the package's own names, a reward that the user names, an optional library.
-IMPORTERS = ("__init__.py", "rewards/function.py", "vllm_generate.py")
+# Where a module is imported by its name: the package's own names, methods, a user’s reward, an optional library.
+IMPORTERS = ("__init__.py", "methods/run.py", "rewards/function.py", "forward/vllm.py")
 SAFE = {"shell": ["False"], "allow_pickle": ["False"], "Loader": ["yaml.SafeLoader"]}
 
 

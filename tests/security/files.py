@@ -8,9 +8,9 @@ import pickle
 import shutil
 
 from modpo.cli import main
-from security.attack import DEEP, TERMINAL, attack
-from security.runs import edit_front, planted_point, run_folder
-from security.yard import PLAIN, WORDS, Pickled, Yard
+from tests.security.attack import DEEP, TERMINAL, attack
+from tests.security.runs import edit_front, planted_point, run_folder
+from tests.security.yard import PLAIN, WORDS, Pickled, Yard
 
 # --- names --------------------------------------------------------------------------------------------------
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 
-from security.attack import DEEP, Attack, Build, attack
-from security.runs import chatted_with_it, evaluated_with_it
-from security.yard import CHAT, Pickled, Yard, edit_json
+from tests.security.attack import DEEP, Attack, Build, attack
+from tests.security.runs import chatted_with_it, evaluated_with_it
+from tests.security.yard import CHAT, Pickled, Yard, edit_json
 
 # --- models -------------------------------------------------------------------------------------------------
 

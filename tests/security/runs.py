@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modpo.front import FailedPoint, FrontObjective, Point, write_front
-from modpo.publish import MANIFEST, SEAL, sha256_file, write_sealed
-from security.yard import Yard
-from test_report import make_front, write_responses
+from modpo.base.files import MANIFEST, SEAL, sha256_file, write_sealed
+from modpo.front.schema import FailedPoint, FrontObjective, Point, write_front
+from tests.report.test_page import make_front, write_responses
+from tests.security.yard import Yard
 
 
 def run_folder(folder: Path, text: str) -> Path:

@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from modpo.base.errors import EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line
+from modpo.base.interrupts import raised
+from modpo.base.text import printable
+from modpo.base.version import installed_version
 from modpo.cli import bake, chat, evaluate, inspect, quickstart, report, reward, sample, score, sft, sweep, train
-from modpo.errors import EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line, printable
-from modpo.interrupts import raised
 
 SUBCOMMANDS = {
     "quickstart": quickstart,
@@ -103,9 +105,7 @@ class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        import modpo
-
-        print(f"modpo {modpo.__version__}")
+        print(f"modpo {installed_version()}")
         parser.exit()
 
 

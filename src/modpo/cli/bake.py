@@ -25,10 +25,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Write the policy, and say what compressing it has lost."""
-    from modpo.front import load_front
-    from modpo.preflight import require_writable
-    from modpo.progress import say
-    from modpo.steering import Steering
+    from modpo.base.progress import say
+    from modpo.pipeline.preflight import require_writable
+    from modpo.policies.steered_front import load_front
+    from modpo.policies.steering import Steering
 
     steering = Steering(load_front(args.folder), trust_remote_code=args.trust_remote_code)
     weights = read_weights_option(args.weights, steering.names)

@@ -27,7 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Talk until the input ends."""
-    from modpo.chat import Sampling, talk
+    from modpo.cli.chat_session import Sampling, talk
 
     sampling = Sampling(args.temperature, args.max_new_tokens)
     talk(args.folder, args.weights, sampling, trust_remote_code=args.trust_remote_code)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from modpo.base.errors import InputError, Problem
 from modpo.cli.experiment_arguments import add_experiment_arguments, experiment_of
-from modpo.errors import InputError, Problem
 
 HELP = "measure the reference and the trained policies"
 
@@ -26,8 +26,8 @@ def run(args: Namespace) -> int:
         fix = "run `modpo sweep`: it measures the sweep of each method, and what is finished is kept"
         raise InputError(Problem(experiment.where("comparison"), "comparison", "is not measured by itself", fix))
 
-    from modpo.evaluate import evaluate_sweep
-    from modpo.stages.pipeline import prepare
+    from modpo.evaluation.evaluate import evaluate_sweep
+    from modpo.pipeline.stages import prepare
 
     evaluate_sweep(prepare(experiment))
     return 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from modpo.base.errors import InputError, Problem
 from modpo.cli.experiment_arguments import add_experiment_arguments, experiment_of
-from modpo.errors import InputError, Problem
 
 HELP = "train the rewards that are learned from pairs"
 
@@ -28,7 +28,7 @@ def run(args: Namespace) -> int:
         fix = "give an objective `reward: {train: {kind: reward_model}}`, or `kind: implicit`"
         raise InputError(Problem(experiment.where("objectives"), "objectives", "none has a reward to train", fix))
 
-    from modpo.stages.pipeline import prepare
+    from modpo.pipeline.stages import prepare
 
     prepare(experiment, proxies=True)
     return 0

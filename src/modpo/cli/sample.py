@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from modpo.base.errors import InputError, Problem
 from modpo.cli.experiment_arguments import add_experiment_arguments, experiment_of
-from modpo.errors import InputError, Problem
 
 HELP = "answer prompts with the reference policy, as data to train on"
 
@@ -26,7 +26,8 @@ def run(args: Namespace) -> int:
         fix = "add `sample: {prompts: prompts.jsonl}` to the file; the answers go to `data.path`"
         raise InputError(Problem(experiment.source, "sample", "there is no such section", fix))
 
-    from modpo.stages.pipeline import SAMPLE, prepare
+    from modpo.pipeline.stages import prepare
+    from modpo.scored.answers import SAMPLE
 
     prepare(experiment, last=SAMPLE)
     return 0

@@ -18,9 +18,9 @@ def run(args: Namespace) -> int:
     """Fill the scored cache."""
     experiment = experiment_of(args)
 
-    from modpo.preflight import check_experiment
-    from modpo.scoring import score_experiment
-    from modpo.stages.pipeline import prepare
+    from modpo.pipeline.preflight import check_experiment
+    from modpo.pipeline.stages import prepare
+    from modpo.scored.scorer import score_experiment
 
     check_experiment(experiment)
     score_experiment(prepare(experiment))

@@ -18,7 +18,7 @@ def run(args: Namespace) -> int:
     """Train the model that the experiment's `sft` section describes."""
     experiment = experiment_of(args)
 
-    from modpo.stages.sft import train_sft
+    from modpo.pipeline.sft import train_sft
 
     train_sft(experiment)
     return 0

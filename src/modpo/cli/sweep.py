@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from argparse import ArgumentParser, Namespace
 
+from modpo.base.errors import InputError, Problem
 from modpo.cli.experiment_arguments import add_experiment_arguments, experiment_of
-from modpo.errors import InputError, Problem
 
 HELP = "train every preference vector, measure them, draw the front"
 
@@ -40,7 +40,7 @@ def run(args: Namespace) -> int:
         run_comparison(experiment, command_of(args))
         return 0
 
-    from modpo.stages.pipeline import run_pipeline
+    from modpo.pipeline.stages import run_pipeline
 
     run_pipeline(experiment, evaluate=not args.no_evaluate)
     return 0

@@ -10,8 +10,8 @@ from modpo.cli.experiment_arguments import add_experiment_arguments, experiment_
 from modpo.cli.weights_option import OPTION, read_weights_option
 
 if TYPE_CHECKING:
+    from modpo.base.simplex import Weights
     from modpo.experiment.sections import Experiment
-    from modpo.simplex import Weights
 
 HELP = "train one policy, for one preference vector or for all"
 
@@ -35,7 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Train the policy of one vector, or of all."""
-    from modpo import simplex
+    from modpo.base import simplex
     from modpo.experiment.vectors import as_continuous
 
     experiment = experiment_of(args)
@@ -45,9 +45,9 @@ def run(args: Namespace) -> int:
     else:
         weights = read_option(args.weights, experiment)
 
-    from modpo.preflight import check_training
-    from modpo.stages.pipeline import prepare
-    from modpo.sweep import train_continuous, train_point
+    from modpo.methods.sweep import train_continuous, train_point
+    from modpo.pipeline.preflight import check_training
+    from modpo.pipeline.stages import prepare
 
     check_training(experiment, weights, args.output)
     experiment = prepare(experiment)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from modpo import simplex
-from modpo.errors import InputError, Problem
-from modpo.simplex import Weights
+from modpo.base import simplex
+from modpo.base.errors import InputError, Problem
+from modpo.base.simplex import Weights
 
 OPTION = "--weights"
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modpo.comparison.result import Comparison
-from modpo.front import FrontObjective
-from modpo.pareto import Score
+from modpo.front.pareto import Score
+from modpo.front.schema import FrontObjective
 from modpo.report.escape import short
 from modpo.report.labels import place_labels
 from modpo.report.numbers import percent

@@ -1,7 +1,7 @@
 """What a comparison says: each method's hypervolume, costs and mean front, with intervals over seeds and prompts.
 
 A hypervolume is the one of `front.json`: of a front's mean scores, down to the reference point that the reference
-policy's scores give on the same held-out prompts (`modpo.pareto.default_reference_point`). What a front gains on the
+policy's scores give on the same held-out prompts (`default_reference_point`). What a front gains on the
 reference policy without giving up any objective, its hypervolume above that policy's own mean scores, stands beside it:
 a policy at the end of a front, which trades one objective for another, adds nothing there.
 
@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from modpo.evaluate import SCORES
-from modpo.front import Front, FrontObjective
-from modpo.ledger import Ledger, read_ledger
-from modpo.pareto import Score
-from modpo.simplex import Weights
+from modpo.base.simplex import Weights
+from modpo.evaluation.evaluate import SCORES
+from modpo.front.ledger import Ledger, read_ledger
+from modpo.front.pareto import Score
+from modpo.front.schema import Front, FrontObjective
 
 BASELINE = "modpo"  # what the others' hypervolumes are divided by
 

@@ -12,19 +12,28 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from modpo.base.errors import (
+    EnvironmentFault,
+    InputError,
+    IntegrityError,
+    ModpoError,
+    PartialFailure,
+    Problem,
+    one_line,
+)
+from modpo.base.files import locked, write_json
+from modpo.base.progress import say
 from modpo.comparison.result import Comparison, FailedSweep, compare
 from modpo.comparison.table import show
 from modpo.comparison.written import write_comparison
-from modpo.errors import EnvironmentFault, InputError, IntegrityError, ModpoError, PartialFailure, Problem, one_line
-from modpo.evaluate import SCORES
-from modpo.experiment.method_checks import NEW_ANSWERS, method_vectors
-from modpo.experiment.sections import CONTINUOUS, ComparisonSection, Experiment
-from modpo.front import FILE, Front, read_front
-from modpo.ledger import read_ledger
-from modpo.progress import say
-from modpo.proxy import by_proxies, without_proxies
-from modpo.publish import locked, write_json
-from modpo.stages.pipeline import StageCount, check_early, prepare, run_pipeline, stages_before
+from modpo.evaluation.evaluate import SCORES
+from modpo.experiment.method_rules import method_vectors
+from modpo.experiment.methods import CONTINUOUS, METHODS
+from modpo.experiment.proxy import by_proxies, without_proxies
+from modpo.experiment.sections import ComparisonSection, Experiment
+from modpo.front.ledger import read_ledger
+from modpo.front.schema import FILE, Front, read_front
+from modpo.pipeline.stages import StageCount, check_early, prepare, run_pipeline, stages_before
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,8 @@ def run_comparison(experiment: Experiment, command: str) -> None:
         InputError, EnvironmentFault, IntegrityError: see the stages; nothing else would run either.
         PartialFailure: a method failed with some seed; the others are compared.
     """
-    from modpo.sweep import claim_folder, remove_unfinished
+    from modpo.base.files import remove_unfinished
+    from modpo.methods.sweep import claim_folder
 
     check_early(experiment, measurable=True)
     with locked(experiment.output_dir):
@@ -87,17 +97,18 @@ def _members(experiment: Experiment, prepared: Experiment) -> Iterator[Member]:
     section = _section(experiment)
     for seed in section.seeds:
         for method in section.methods:
-            name, mode = ("modpo", CONTINUOUS) if method == CONTINUOUS else (method, "separate")
+            needs = METHODS[method]
+            name = "modpo" if needs.mode == CONTINUOUS else method
             vectors = method_vectors(method, experiment.sweep.weights, list(experiment.objectives))
             member = replace(
                 prepared,
                 comparison=None,
                 seed=seed,
-                sweep=replace(experiment.sweep, weights=vectors, method=name, mode=mode),
+                sweep=replace(experiment.sweep, weights=vectors, method=name, mode=needs.mode),
                 output_dir=experiment.output_dir / method / f"seed{seed}",
             )
-            asked = member if method in NEW_ANSWERS else without_proxies(member)
-            trained = by_proxies(member) if method in NEW_ANSWERS else asked
+            asked = member if needs.new_answers else without_proxies(member)
+            trained = by_proxies(member) if needs.new_answers else asked
             yield Member(method, seed, replace(trained, asked=asked))  # nothing before the sweep is left to run
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from modpo.base.progress import duration
+from modpo.base.text import printable, redacted
 from modpo.comparison.result import Comparison, MethodResult
-from modpo.errors import printable, redacted
-from modpo.progress import duration
 from modpo.report.numbers import interval_text, number, percent
 
 HEADS = (

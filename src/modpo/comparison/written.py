@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from modpo.base.files import new_file, write_json
 from modpo.comparison.picture import picture
+from modpo.comparison.provenance import source_version
 from modpo.comparison.result import Comparison
 from modpo.comparison.table import markdown
-from modpo.provenance import source_version
-from modpo.publish import new_file, write_json
 
 SCHEMA = 2  # 1 measured hypervolumes from the reference policy's own scores
 FILE = "comparison.json"

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable
 from statistics import mean
 
+from modpo.base.errors import InputError, IntegrityError, Problem
 from modpo.data.preference_row import PreferenceRow
 from modpo.data.prompt_group import Pair, PromptGroup, Text
-from modpo.errors import InputError, IntegrityError, Problem
 
 
 class GroupBuilder:

@@ -15,12 +15,13 @@ from typing import Any, overload
 
 import numpy as np
 
+from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, IntegrityError, Problem
+from modpo.data.formats import FORMATS, PROMPTS, RULES, SEVERAL_RATERS
 from modpo.data.group_builder import GroupBuilder
 from modpo.data.preference_row import PreferenceRow, read_preference_row
 from modpo.data.prompt_group import PromptGroup
-from modpo.data.rows import Row, Rows, open_rows, rows_from_dataset, rows_from_list
-from modpo.datasets import FORMATS, PROMPTS, RULES, SEVERAL_RATERS
-from modpo.errors import MOST_PROBLEMS_SHOWN, InputError, IntegrityError, Problem
+from modpo.data.rows import Row, Rows, rows_from_dataset, rows_from_list
+from modpo.data.sources import open_rows
 
 __all__ = ["PromptGroups", "group_rows", "open_rows", "overlap", "rows_from_dataset", "rows_from_list"]
 
@@ -126,7 +127,7 @@ def group_rows(rows: Rows, *, format: str = "preference", columns: Sequence[str]
 
     Args:
         rows: from `modpo.data.rows`.
-        format: how a row is laid out, a name in `modpo.datasets.FORMATS`.
+        format: how a row is laid out, a name in `modpo.data.formats.FORMATS`.
         columns: numbers that every response must have.
 
     Raises:

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from modpo.base.errors import InputError, Problem
 from modpo.data.rows import Row, Rows
-from modpo.errors import InputError, Problem
 
 READ_SIZE = 1 << 20  # bytes
 AS_LINES = "write one JSON object per line (.jsonl), or one array of objects (.json)"

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from modpo.base.errors import InputError, Problem
 from modpo.data.prompt_group import UNNAMED, Message, Pair, Text
 from modpo.data.rows import Row
-from modpo.errors import InputError, Problem
 
 ROLES = ("system", "user", "assistant", "tool")
 LAYOUTS = "give prompt, chosen and rejected; or chosen and rejected; or prompt and responses"

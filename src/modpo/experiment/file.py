@@ -16,9 +16,11 @@ from typing import Any
 import yaml
 from yaml import MappingNode
 
-from modpo.errors import InputError, Problem, without_secrets
-from modpo.experiment.checks import check_sections
-from modpo.experiment.method_checks import check_methods
+from modpo.base.errors import InputError, Problem
+from modpo.base.simplex import Weights
+from modpo.base.text import without_secrets
+from modpo.experiment.method_rules import check_methods
+from modpo.experiment.rules import check_sections
 from modpo.experiment.sections import (
     BestOfNSection,
     ComparisonSection,
@@ -39,7 +41,6 @@ from modpo.experiment.sections import (
 from modpo.experiment.vectors import SweepChoice, expand_sweep
 from modpo.experiment.yaml_nodes import TEXT_TAG, compose, override, seen
 from modpo.experiment.yaml_reader import NUMBER, SectionReader
-from modpo.simplex import Weights
 
 EXPERIMENT_FILE = "experiment.yaml"  # the complete file, beside the results
 REFUSED = {"trust_remote_code": "give --trust-remote-code on the command line, where you see what you trust"}

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modpo.errors import redacted
+from modpo.base.simplex import Weights
+from modpo.base.text import redacted
+from modpo.experiment.methods import CONTINUOUS, METHODS, Method
+from modpo.experiment.primary import smallest_primary_weight
 from modpo.experiment.yaml_nodes import place
-from modpo.primary import smallest_primary_weight
-from modpo.simplex import Weights
 
-CONTINUOUS = "continuous"  # a `sweep.mode`, and MODPO with it as a method of a comparison
 DRAWN = "bradley_terry"  # `pairs` of an objective whose labels are drawn from its reward
 SAVING = ("save_steps", "save_total_limit")  # of `training`: they change no number
 
@@ -45,7 +45,7 @@ class DataSection:
     """Preference rows, and how they are tokenized."""
 
     path: str  # a local .jsonl / .json / .parquet file (also .gz for the first two), or a Hub name
-    format: str = "preference"  # a name in modpo.datasets.FORMATS
+    format: str = "preference"  # a name in modpo.data.formats.FORMATS
     name: str | None = None  # the configuration of a Hub data set that has several
     data_dir: str | None = None  # the folder in a Hub data set's repository
     split: str = "train"  # of a Hub data set
@@ -126,7 +126,9 @@ class Objective:
     maximize: bool = True
     calibration: str = "none"  # none | standardise | bradley_terry
     scale: float = 1.0  # margin reward = (+1 or -1 by `maximize`) * scale * calibrated reward
-    proxy: RewardSection | None = None  # the reward of methods that score answers of their own: see `modpo.proxy`
+    proxy: RewardSection | None = (
+        None  # the reward of methods that score answers of their own: see `modpo.experiment.proxy`
+    )
     unit: str = ""
 
     @property
@@ -140,7 +142,9 @@ class SftSection:
     """A reference policy from demonstrations: `modpo sft`, the first stage of a pipeline. trl.SFTTrainer trains it."""
 
     path: str  # demonstrations, or preference rows, whose chosen responses are learned
-    format: str = "demonstrations"  # {prompt, completion} or {messages}, as TRL knows them; or one of modpo.datasets
+    format: str = (
+        "demonstrations"  # {prompt, completion} or {messages}, as TRL knows them; or one of modpo.data.formats
+    )
     name: str | None = None
     data_dir: str | None = None
     split: str = "train"
@@ -172,7 +176,7 @@ class TrainingSection:
 
     beta: float = 0.1
     # objective k; null: for each prompt, of the objectives with pairs that leave every other one a reward, the one with
-    # the largest weight; see `modpo.primary`
+    # the largest weight; see `modpo.experiment.primary`
     objective: str | None = None
     # weight of k below which prompts are trained on by regression, where k has a reward too; null: 0, of a continuous
     # policy 1/K
@@ -207,7 +211,7 @@ class SweepSection:
     """The preference vectors to train, already expanded from `weights`, `grid` or `lattice`."""
 
     weights: list[Weights] = field(default_factory=list)
-    method: str = "modpo"  # how the policy of a vector comes about: a name in modpo.methods.METHODS
+    method: str = "modpo"  # how the policy of a vector comes about: a name in modpo.experiment.methods
     mode: str = "separate"  # a training per vector; "continuous": one policy for all, from which vectors are baked
     concentration: float = 1.0  # continuous: of the Dirichlet distribution that vectors are drawn from; 1 is uniform
     spread: float = 2.0  # continuous: how much faster than the weights the scales of the adapters move
@@ -291,9 +295,14 @@ class Experiment:
         return [name for name, objective in self.objectives.items() if objective.pairs == DRAWN]
 
     @property
+    def method(self) -> Method:
+        """How the policies of the sweep come about; of a continuous policy `continuous`."""
+        return METHODS[CONTINUOUS if self.sweep.mode == CONTINUOUS else self.sweep.method]
+
+    @property
     def smallest_primary_weight(self) -> float:
         """The weight from which on the pairs of objective k are read, as the trainers' configurations have it."""
-        continuous = self.sweep.mode == CONTINUOUS
+        continuous = self.method.mode == CONTINUOUS
         return smallest_primary_weight(self.training.regression_below, len(self.objectives), continuous=continuous)
 
     def where(self, field_path: str) -> str:

@@ -7,14 +7,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from modpo import simplex
-from modpo.errors import InputError, Problem
-from modpo.experiment.checks import trainable_problem
-from modpo.experiment.method_checks import MARGINS, ONE_OBJECTIVE, method_problems, method_vectors
-from modpo.experiment.sections import CONTINUOUS, Experiment, Objective
+from modpo.base import simplex
+from modpo.base.errors import InputError, Problem
+from modpo.base.simplex import Weights
+from modpo.experiment.method_rules import method_problems, method_vectors
+from modpo.experiment.methods import CONTINUOUS, METHODS
+from modpo.experiment.rules import trainable_problem
+from modpo.experiment.sections import Experiment, Objective
 from modpo.experiment.yaml_nodes import place
 from modpo.experiment.yaml_reader import BROKEN, SectionReader
-from modpo.simplex import Weights
 
 MOST_POINTS = 1000
 MOST_STEPS = 100_000
@@ -49,10 +50,10 @@ def check_trainable(
     Raises:
         InputError: two of them have pairs alone; several have a weight, and the method has policies of one.
     """
-    if method in ONE_OBJECTIVE and sum(weight > 0 for weight in weights.values()) > 1:
+    if METHODS[method].one_objective and sum(weight > 0 for weight in weights.values()) > 1:
         fix = "give one objective all the weight"
         raise InputError(Problem(where, field, f"lies between objectives, and `method: {method}` takes one", fix))
-    problem = trainable_problem(weights, objectives, named) if method in MARGINS else None
+    problem = trainable_problem(weights, objectives, named) if METHODS[method].margins else None
     if problem:
         fix = "give all but one of them a reward, for instance `reward: {train: implicit}`, or the weight 0"
         raise InputError(Problem(where, field, problem, fix))
@@ -86,7 +87,8 @@ def expand_sweep(choice: Any, objectives: Any, named: str | None, reader: Sectio
     if choice is None or choice is BROKEN or reader.is_broken("sweep") or reader.is_broken("objectives"):
         return []
     given = [name for name in ("weights", "grid", "lattice") if getattr(choice, name) is not None]
-    if not given and choice.method in ONE_OBJECTIVE:
+    one_objective = choice.method in METHODS and METHODS[choice.method].one_objective
+    if not given and one_objective:
         return method_vectors(choice.method, [], list(objectives))
     if len(given) != 1:
         problem = f"{' and '.join(given)} exclude each other" if given else "says nothing"
@@ -98,7 +100,7 @@ def expand_sweep(choice: Any, objectives: Any, named: str | None, reader: Sectio
     else:
         made = _from_grid if choice.grid is not None else _from_lattice
         vectors = [(path, vector) for vector in made(getattr(choice, given[0]), names, reader)]
-    if choice.method in ONE_OBJECTIVE:
+    if one_objective:
         return method_vectors(choice.method, [], names)
     try:
         for path, weights in vectors:

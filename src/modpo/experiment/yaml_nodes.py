@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import yaml
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
-from modpo.errors import InputError, Problem
+from modpo.base.errors import InputError, Problem
 
 COMMAND_LINE = "--set"
 DEEPEST = 50

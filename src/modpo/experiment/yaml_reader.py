@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
-from modpo.errors import Problem
+from modpo.base.errors import Problem
 from modpo.experiment.yaml_nodes import (
     BOOL_TAG,
     COMMAND_LINE,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from modpo.base.errors import InputError, Problem
 from modpo.data.prompt_group import Pair
-from modpo.errors import InputError, Problem
-from modpo.experiment.sections import CONTINUOUS, Experiment
+from modpo.experiment.methods import CONTINUOUS
+from modpo.experiment.sections import Experiment
 from modpo.inspection.estimate import (
     HEAP_SHARE,
     Memory,
@@ -26,8 +27,8 @@ from modpo.inspection.estimate import (
 )
 from modpo.inspection.model_shape import ModelShape, model_shape
 from modpo.inspection.token_statistics import Lengths, forward_passes
-from modpo.models import device
-from modpo.reference import ReferenceModel
+from modpo.models.folders import device
+from modpo.models.reference import ReferenceModel
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from modpo.inspection.model_shape import ModelShape
 
-LOGITS_ALIVE = 1 << 24  # elements; modpo.logprobs.CHUNK_ELEMENTS, without importing torch
-BLOCK_ROWS = 256  # modpo.attention.BLOCK_ROWS
+LOGITS_ALIVE = 1 << 24  # elements; modpo.forward.logprobs.CHUNK_ELEMENTS, without importing torch
+BLOCK_ROWS = 256  # modpo.forward.attention.BLOCK_ROWS
 # Measured on a CPU with a Llama of 12 layers, 576 wide, with adapters, in bfloat16 and in float32:
 ELEMENTWISE_PASSES = 8.0  # time beside matrix products, in times of silu(x) * y over the kept activations
 HEAP_SHARE = 1.0  # memory that the C library's heap loses between activations, for each byte of them

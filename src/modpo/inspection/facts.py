@@ -6,79 +6,39 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, Problem
+from modpo.base.progress import Progress
 from modpo.data.groups import PromptGroups
+from modpo.data.loading import load_groups
 from modpo.data.prompt_group import Pair
-from modpo.errors import MOST_PROBLEMS_SHOWN, InputError, Problem
-from modpo.evaluation_rewards import scorer_warnings
+from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
+from modpo.evaluation.scorers import scorer_warnings
+from modpo.experiment.primary import Margins, choose
 from modpo.experiment.sections import Experiment, RewardSection
-from modpo.inspection.cost import ExpectedCost, expected_cost
+from modpo.forward.packing import pack
+from modpo.inspection.cost import expected_cost
+from modpo.inspection.inspection import DataSummary, Example, Inspection
 from modpo.inspection.reward_statistics import (
-    RewardStatistics,
     correlations,
     margin_rewards,
     reward_statistics,
     reward_warnings,
 )
-from modpo.inspection.token_statistics import Reading, TokenStatistics, lengths_of, reading, token_statistics
-from modpo.labels import draw_bradley_terry
-from modpo.packing import GroupSpan, pack
-from modpo.primary import Margins, choose
-from modpo.progress import Progress
-from modpo.reference import ReferenceModel
-from modpo.rewards import Reward, probe
-from modpo.scoring import GROUPS_PER_REWARD_CALL, load_rewards, reward_batch
-from modpo.tokenization import TokenizedGroup, require_usable, tokenize_group
-from modpo.training_data import load_groups
+from modpo.inspection.token_statistics import lengths_of, reading, token_statistics
+from modpo.models.reference import ReferenceModel
+from modpo.rewards.batch import Reward, reward_batch
+from modpo.rewards.loading import probe
+from modpo.scored.labels import draw_bradley_terry
+from modpo.scored.scorer import GROUPS_PER_REWARD_CALL, load_rewards
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized and scored; of more, a sample
 BOUNDARY_TOKENS = 3  # shown one by one on either side of the prompt's end
 NO_LIMIT = 1 << 30
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """What the files hold. The counts are those of `PromptGroups.counts`."""
-
-    train: Mapping[str, int]
-    label_sets: Mapping[str, int]  # pairs to train on, by label set
-    held_out: Mapping[str, int]
-    warnings: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One prompt group as it lies in a packed row."""
-
-    where: str
-    prompt: str
-    responses: list[str]  # with their end
-    ends: list[str]  # how each end is spelled; "" where max_length cut it off
-    before: list[str]  # the last tokens of the prompt, one by one
-    after: list[str]  # the first tokens of the first response
-    span: GroupSpan
-    pairs: Sequence[Pair]  # at the vector in the middle of the sweep
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Everything that `modpo inspect` shows."""
-
-    experiment: Experiment
-    data: DataSummary
-    sampled: int  # groups behind what follows
-    tokens: TokenStatistics
-    uncut_length: int  # the max_length that would cut nothing
-    reading: Reading
-    example: Example
-    rewards: Mapping[str, RewardStatistics]
-    correlations: Mapping[tuple[str, str], float]
-    cost: ExpectedCost | None  # None if the sample has no pair
-    warnings: Sequence[str]
 
 
 def inspect_experiment(experiment: Experiment) -> None:

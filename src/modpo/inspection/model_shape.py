@@ -43,7 +43,7 @@ def model_shape(folder: Path, section: ModelSection, lora: LoraSection | None) -
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from modpo.models import lora_config
+    from modpo.models.folders import lora_config
 
     trust = section.trust_remote_code
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)

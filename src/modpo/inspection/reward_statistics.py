@@ -8,9 +8,9 @@ from itertools import combinations
 
 import numpy as np
 
-from modpo.calibration import Calibration, fill_of
 from modpo.data.prompt_group import Pair
 from modpo.experiment.sections import Objective
+from modpo.scored.calibration import Calibration, fill_of
 
 DROWNS = 20.0  # one reward's scaled spread above another's from which on the other hardly counts
 

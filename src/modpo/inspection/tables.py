@@ -13,15 +13,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from modpo.base.progress import duration
+from modpo.base.simplex import Weights
 from modpo.data.prompt_group import UNNAMED
-from modpo.experiment.sections import CONTINUOUS, DRAWN, Experiment, Objective, RewardSection
+from modpo.experiment.methods import CONTINUOUS
+from modpo.experiment.primary import able_objectives
+from modpo.experiment.sections import DRAWN, Experiment, Objective, RewardSection
 from modpo.inspection.cost import ExpectedCost
-from modpo.inspection.facts import DataSummary, Example, Inspection
+from modpo.inspection.inspection import DataSummary, Example, Inspection
 from modpo.inspection.reward_statistics import margin_spread
 from modpo.inspection.token_statistics import Reading, Spread, TokenStatistics
-from modpo.primary import able_objectives
-from modpo.progress import duration
-from modpo.simplex import Weights
 
 WIDTH = 100  # where standard output is no terminal
 MOST_VECTORS, MOST_RESPONSES, MOST_PAIRS = 20, 6, 10  # lines shown of each

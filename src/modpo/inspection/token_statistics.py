@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from modpo.data.prompt_group import Pair
+from modpo.data.tokens import TokenizedGroup
+from modpo.forward.packing import runs
 from modpo.inspection.estimate import Work, packed_work, padded_work
-from modpo.packing import runs
-from modpo.tokenization import TokenizedGroup
 
 Lengths = tuple[int, list[int]]  # tokens of a prompt, tokens of each of its responses
 

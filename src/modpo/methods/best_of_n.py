@@ -1,4 +1,4 @@
-"""Best of n: a point is a vector by which answers of the reference are chosen; see `modpo.best_of_n`.
+"""Best of n: a point is a vector by which answers of the reference are chosen; see `modpo.policies.best_of_n`.
 
 <output>/points/<name>/best_of_n.json, manifest.json
 """
@@ -9,13 +9,13 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from modpo import simplex
-from modpo.best_of_n import FILE, BestOfN
-from modpo.costs import NOTHING
-from modpo.methods import Maker, Run
+from modpo.base import simplex
+from modpo.base.costs import NOTHING
+from modpo.base.files import new_folder, sha256_json, write_json
+from modpo.base.simplex import Weights
 from modpo.methods.point import is_there, point_parts
-from modpo.publish import new_folder, sha256_json, write_json
-from modpo.simplex import Weights
+from modpo.methods.run import Maker, Run
+from modpo.policies.best_of_n import FILE, BestOfN
 
 
 def maker(run: Run) -> Maker:

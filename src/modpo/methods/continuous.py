@@ -12,21 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modpo import simplex
-from modpo.combine import combine_adapters
-from modpo.costs import Cost
-from modpo.errors import InputError, Problem
-from modpo.methods import Maker, Run
+from modpo.base import simplex
+from modpo.base.costs import Cost
+from modpo.base.errors import InputError, Problem
+from modpo.base.files import new_folder, read_manifest, sha256_json
+from modpo.base.progress import say
+from modpo.base.simplex import Weights
+from modpo.experiment.methods import CONTINUOUS
 from modpo.methods.modpo import training_arguments
 from modpo.methods.point import is_there, shared_parts, train_policy
-from modpo.models import lora_config
-from modpo.progress import say
-from modpo.publish import new_folder, read_manifest, sha256_json
-from modpo.simplex import Weights
-from modpo.steering import CONTINUOUS
+from modpo.methods.run import Maker, Run
+from modpo.models.combine import combine_adapters
+from modpo.models.folders import lora_config
 
 if TYPE_CHECKING:
-    from modpo.continuous import ContinuousTrainer
+    from modpo.training.continuous import ContinuousTrainer
 
 
 def maker(run: Run) -> Maker:
@@ -66,7 +66,7 @@ def _save(trainer: ContinuousTrainer, folder: Path) -> None:
 def _new_trainer(run: Run, work: Path, settings: Mapping[str, Any]) -> ContinuousTrainer:
     from transformers import PrinterCallback
 
-    from modpo.continuous import ContinuousConfig, ContinuousTrainer
+    from modpo.training.continuous import ContinuousConfig, ContinuousTrainer
 
     experiment = run.experiment
     assert experiment.lora is not None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from modpo.methods import Maker, Run
 from modpo.methods.modpo import train
+from modpo.methods.run import Maker, Run
 
 
 def maker(run: Run) -> Maker:
     """Nothing is shared but the scores."""
-    from modpo.loss_weighting import LossWeightingTrainer
+    from modpo.training.loss_weighting import LossWeightingTrainer
 
     return partial(train, run, kind=LossWeightingTrainer)

@@ -7,17 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from modpo import simplex
-from modpo.errors import InputError, Problem
+from modpo.base import simplex
+from modpo.base.errors import InputError, Problem
+from modpo.base.simplex import Weights
 from modpo.experiment.sections import Experiment
-from modpo.methods import Maker, Run
 from modpo.methods.point import point_parts, train_policy
-from modpo.models import lora_config
-from modpo.simplex import Weights
+from modpo.methods.run import Maker, Run
+from modpo.models.folders import lora_config
 
 if TYPE_CHECKING:
-    from modpo.trainer import MODPOTrainer
-    from modpo.training_config import MODPOConfig
+    from modpo.training.config import MODPOConfig
+    from modpo.training.trainer import MODPOTrainer
 
     Config = TypeVar("Config", bound=MODPOConfig)
 
@@ -44,7 +44,7 @@ def new_trainer(run: Run, weights: Weights, work: Path, *, kind: type[MODPOTrain
     """A trainer that has not trained yet."""
     from transformers import PrinterCallback
 
-    from modpo.trainer import MODPOTrainer
+    from modpo.training.trainer import MODPOTrainer
 
     experiment = run.experiment
     trainer = (kind or MODPOTrainer)(
@@ -69,8 +69,8 @@ def training_arguments(
     more: Mapping[str, Any] | None = None,
 ) -> Config:
     """The experiment's training section as `MODPOConfig`, or as another kind of it with `more` fields."""
-    from modpo.models import device
-    from modpo.training_config import MODPOConfig
+    from modpo.models.folders import device
+    from modpo.training.config import MODPOConfig
 
     settings = experiment.training.deciding()
     arguments = settings.pop("arguments")

@@ -13,22 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modpo import simplex
-from modpo.calibration import Calibration
+from modpo.base import simplex
+from modpo.base.errors import InputError, Problem
+from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
-from modpo.errors import InputError, Problem
 from modpo.experiment.sections import Experiment
-from modpo.methods import Maker, Run
 from modpo.methods.point import point_parts, train_policy
-from modpo.models import lora_config
-from modpo.reference_answers import answer_batch
-from modpo.rewards import Reward, check_scores
-from modpo.simplex import Weights
+from modpo.methods.run import Maker, Run
+from modpo.models.folders import lora_config
+from modpo.rewards.batch import Reward, answer_batch, check_scores
+from modpo.scored.calibration import Calibration
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, RLOOConfig
 
-    from modpo.on_policy import OnPolicy
+    from modpo.training.on_policy import OnPolicy
 
 PROMPT = "prompt_index"  # column of the prompts' data set: which prompt group a row is
 
@@ -100,8 +99,8 @@ def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
     from datasets import Dataset
     from transformers import PrinterCallback
 
-    from modpo.on_policy import OnPolicyGRPO, OnPolicyRLOO, Reading
-    from modpo.trainer import FiniteGradients
+    from modpo.training.on_policy import OnPolicyGRPO, OnPolicyRLOO, Reading
+    from modpo.training.trainer import FiniteGradients
 
     experiment, prompts = run.experiment, run.prompts
     arguments = training_arguments(experiment, weights, work)
@@ -152,8 +151,8 @@ def training_arguments(experiment: Experiment, weights: Weights, work: Path) -> 
     import torch
     from trl import GRPOConfig, RLOOConfig
 
-    from modpo.models import device
-    from modpo.stages.training import training_config
+    from modpo.models.folders import device
+    from modpo.training.arguments import training_config
 
     section, training, dtype = experiment.morlhf, experiment.training, experiment.model.dtype
     pinned = PINNED | PINNED_BY_ALGORITHM[section.algorithm]

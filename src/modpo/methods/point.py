@@ -8,19 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from modpo.errors import IntegrityError
+from modpo.base.errors import IntegrityError
+from modpo.base.files import new_folder, read_manifest, sha256_json, write_json
+from modpo.base.progress import duration, say
+from modpo.base.simplex import Weights
 from modpo.experiment.sections import Experiment
-from modpo.methods import Run
-from modpo.models import TRAINING_LOG, save_policy
-from modpo.progress import duration, say
-from modpo.publish import new_folder, read_manifest, sha256_json, write_json
-from modpo.reference import ReferenceModel
-from modpo.scored_data import ScoredData
-from modpo.simplex import Weights
+from modpo.methods.run import Run
+from modpo.models.folders import TRAINING_LOG, save_policy
+from modpo.models.reference import ReferenceModel
+from modpo.scored.data import ScoredData
 
 if TYPE_CHECKING:
-    from modpo.on_policy import OnPolicy
-    from modpo.trainer import MODPOTrainer
+    from modpo.training.on_policy import OnPolicy
+    from modpo.training.trainer import MODPOTrainer
 
     Trainer = TypeVar("Trainer", bound=MODPOTrainer | OnPolicy)
 
@@ -89,7 +89,7 @@ def train_policy(
     Raises:
         IntegrityError: the folder holds something of other data or settings. NumericError: a number is not finite.
     """
-    from modpo.checkpoints import Checkpoints, trained
+    from modpo.training.checkpoints import Checkpoints, trained
 
     experiment, section = run.experiment, run.experiment.training
     key, work = sha256_json(parts), work_folder(folder)
@@ -123,7 +123,7 @@ def give_base_back(trainer: MODPOTrainer | OnPolicy, reference: ReferenceModel) 
     """Take the adapter off, so that the next point starts from the same base without reading it again."""
     from peft import PeftModel
 
-    from modpo.logprobs import detach_packed_forward
+    from modpo.forward.logprobs import detach_packed_forward
 
     if isinstance(trainer.model, PeftModel) and not trainer.model.peft_config["default"].modules_to_save:
         base = trainer.model.unload()

@@ -15,15 +15,15 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from modpo import simplex
-from modpo.combine import average_models, combine_adapters
-from modpo.costs import NOTHING, Cost
-from modpo.methods import Maker, Run
+from modpo.base import simplex
+from modpo.base.costs import NOTHING, Cost
+from modpo.base.files import new_folder, read_manifest, sha256_json
+from modpo.base.progress import say
+from modpo.base.simplex import Weights
 from modpo.methods.modpo import train
 from modpo.methods.point import is_there
-from modpo.progress import say
-from modpo.publish import new_folder, read_manifest, sha256_json
-from modpo.simplex import Weights
+from modpo.methods.run import Maker, Run
+from modpo.models.combine import average_models, combine_adapters
 
 ENDS = "ends"
 

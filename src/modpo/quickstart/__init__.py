@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from modpo.base.progress import say
 from modpo.experiment.sections import Experiment
-from modpo.progress import say
 
 HERE = Path(__file__).parent
 
@@ -38,7 +38,7 @@ def run_quickstart(output: Path, *, separate: bool = False, fast: bool = False) 
         separate: a training for each preference vector, in place of one for all.
         fast: fewer prompts and vectors.
     """
-    from modpo.stages.pipeline import run_pipeline
+    from modpo.pipeline.stages import run_pipeline
 
     size = FAST if fast else FULL
     if separate:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modpo.front import read_front
-from modpo.publish import locked, new_file, remove_leftovers
+from modpo.base.files import locked, new_file, remove_leftovers
+from modpo.front.schema import read_front
 
 __all__ = ["write_report"]
 
@@ -17,7 +17,7 @@ def write_report(folder: Path) -> None:
         InputError: one of the two files is broken (nothing is written), or there is no front.
         EnvironmentFault: another process is at work on the sweep.
     """
-    from modpo.ledger import read_ledger
+    from modpo.front.ledger import read_ledger
     from modpo.report.page import page
     from modpo.report.picture import picture
     from modpo.report.responses import read_responses

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modpo.data.prompt_group import Text
-from modpo.front import Front, FrontObjective
+from modpo.front.schema import Front, FrontObjective
 from modpo.report.escape import escape
 from modpo.report.numbers import number
 from modpo.report.panels import colours, policies, policy_title

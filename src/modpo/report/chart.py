@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from modpo.front import Front
+from modpo.front.schema import Front
 from modpo.report.escape import escape
 from modpo.report.numbers import interval_text, number
 from modpo.report.panels import Axis, Layout, Panel, colours, layout, policies, policy_title, short_labels

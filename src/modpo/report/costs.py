@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from modpo.costs import Cost
-from modpo.ledger import Ledger
-from modpo.progress import duration
+from modpo.base.costs import Cost
+from modpo.base.progress import duration
+from modpo.front.ledger import Ledger
 from modpo.report.escape import escape
 from modpo.report.numbers import number
 from modpo.report.sections import section, table

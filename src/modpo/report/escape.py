@@ -6,7 +6,7 @@ import html
 import json
 from typing import Any
 
-from modpo.errors import JOINERS, printable
+from modpo.base.text import JOINERS, printable
 
 LONGEST_LABEL = 64  # characters
 

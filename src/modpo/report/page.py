@@ -7,10 +7,10 @@ import hashlib
 import json
 from typing import Any
 
-from modpo.costs import Cost
-from modpo.front import Front, FrontObjective, Point
-from modpo.ledger import Ledger
-from modpo.progress import duration
+from modpo.base.costs import Cost
+from modpo.base.progress import duration
+from modpo.front.ledger import Ledger
+from modpo.front.schema import Front, FrontObjective, Point
 from modpo.report.answers import answers_section
 from modpo.report.chart import chart
 from modpo.report.costs import cost_section

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modpo.front import Front, FrontObjective, Point
+from modpo.base.simplex import label
+from modpo.front.schema import Front, FrontObjective, Point
 from modpo.report.escape import short
 from modpo.report.numbers import percent
-from modpo.simplex import label
 
 REFERENCE_COLOUR = "#78818f"
 ONE_COLOUR = "#1a7fc1"

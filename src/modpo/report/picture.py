@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modpo.front import Front
+from modpo.front.schema import Front
 from modpo.report.escape import short
 from modpo.report.labels import place_labels
 from modpo.report.numbers import interval_text

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modpo.front import Front
-from modpo.progress import duration
+from modpo.base.progress import duration
+from modpo.front.schema import Front
 from modpo.report.escape import escape
 from modpo.report.numbers import interval_text, number
 from modpo.report.panels import colours, policies, policy_title

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from modpo.base.decode import WrongFieldError, decode
+from modpo.base.errors import InputError, Problem
 from modpo.data.prompt_group import Text
-from modpo.decode import WrongFieldError, decode
-from modpo.errors import InputError, Problem
-from modpo.front import Front
+from modpo.front.schema import Front
 
 FILE = "responses.jsonl"
 PROMPTS_SHOWN = 8  # unless evaluation.report_prompts says otherwise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from modpo.front import Front, Point
+from modpo.front.schema import Front, Point
 from modpo.report.escape import escape, visible
 from modpo.report.panels import colours, policies, policy_title
 from modpo.report.points import flag, heads, measured, row

@@ -9,15 +9,16 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from modpo.costs import count
-from modpo.errors import EnvironmentFault, InputError, Problem
+from modpo.base.costs import count
+from modpo.base.errors import EnvironmentFault, InputError, Problem
+from modpo.base.progress import say
+from modpo.data.tokens import identity as tokenizer_identity
 from modpo.experiment.sections import RewardSection
-from modpo.models import device
-from modpo.progress import say
-from modpo.rewards import RewardBatch, RewardContext, check_scores
+from modpo.models.folders import device
+from modpo.rewards.batch import RewardBatch, check_scores
 from modpo.rewards.classifier_checkpoint import ClassifierCheckpoint
 from modpo.rewards.classifier_input import ClassifierInput, Encoded
-from modpo.tokenization import identity as tokenizer_identity
+from modpo.rewards.context import RewardContext
 
 if TYPE_CHECKING:
     from peft import PeftModel

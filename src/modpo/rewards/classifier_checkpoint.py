@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modpo.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_fingerprint, attach_adapter, fit_adapter
-from modpo.errors import InputError, Problem
+from modpo.base.errors import InputError, Problem
 from modpo.experiment.sections import ModelSection
-from modpo.models import (
+from modpo.models.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_fingerprint, attach_adapter, fit_adapter
+from modpo.models.folders import (
     ADAPTER_CONFIG,
     device,
     find_folder,

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modpo.base.errors import InputError, Problem
 from modpo.data.prompt_group import Message, Text
-from modpo.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from torch import Tensor

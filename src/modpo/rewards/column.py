@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from modpo.errors import InputError, Problem
-from modpo.rewards import RewardBatch, check_scores
+from modpo.base.errors import InputError, Problem
+from modpo.rewards.batch import RewardBatch, check_scores
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class ColumnReward:
     """Reads `batch.columns[column]`.
 
     The identity is the column's name and whether it may have gaps: its values are content of the data, by which the
-    cache is keyed. What becomes of a gap is `modpo.calibration`'s.
+    cache is keyed. What becomes of a gap is `modpo.scored.calibration`'s.
 
     Args:
         missing: "error": every response has a number. "drop" or "mean": a gap is None.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modpo.rewards import Reward, RewardBatch
+from modpo.rewards.batch import Reward, RewardBatch
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+from modpo.base.errors import InputError, ModpoError, Problem, is_out_of_memory
+from modpo.base.text import without_secrets
 from modpo.data.prompt_group import Text
-from modpo.errors import InputError, ModpoError, Problem, is_out_of_memory, without_secrets
-from modpo.rewards import RewardBatch, check_scores
+from modpo.rewards.batch import RewardBatch, check_scores
 
 REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 RETURNS = "return one finite number per completion"

@@ -10,17 +10,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from modpo.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_fingerprint, attach_adapter, fit_adapter
+from modpo.base.errors import InputError, Problem
+from modpo.base.files import read_manifest
 from modpo.data.prompt_group import PromptGroup, Text, plain_text
-from modpo.errors import InputError, Problem
+from modpo.data.tokens import identity as tokenizer_identity
+from modpo.data.tokens import require_usable, stop_ids, tokenize_group, tokenize_prompt
 from modpo.experiment.sections import RewardSection
-from modpo.models import find_folder, is_adapter, skeleton, tensor_shapes
-from modpo.packing import runs
-from modpo.publish import read_manifest
-from modpo.reference import ReferenceModel
-from modpo.rewards import RewardBatch, RewardContext, check_scores
-from modpo.tokenization import identity as tokenizer_identity
-from modpo.tokenization import require_usable, stop_ids, tokenize_group, tokenize_prompt
+from modpo.forward.packing import runs
+from modpo.models.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_fingerprint, attach_adapter, fit_adapter
+from modpo.models.folders import find_folder, is_adapter, skeleton, tensor_shapes
+from modpo.models.reference import ReferenceModel
+from modpo.rewards.batch import RewardBatch, check_scores
+from modpo.rewards.context import RewardContext
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -145,7 +146,7 @@ class ImplicitReward:
 
     def _logps(self, model: PreTrainedModel | PeftModel, groups: Sequence[Group]) -> list[float]:
         """Log-probs of all responses, one flat list."""
-        from modpo.logprobs import logps_by_group
+        from modpo.forward.logprobs import logps_by_group
 
         prompts_ids, responses_ids = [prompt for prompt, _ in groups], [responses for _, responses in groups]
         return [x for group in logps_by_group(model, prompts_ids, responses_ids, packing=self._packing) for x in group]
@@ -153,7 +154,7 @@ class ImplicitReward:
 
 def _parts(prompt_ids: list[int], responses_ids: list[list[int]]) -> Iterator[Group]:
     """A group in parts that one forward pass can read: evaluation may bring very many answers to a prompt."""
-    from modpo.logprobs import TOKENS_PER_FORWARD
+    from modpo.forward.logprobs import TOKENS_PER_FORWARD
 
     for part in runs([len(ids) for ids in responses_ids], TOKENS_PER_FORWARD - len(prompt_ids)):
         yield prompt_ids, responses_ids[part]

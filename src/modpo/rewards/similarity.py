@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modpo.base.errors import EnvironmentFault, InputError, Problem
+from modpo.base.files import sha256_file
 from modpo.data.prompt_group import Text, plain_text
-from modpo.errors import EnvironmentFault, InputError, Problem
-from modpo.publish import sha256_file
 from modpo.rewards.function import depends_on, identified_by
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _encoder(model: str) -> SentenceTransformer:
         raise EnvironmentFault(
             f"{__name__}: the package sentence-transformers is not installed; fix: pip install 'modpo[similarity]'"
         ) from error
-    from modpo.models import device
+    from modpo.models.folders import device
 
     return SentenceTransformer(
         str(_folder(model)), device=device(), local_files_only=True, model_kwargs={"use_safetensors": True}

@@ -11,8 +11,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.data.prompt_group import Text, plain_text
-from modpo.errors import EnvironmentFault, InputError, Problem
 from modpo.rewards.function import depends_on, identified_by
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def character_count(prompts: list[Text], completions: list[Text], **_: Any) -> l
 
 
 def _tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
-    from modpo.tokenization import identity
+    from modpo.data.tokens import identity
 
     return identity(_tokenizer(_text(tokenizer, "tokenizer")), 0, None)
 
@@ -60,12 +60,12 @@ def token_count(prompts: list[Text], completions: list[Text], *, tokenizer: str,
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    from modpo.models import EMBEDDED, default_cache_dir
+    from modpo.models.folders import EMBEDDED, default_cache_dir
 
     folder = name
     if name.lower() == EMBEDDED:
-        from modpo.progress import say
-        from modpo.quickstart.model import fetch_model
+        from modpo.base.progress import say
+        from modpo.models.embedded import fetch_model
 
         folder = str(fetch_model(default_cache_dir(), progress=say))
     try:

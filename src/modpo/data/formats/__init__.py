@@ -1,0 +1,55 @@
+"""Public data sets, one file each: a raw row into a row as `modpo.data.preference_row` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from modpo.data.formats.beavertails import beavertails_row
+from modpo.data.formats.helpsteer import helpsteer_row
+from modpo.data.formats.hh_rlhf import hh_rlhf_row
+from modpo.data.formats.hub import HUB
+from modpo.data.formats.pku_saferlhf import pku_saferlhf_row
+from modpo.data.formats.qa_feedback import qa_feedback_row
+from modpo.data.formats.qa_feedback_spans import qa_feedback_spans_row
+from modpo.data.formats.sharegpt import sharegpt_row
+from modpo.data.formats.shp import shp_row
+from modpo.data.formats.summarize_from_feedback import summarize_from_feedback_row
+from modpo.data.formats.ultrafeedback import ultrafeedback_row
+from modpo.data.rows import Row
+
+__all__ = ["FORMATS", "HUB", "PROMPTS", "RULES", "SEVERAL_RATERS", "Format"]
+
+RULES = 1  # raise it when rows of the same file are read into other rows or groups, so that caches are not reused
+PROMPTS = "prompts"  # the format of rows that have a prompt and no answers yet
+Format = Callable[[Row], Row | None]  # None: the row holds nothing to learn from, and is left out and counted
+
+
+def _as_it_is(row: Row) -> Row:
+    return row
+
+
+def _prompt_only(row: Row) -> Row:
+    """A prompt to answer, with no answer yet: what policies are measured on, or sampled from."""
+    return {"responses": [], **row}
+
+
+FORMATS: dict[str, Format] = {
+    "preference": _as_it_is,
+    PROMPTS: _prompt_only,
+    "sharegpt": sharegpt_row,
+    "hh_rlhf": hh_rlhf_row,
+    "pku_saferlhf": pku_saferlhf_row,
+    "beavertails": beavertails_row,
+    "ultrafeedback": ultrafeedback_row,
+    "helpsteer": helpsteer_row,
+    "shp": shp_row,
+    "summarize_from_feedback": summarize_from_feedback_row,
+    "qa_feedback": qa_feedback_row,
+    "qa_feedback_spans": qa_feedback_spans_row,
+}
+
+# Where one response to one prompt may be judged more than once, by several people or because several models gave it:
+# two values of a column are then two opinions, not a mistake in the data.
+SEVERAL_RATERS = frozenset(
+    {"beavertails", "helpsteer", "pku_saferlhf", "shp", "summarize_from_feedback", "ultrafeedback"}
+)

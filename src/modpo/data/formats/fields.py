@@ -1,0 +1,115 @@
+"""Reads the fields of a public data set's row, and says everything that is wrong with them at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from modpo.base.errors import InputError, Problem
+from modpo.data.formats.hub import HUB
+from modpo.data.rows import Row
+
+NOT_RATED = (None, "N/A")
+
+
+class Fields:
+    """The fields of one row, read inside a `with`; on leaving it, an InputError names all that are wrong.
+
+        with Fields(row, "shp") as fields:
+            prompt = fields.text("history")
+
+    A wrong field reads as an empty value, so that the fields after it are looked at too: what was read is used
+    after the `with`.
+
+    Args:
+        row: None stands for a row that was complained of already: its fields read as empty values.
+        format: the name in `modpo.data.formats.FORMATS` that the row is read as.
+    """
+
+    def __init__(self, row: Row | None, format: str, *, path: str = "", problems: list[Problem] | None = None) -> None:
+        self._row = row
+        self._format = format
+        self._path = path  # of a row inside a row: "completions[0]."
+        self._problems: list[Problem] = [] if problems is None else problems
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self._problems:
+            raise InputError(self._problems)
+
+    def complain(self, name: str, problem: str) -> None:
+        """Note what is wrong with a field, unless something is already."""
+        place = f"{self._path}{name}"
+        if self._row is not None and all(known.field != place for known in self._problems):
+            fix = f"give rows of {HUB[self._format]}, or another `format` than {self._format}"
+            self._problems.append(Problem("", place, problem, fix))
+
+    def has(self, name: str) -> bool:
+        """Whether something other than null stands there."""
+        return self._row is not None and self._row.get(name) is not None
+
+    def text(self, name: str, *, optional: bool = False) -> str:
+        """A text; "" where an optional one is missing or null."""
+        value = self._value(name, optional)
+        if value is not None and not isinstance(value, str):
+            self.complain(name, f"{value!r:.60} is not text")
+        return value if isinstance(value, str) else ""
+
+    def number(self, name: str, *, optional: bool = False) -> float | None:
+        """A number, also one written as text; None where it is null or "N/A", or an optional one is missing."""
+        row = self._row or {}
+        if name not in row and not optional:
+            self.complain(name, "missing field")
+        value = row.get(name)
+        if value in NOT_RATED:
+            return None
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            self.complain(name, f"{value!r:.60} is not a number")
+            return None
+        return number
+
+    def choice(self, name: str, options: Sequence[int]) -> int:
+        """One of a few integers; true and false are 1 and 0."""
+        value = self._value(name)
+        if value is not None and value not in options:
+            self.complain(name, f"{value!r:.60} is not {' or '.join(map(str, options))}")
+        return int(value) if value in options else options[0]
+
+    def items(self, name: str) -> list[Any]:
+        """A list of anything."""
+        value = self._value(name)
+        if value is not None and not isinstance(value, list):
+            self.complain(name, f"{value!r:.60} is not a list")
+        return value if isinstance(value, list) else []
+
+    def each(self, name: str) -> list[Fields]:
+        """A list of objects."""
+        return [self._inner(f"{name}[{i}]", item) for i, item in enumerate(self.items(name))]
+
+    def inside(self, name: str, *, optional: bool = False) -> Fields:
+        """An object; an optional one that is missing or null has no fields."""
+        value = self._value(name, optional)
+        return self._inner(name, {} if value is None and optional else value)
+
+    def _inner(self, name: str, value: Any) -> Fields:
+        if not isinstance(value, dict):
+            self.complain(name, f"{value!r:.60} is not an object")
+        known = value if isinstance(value, dict) and self._row is not None else None
+        return Fields(known, self._format, path=f"{self._path}{name}.", problems=self._problems)
+
+    def _value(self, name: str, optional: bool = False) -> Any:
+        """What stands there; None, where that is wrong, is complained of."""
+        value = (self._row or {}).get(name)
+        if value is None and not optional:
+            self.complain(name, "is null" if name in (self._row or {}) else "missing field")
+        return value

@@ -1,0 +1,98 @@
+"""An experiment's training and held-out prompt groups, checked against what its objectives need."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from modpo.base.errors import InputError, Problem
+from modpo.base.progress import say
+from modpo.data.formats import PROMPTS
+from modpo.data.groups import PromptGroups, group_rows
+from modpo.data.sources import open_rows
+from modpo.experiment.sections import Experiment, RewardSection
+
+
+def load_groups(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
+    """The experiment's training and held-out prompt groups, checked. No model is needed for it.
+
+    Raises:
+        InputError: bad rows, nothing to train an objective on, or more held-out prompts than there are.
+    """
+    data = experiment.data
+    if data.format == PROMPTS:
+        fix = "name rows with answers; `prompts` is for `eval_format`"
+        raise InputError(Problem(experiment.where("data.format"), "data.format", "no answers to train on", fix))
+    rows = open_rows(data.path, split=data.split, name=data.name, data_dir=data.data_dir)
+    groups = group_rows(rows, format=data.format, columns=required_columns(experiment))
+    if data.eval_path is not None:
+        held_out = load_held_out(experiment)
+        groups = _without(groups, held_out, data.path)
+    else:
+        if data.eval_prompts >= len(groups):
+            raise InputError(
+                Problem(
+                    experiment.where("data.eval_prompts"),
+                    "data.eval_prompts",
+                    f"{data.eval_prompts} held-out prompts of {len(groups)} leave none to train on",
+                    "lower it, or name held-out rows in `data.eval_path`",
+                )
+            )
+        groups, held_out = groups.split_held_out(data.eval_prompts, data.split_seed)
+    if data.max_prompts is not None and data.max_prompts < len(groups):
+        groups = groups.select(range(data.max_prompts))
+    _require_pairs(experiment, groups)
+    for warning in groups.warnings:
+        say(f"warning: {data.path}: {warning}")
+    return groups, held_out
+
+
+def load_held_out(experiment: Experiment) -> PromptGroups:
+    """The held-out prompt groups of an experiment that has them in a file of their own."""
+    data = experiment.data
+    assert data.eval_path is not None
+    rows = open_rows(data.eval_path, split=data.eval_split or data.split, name=data.name, data_dir=data.data_dir)
+    held_out = group_rows(rows, format=data.eval_format or data.format, columns=required_columns(experiment))
+    return held_out.select(range(min(len(held_out), data.eval_prompts)))
+
+
+def _without(groups: PromptGroups, held_out: PromptGroups, path: str) -> PromptGroups:
+    """The groups whose prompts are not measured on: nothing is trained on those."""
+    kept = np.flatnonzero(~np.isin(groups.keys, held_out.keys))
+    if not len(kept):
+        problem, fix = "every prompt is held out as well", "name other rows in `data.eval_path`"
+        raise InputError(Problem(path, "prompt", problem, fix))
+    if len(kept) < len(groups):
+        say(f"warning: {path}: {len(groups) - len(kept)} prompts are held out as well: they are not trained on")
+    return groups if len(kept) == len(groups) else groups.select(kept)
+
+
+def required_columns(experiment: Experiment) -> list[str]:
+    """The numbers that every response of the data must have."""
+    found: list[str] = []
+    for objective in experiment.objectives.values():
+        found += _columns(objective.reward) if objective.reward else []
+    return list(dict.fromkeys(found))
+
+
+def _columns(reward: RewardSection) -> list[str]:
+    own = [reward.column] if reward.column and reward.missing == "error" else []
+    return own + [column for part in reward.sum or [] for column in _columns(part)]
+
+
+def _require_pairs(experiment: Experiment, groups: PromptGroups) -> None:
+    """Every label set that an objective names is there, and what needs two responses has them."""
+    problems = []
+    counts = groups.label_sets
+    for name, label_set in experiment.label_sets.items():
+        if not counts.get(label_set):
+            there = f"it has {', '.join(counts)}" if counts else "it has no pairs at all"
+            fix = (
+                f"name one of its label sets; {there}" if counts else "give rows with pairs, or draw them from a reward"
+            )
+            problem = f"no pair of the label set {label_set!r} in {len(groups)} prompts"
+            problems.append(Problem(experiment.data.path, f"objectives.{name}.pairs", problem, fix))
+    if not experiment.label_sets and not any(len(group.responses) > 1 for group in groups):
+        fix = "give prompts with two responses or more"
+        problems.append(Problem(experiment.data.path, "responses", f"nothing to compare in {len(groups)} prompts", fix))
+    if problems:
+        raise InputError(problems)

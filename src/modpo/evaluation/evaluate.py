@@ -1,0 +1,293 @@
+"""A sweep measured: the reference and every finished point on the same held-out prompts, into `front.json`,
+`front.csv`, `responses.jsonl`, `scores.jsonl` and `ledger.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from modpo.base.costs import NOTHING, Cost
+from modpo.base.errors import InputError, Problem
+from modpo.base.files import locked, new_file, read_manifest, remove_unfinished
+from modpo.base.progress import say
+from modpo.data.groups import PromptGroups, group_rows
+from modpo.data.loading import load_groups
+from modpo.data.prompt_group import PromptGroup
+from modpo.data.rows import rows_from_list
+from modpo.evaluation.measurer import RESPONSES, Measured, Measurer, Policy, reference_policy
+from modpo.evaluation.scorers import is_separate, measuring_rewards, probe_evaluation_rewards, scorer_warnings
+from modpo.evaluation.sweep_costs import sweep_ledger
+from modpo.experiment.methods import CONTINUOUS
+from modpo.experiment.proxy import is_proxied
+from modpo.experiment.sections import Experiment
+from modpo.front.audit import Audit, audit
+from modpo.front.ledger import took, write_ledger
+from modpo.front.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
+from modpo.front.schema import Estimate, FailedPoint, Front, FrontObjective, HeldOut, Point, write_front
+from modpo.methods.sweep import TrainedPoint, failures, finished_points, require_same_experiment
+from modpo.models.reference import ReferenceModel
+from modpo.policies.best_of_n import read_best_of_n
+from modpo.rewards.accuracy import held_out_accuracies
+from modpo.scored.calibration import UNCALIBRATED, Calibration
+from modpo.scored.data import REWARD_PREFIX, ScoredData
+from modpo.scored.scorer import Scorer, experiment_scorer, load_rewards
+
+SCORES = "scores.jsonl"
+
+
+def evaluate_sweep(experiment: Experiment) -> Front:
+    """Measure what is trained, write the front into the sweep's folder and return it.
+
+    Raises:
+        InputError: nothing is trained yet. EnvironmentFault: another process is at work on the sweep.
+    """
+    require_same_experiment(experiment)
+    trained = list(finished_points(experiment))
+    if not trained:
+        fix = "run `modpo sweep` first"
+        raise InputError(Problem(str(experiment.output_dir), "points", "no trained point", fix))
+    with locked(experiment.output_dir):
+        remove_unfinished(experiment.output_dir)
+        return _measure(experiment, trained)
+
+
+def _measure(experiment: Experiment, trained: list[TrainedPoint]) -> Front:
+    reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
+    scorer = experiment_scorer(experiment, reference)
+    for warning in scorer_warnings(experiment):
+        say(f"warning: {warning}")
+    train, held_out = load_groups(experiment)
+    scored = scorer.score(train)
+    measurer = _measurer(experiment, reference, scorer, held_out, scored.calibrations)
+    measured = [measurer.measure(reference_policy())]
+    measurer = replace(measurer, audited=_audited(experiment, scorer, measurer, measured[0]))
+    measured += [measurer.measure(_policy(point)) for point in trained]
+    front = _front(experiment, measurer, trained, measured)
+    _write_responses(experiment, measured)
+    names = [reference_policy().name, *(point.name for point in trained)]
+    _write_scores(experiment, names, measured)
+    ledger = sweep_ledger(experiment, scored, trained, {n: m.cost for n, m in zip(names, measured, strict=True)})
+    write_ledger(ledger, experiment.output_dir)
+    write_front(front)
+    say(f"from scratch: {took(ledger)}")
+    say(f"front: {experiment.output_dir / 'front.json'}")
+    return front
+
+
+def _policy(point: TrainedPoint) -> Policy:
+    return Policy(point.name, point.weights, point.folder, point.files, read_best_of_n(point.folder))
+
+
+def require_measurable(experiment: Experiment) -> None:
+    """Check, before anything is trained, that every objective can be measured on the held-out prompts.
+
+    Raises:
+        InputError: an objective is known by pairs or a column alone, and no held-out prompt has any; a reward that
+            cannot be had.
+    """
+    _, held_out = load_groups(experiment)
+    to_train = {n for n, o in experiment.objectives.items() if o.reward is not None and o.reward.train is not None}
+    there = {name: o for name, o in experiment.objectives.items() if name not in to_train}
+    scoring = set(measuring_rewards(experiment, load_rewards(replace(experiment, objectives=there)))) | to_train
+    probe_evaluation_rewards(experiment, _measured_prompts(experiment, held_out, scoring))
+
+
+def _measured_prompts(experiment: Experiment, held_out: PromptGroups, rewards: Container[str]) -> PromptGroups:
+    """All held-out prompts; only those with pairs when an objective cannot score new answers."""
+    unscored = [name for name in experiment.objectives if name not in rewards]
+    if not unscored:
+        return held_out
+    prompts = held_out.select([i for i, group in enumerate(held_out) if _compares(experiment, unscored, group)])
+    if not len(prompts):
+        fix = "hold out rows with pairs, or give the objective a reward function"
+        problem = f"no held-out pairs to measure {', '.join(unscored)} on"
+        raise InputError(Problem(experiment.where("data"), "data.eval_path", problem, fix))
+    return prompts
+
+
+def _compares(experiment: Experiment, objectives: list[str], group: PromptGroup) -> bool:
+    """Whether a held-out prompt has something to compare for one of the objectives that cannot score new answers."""
+    label_sets = [experiment.label_sets.get(name) for name in objectives]
+    return any(group.pairs.get(s) if s else len(group.responses) > 1 for s in label_sets)
+
+
+def _measurer(
+    experiment: Experiment,
+    reference: ReferenceModel,
+    scorer: Scorer,
+    held_out: PromptGroups,
+    calibrations: Mapping[str, Calibration],
+) -> Measurer:
+    rewards = measuring_rewards(experiment, scorer.rewards)
+    prompts = _measured_prompts(experiment, held_out, rewards)
+    scored = None if len(rewards) == len(experiment.objectives) else scorer.score(prompts, calibrations)
+    return Measurer(experiment, reference, prompts, rewards, scored, calibrations, scorer.rewards)
+
+
+def _audited(experiment: Experiment, scorer: Scorer, measurer: Measurer, reference: Measured) -> ScoredData | None:
+    """Several answers to each held-out prompt, scored: the data's own, else those that the reference gave.
+
+    None where an objective has no reward, or no prompt two answers.
+    """
+    if any(objective.reward is None for objective in experiment.objectives.values()):
+        return None
+    own = [i for i, group in enumerate(measurer.prompts) if len(group.responses) > 1]
+    if own:
+        return scorer.score(measurer.prompts.select(own), measurer.calibrations)
+    if not all(reward.scores_new_text for reward in scorer.rewards.values()):
+        return None
+    given: dict[int, list[Any]] = {}
+    for answer in reference.answers:
+        if answer["response"]:
+            text = answer["response"]
+            chat = [{"role": "assistant", "content": text}] if measurer.prompts.conversational else text
+            given.setdefault(answer["prompt_index"], []).append(chat)
+    groups = {i: measurer.prompts[i] for i, texts in given.items() if len(texts) > 1}
+    rows = [{**group.fields, "prompt": group.prompt, "responses": given[i]} for i, group in groups.items()]
+    if not rows:
+        return None
+    return scorer.score(group_rows(rows_from_list(rows, "answers of the reference")), measurer.calibrations)
+
+
+def _audit(experiment: Experiment, measurer: Measurer, point: TrainedPoint, measured: Measured) -> Audit | None:
+    """The point's audit on `measurer.audited`."""
+    if measurer.audited is None:
+        return None
+    data = measurer.audited.dataset()
+    margins = {
+        name: [
+            [calibration.apply(raw, experiment.objectives[name].sign) or 0.0 for raw in row]
+            for row in data[REWARD_PREFIX + name]
+        ]
+        for name, calibration in measurer.audited.calibrations.items()
+    }
+    return audit(point.weights, measured.log_ratios, margins, beta=experiment.training.beta)
+
+
+def _front(experiment: Experiment, measurer: Measurer, trained: list[TrainedPoint], measured: list[Measured]) -> Front:
+    """Everything in raw units; intervals by bootstrap over prompts."""
+    settings, names = experiment.evaluation, list(experiment.objectives)
+    measured_with = {name: value for name, value in asdict(settings).items() if name != "rewards"}
+    maximize = [_maximize(experiment, measurer, name) for name in names]
+    samples = np.array([[m.scores(name) for name in names] for m in measured])  # (1 + P, K, N)
+    samples = samples.transpose(0, 2, 1)  # (1 + P, N, K)
+    hypervolume, contributions, dominated = measure_hypervolume(
+        samples[1:],
+        maximize,
+        default_reference_point(samples[0], maximize),
+        resamples=settings.bootstrap,
+        confidence=settings.confidence,
+        seed=settings.seed,
+        names=names,
+    )
+    reference_dominated = dominated_flags(samples.mean(axis=1), maximize)[0]
+    reference = _point(experiment, measured[0], None, samples[0], dominated=bool(reference_dominated))
+    points = [
+        replace(
+            _point(experiment, m, p, s, dominated=bool(d), contribution=float(c)),
+            audit=_audit(experiment, measurer, p, m),
+        )
+        for m, p, s, d, c in zip(measured[1:], trained, samples[1:], dominated, contributions, strict=True)
+    ]
+    return Front(
+        folder=experiment.output_dir,
+        objectives=[_objective(experiment, measurer, name) for name in names],
+        reference=reference,
+        points=points,
+        hypervolume=hypervolume,
+        evaluation={**measured_with, "prompts": len(measurer.prompts)},
+        failed=[FailedPoint(**record) for record in failures(experiment)],
+        continuous=_continuous_cost(experiment),
+    )
+
+
+def _continuous_cost(experiment: Experiment) -> Cost | None:
+    """What the one training took, where the points were baked from it."""
+    if experiment.method.mode != CONTINUOUS:
+        return None
+    manifest = read_manifest(experiment.output_dir / CONTINUOUS)
+    return Cost.of(manifest["cost"]) if manifest else NOTHING
+
+
+def _maximize(experiment: Experiment, measurer: Measurer, name: str) -> bool:
+    """Agreement is better when it is larger, whatever the direction of the objective it stands in for."""
+    return (experiment.asked or experiment).objectives[name].maximize if name in measurer.rewards else True
+
+
+def _objective(experiment: Experiment, measurer: Measurer, name: str) -> FrontObjective:
+    asked = (experiment.asked or experiment).objectives[name]
+    accuracy = held_out_accuracies(experiment).get(name)
+    scored, reward = name in measurer.rewards, experiment.evaluation.rewards.get(name, asked.reward)
+    by = reward.description if reward else ""
+    proxied = is_proxied(experiment, name)
+    return FrontObjective(
+        name,
+        maximize=_maximize(experiment, measurer, name),
+        unit=asked.unit if scored else "pair agreement",
+        scale=experiment.objectives[name].scale,
+        proxy=asked.proxy.description if asked.proxy and proxied else "",
+        measured_by=by if scored else "agreement on held-out pairs",
+        separate=is_separate(experiment, name),
+        calibration=measurer.calibrations.get(name, UNCALIBRATED),
+        held_out=HeldOut(**accuracy) if accuracy else None,
+    )
+
+
+def _point(
+    experiment: Experiment,
+    measured: Measured,
+    trained: TrainedPoint | None,
+    samples: np.ndarray,
+    *,
+    dominated: bool,
+    contribution: float | None = None,
+) -> Point:
+    settings = experiment.evaluation
+    scores = {
+        name: bootstrap_mean(
+            samples[:, k], resamples=settings.bootstrap, confidence=settings.confidence, seed=settings.seed
+        )
+        for k, name in enumerate(experiment.objectives)
+    }
+    best = read_best_of_n(trained.folder) if trained else None
+    return Point(
+        name=trained.name if trained else reference_policy().name,
+        scores=scores,
+        kl=Estimate(best.kl_bound, 0.0) if best else _estimate(measured.numbers("kl")),
+        response_length=_estimate(measured.numbers("tokens")),
+        cost=trained.cost if trained else NOTHING,
+        dominated=dominated,
+        weights=trained.weights if trained else None,
+        adapter=trained.folder.relative_to(experiment.output_dir).as_posix() if trained and not best else None,
+        best_of_n=best.n if best else None,
+        hypervolume_contribution=contribution,
+    )
+
+
+def _estimate(per_prompt: np.ndarray) -> Estimate:
+    """Mean over prompts and its standard error."""
+    n = len(per_prompt)
+    return Estimate(float(per_prompt.mean()), float(per_prompt.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0)
+
+
+def _write_responses(experiment: Experiment, measured: list[Measured]) -> None:
+    with (
+        new_file(experiment.output_dir / RESPONSES) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
+        for policy in measured:
+            file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in policy.answers)
+
+
+def _write_scores(experiment: Experiment, names: list[str], measured: list[Measured]) -> None:
+    """What the means are of: each policy's numbers on each prompt, in the order of the prompts."""
+    with new_file(experiment.output_dir / SCORES) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for name, policy in zip(names, measured, strict=True):
+            scores = {objective: policy.scores(objective).tolist() for objective in experiment.objectives}
+            kl, tokens = policy.numbers("kl").tolist(), policy.numbers("tokens").tolist()
+            file.write(json.dumps({"policy": name, "scores": scores, "kl": kl, "tokens": tokens}) + "\n")

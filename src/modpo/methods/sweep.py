@@ -1,0 +1,215 @@
+"""Many preference vectors, one policy each, by whatever method. A killed sweep goes on from the last checkpoint of the
+point it was at; a point that fails is recorded and the others go on.
+
+    <output>/experiment.yaml
+    <output>/points/<name>/     a plain PEFT adapter, `training_log.json` and a manifest
+    <output>/points/.work-<name>/     checkpoints of a point that is not finished, see `modpo.training.checkpoints`
+    <output>/failed/<name>.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modpo.base import simplex
+from modpo.base.costs import Cost
+from modpo.base.errors import EnvironmentFault, InputError, IntegrityError, ModpoError, Problem, one_line
+from modpo.base.files import locked, new_file, read_manifest, remove_unfinished, write_json
+from modpo.base.progress import say
+from modpo.base.simplex import Weights
+from modpo.base.text import redacted, without_secrets
+from modpo.data.groups import PromptGroups
+from modpo.data.loading import load_groups
+from modpo.experiment.file import EXPERIMENT_FILE, read_experiment, to_yaml
+from modpo.experiment.methods import CONTINUOUS
+from modpo.experiment.proxy import without_proxies
+from modpo.experiment.sections import Experiment
+from modpo.methods.run import Maker, Run, maker
+from modpo.models.folders import require_device_dtype
+from modpo.models.reference import ReferenceModel
+from modpo.scored.scorer import experiment_scorer
+
+
+@dataclass(frozen=True)
+class TrainedPoint:
+    """A finished point of a sweep, as found on disk."""
+
+    name: str
+    weights: Weights
+    folder: Path
+    cost: Cost  # of training it, or its share of what it was made of
+    files: dict[str, str]  # sha256 of each file
+    made_of: str | None = None  # the folder beside `points` of the trainings that it was made of, if not of its own
+
+
+def run_sweep(experiment: Experiment) -> list[str]:
+    """Make the policy of every vector of the experiment that has no finished point yet, by `sweep.method`.
+
+    Returns:
+        Names of the points that failed; why stands in `<output>/failed/<name>.json`.
+
+    Raises:
+        InputError: no vectors. IntegrityError: the folder holds another experiment. EnvironmentFault: it is busy.
+    """
+    vectors = experiment.sweep.weights
+    if not vectors:
+        fix = "add `sweep: {grid: 5}`, a `lattice`, or a list of `weights`"
+        raise InputError(Problem(experiment.where("sweep"), "sweep", "no preference vectors", fix))
+    require_device_dtype(experiment.model.dtype, experiment.where("model"))
+    train, _ = load_groups(experiment)
+    with locked(experiment.output_dir):
+        claim_folder(experiment)
+        remove_unfinished(experiment.output_dir)
+        reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
+        make = maker(_run(experiment, train, reference))
+        failed = []
+        for number, weights in enumerate(vectors, start=1):
+            say(f"point {number} of {len(vectors)}: {simplex.label(weights)}")
+            if not _made_or_recorded(experiment, weights, make, reference):
+                failed.append(simplex.name(weights))
+    return failed
+
+
+def train_point(experiment: Experiment, weights: Weights, output: Path | None = None) -> Path:
+    """Make the policy of one vector in `output` (default: its place in the sweep's folder) and return the folder."""
+    folder = output or point_folder(experiment, weights)
+    with _alone(experiment, output) as run:
+        maker(run)(weights, folder)
+        if output is None:
+            _failure_record(experiment, weights).unlink(missing_ok=True)
+    return folder
+
+
+def train_continuous(experiment: Experiment, output: Path | None = None) -> Path:
+    """Train the continuous policy and no point into `output` (default: its place in the sweep's folder)."""
+    from modpo.methods.continuous import train
+
+    folder = output or experiment.output_dir / CONTINUOUS
+    with _alone(experiment, output) as run:
+        train(run, folder)
+    return folder
+
+
+@contextmanager
+def _alone(experiment: Experiment, output: Path | None) -> Iterator[Run]:
+    """What a single training starts from, under the lock of where it goes.
+
+    Args:
+        output: a folder of its own; None: its place in the sweep's.
+    """
+    require_device_dtype(experiment.model.dtype, experiment.where("model"))
+    train, _ = load_groups(experiment)
+    if output is not None and output.is_dir() and any(output.iterdir()) and read_manifest(output) is None:
+        fix = "name a new folder, or an empty one"
+        raise InputError(Problem("--output", str(output), "holds something that is no policy of modpo", fix))
+    with locked(output.parent if output else experiment.output_dir):
+        if output is None:
+            claim_folder(experiment)
+            remove_unfinished(experiment.output_dir)
+        reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
+        yield _run(experiment, train, reference)
+
+
+def _run(experiment: Experiment, train: PromptGroups, reference: ReferenceModel) -> Run:
+    """What every method starts from, the data scored."""
+    scorer = experiment_scorer(experiment, reference)
+    return Run(experiment, scorer.score(train), reference, train, scorer.rewards)
+
+
+def claim_folder(experiment: Experiment) -> None:
+    """Write the experiment into its output folder, or check that the one there is the same.
+
+    Vectors may be added or taken away, evaluation may change; what is trained may not.
+    """
+    require_same_experiment(experiment)
+    with new_file(experiment.output_dir / EXPERIMENT_FILE) as temporary:
+        temporary.write_text(to_yaml(experiment), "utf-8")
+
+
+def require_same_experiment(experiment: Experiment) -> None:
+    """Refuse an output folder whose policies were trained by another experiment.
+
+    Raises:
+        IntegrityError: naming the sections that differ.
+    """
+    path = experiment.output_dir / EXPERIMENT_FILE
+    differences = _differences(path, experiment) if path.is_file() else []
+    if differences:
+        raise IntegrityError(
+            f"{path}: the folder holds another experiment ({', '.join(differences)} differ); "
+            "fix: choose another `output_dir`, or delete the folder"
+        )
+
+
+def _differences(path: Path, experiment: Experiment) -> list[str]:
+    """Sections that decide what is trained in which an experiment differs from the one that was written."""
+    try:
+        before, after = read_experiment(path), experiment.asked or experiment
+    except InputError as error:
+        problem = error.problems[0].problem
+        fix = "choose another `output_dir`, or delete the folder"
+        raise IntegrityError(f"{path}: is no experiment of this version ({problem}); fix: {fix}") from error
+    sections: dict[str, tuple[Any, Any]] = {
+        name: (getattr(before, name), getattr(after, name)) for name in ("lora", "data", "seed")
+    }
+    sections["objectives"] = (_deciding_objectives(before), _deciding_objectives(after))
+    sections["model"] = (before.model, replace(after.model, trust_remote_code=False))
+    sections["training"] = (before.training.deciding(), after.training.deciding())
+    sections["sweep.method"] = (before.sweep.method, after.sweep.method)
+    return [name for name, (old, new) in sections.items() if old != new]
+
+
+def _deciding_objectives(experiment: Experiment) -> Any:
+    """The objectives as they are written: secrets among the `kwargs` of rewards are not.
+
+    Proxies decide what a method trains that scores answers of its own; of a comparison, each sweep has its own file.
+    """
+    experiment = experiment if experiment.method.new_answers else without_proxies(experiment)
+    return without_secrets({name: asdict(objective) for name, objective in experiment.objectives.items()})
+
+
+def point_folder(experiment: Experiment, weights: Weights) -> Path:
+    """Where the point of a vector lies."""
+    return experiment.output_dir / "points" / simplex.name(weights)
+
+
+def finished_points(experiment: Experiment) -> Iterator[TrainedPoint]:
+    """The points of the experiment that are there and verify, in the experiment's order."""
+    for weights in experiment.sweep.weights:
+        folder = point_folder(experiment, weights)
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            cost, made_of = Cost.of(manifest["cost"]), manifest.get("made_of")
+            yield TrainedPoint(simplex.name(weights), weights, folder, cost, manifest["files"], made_of)
+
+
+def failures(experiment: Experiment) -> list[dict[str, Any]]:
+    """What is recorded of the points that failed: name, weights, reason."""
+    records = [_failure_record(experiment, weights) for weights in experiment.sweep.weights]
+    return [json.loads(path.read_text("utf-8")) for path in records if path.is_file()]
+
+
+def _failure_record(experiment: Experiment, weights: Weights) -> Path:
+    return experiment.output_dir / "failed" / f"{simplex.name(weights)}.json"
+
+
+def _made_or_recorded(experiment: Experiment, weights: Weights, make: Maker, reference: ReferenceModel) -> bool:
+    name = simplex.name(weights)
+    record = _failure_record(experiment, weights)
+    try:
+        make(weights, point_folder(experiment, weights))
+    except (InputError, IntegrityError, EnvironmentFault):
+        raise  # not of this point's making: the others would meet it too
+    except (ModpoError, RuntimeError, ValueError, MemoryError) as error:
+        reason = redacted(one_line(error))
+        say(f"point {name} failed: {reason}")
+        write_json(record, {"name": name, "weights": weights, "reason": f"{type(error).__name__}: {reason}"})
+        reference.release()
+        return False
+    record.unlink(missing_ok=True)
+    return True

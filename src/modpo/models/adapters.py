@@ -1,0 +1,130 @@
+"""PEFT adapters on disk: fingerprinted, and held against the base that they are to change."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modpo.base.errors import InputError, Problem
+from modpo.base.files import sha256_file
+from modpo.base.finite import nonfinite_tensors
+from modpo.models.folders import ADAPTER_CONFIG, first_line, tensor_shapes
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Settings of an adapter's configuration that say where it came from, not what it computes.
+PROVENANCE = ("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode")
+# Settings that make PEFT look beyond the folder: import a module, read other adapters.
+REACHES_OUT = ("megatron_config", "adapters")
+
+
+def adapter_config(folder: Path, where: str, field: str) -> dict[str, Any]:
+    """What an adapter's configuration says.
+
+    Raises:
+        InputError: it is no JSON object, or names code or adapters outside of its folder.
+    """
+    path = folder / ADAPTER_CONFIG
+    try:
+        config: dict[str, Any] = {**json.loads(path.read_text("utf-8"))}
+    except (ValueError, TypeError, RecursionError) as error:
+        problem = f"{path} cannot be read ({first_line(error)})"
+        raise InputError(Problem(where, field, problem, "save the adapter again")) from error
+    if reaching := [name for name in REACHES_OUT if config.get(name)]:
+        problem, fix = f"{folder} wants what lies outside of it ({reaching[0]})", "name an adapter that stands alone"
+        raise InputError(Problem(where, field, problem, fix))
+    return config
+
+
+def require_adapter(folder: Path, where: str, field: str) -> None:
+    """Refuse what PEFT would read all the same: pickled weights, and a configuration that reaches out of its folder.
+
+    Raises:
+        InputError: it is such an adapter.
+    """
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        fix = "save it with PEFT's save_pretrained; pickled weights are not read"
+        raise InputError(Problem(where, field, f"{folder} has no {ADAPTER_WEIGHTS}", fix))
+    adapter_config(folder, where, field)
+
+
+def adapter_fingerprint(folder: Path) -> dict[str, Any]:
+    """What a PEFT adapter adds to its base: its configuration and its weights' sha256. Holds no path."""
+    config = adapter_config(folder, str(folder), "")
+    return {
+        "config": {name: value for name, value in sorted(config.items()) if name not in PROVENANCE},
+        "weights": sha256_file(folder / ADAPTER_WEIGHTS),
+    }
+
+
+def attach_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default") -> PeftModel:
+    """A model with a saved adapter on it, ready to answer, the adapter in the model's dtype as in serving.
+
+    It is saved in float32. Casting the whole model in its place would round the buffers too, which stay float32 in a
+    model of any dtype: rotary frequencies in bfloat16 are off by up to 0.2 %.
+    """
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder, adapter_name=name, autocast_adapter_dtype=False).eval()
+
+
+def fit_adapter(folder: Path, base: PreTrainedModel, where: str, field: str) -> PeftModel:
+    """Put an adapter on the skeleton of its base and hold its file against what belongs there.
+
+    PEFT itself only warns of tensors that are missing, passes over those that are too many, and reads NaN.
+
+    Returns:
+        The skeleton, adapted.
+
+    Raises:
+        InputError: an adapter of another base, one that is damaged, pickled or not finite, or a prompt.
+    """
+    import torch
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+
+    path = folder / ADAPTER_WEIGHTS
+    require_adapter(folder, where, field)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+        if config.is_prompt_learning:
+            raise ValueError(f"{config.peft_type.value} changes what the model reads, not its weights")
+        config.init_lora_weights = False  # there is nothing to start from: the file holds the weights
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            adapted = get_peft_model(base, config)
+    except Exception as error:  # a configuration can make PEFT raise anything
+        problem, fix = f"{folder} does not fit its base ({first_line(error)})", "name an adapter of this base"
+        raise InputError(Problem(where, field, problem, fix)) from error
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    problem = _differences(tensor_shapes([path], where, field), expected)
+    if problem:
+        fix = "name the base that it was trained on, and an adapter that was saved whole"
+        raise InputError(Problem(where, field, f"{folder} does not fit its base: it {problem}", fix))
+    _require_finite(path, where, field)
+    return adapted
+
+
+def _differences(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> str:
+    """What is wrong with the tensors that were found; empty where nothing is."""
+    reshaped = [
+        f"{name}: {found[name]} instead of {expected[name]}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name] != expected[name]
+    ]
+    kinds = {
+        "lacks": sorted(expected.keys() - found.keys()),
+        "should not have": sorted(found.keys() - expected.keys()),
+        "has in another shape": reshaped,
+    }
+    return ", ".join(f"{kind} {len(names)} tensors ({names[0]})" for kind, names in kinds.items() if names)
+
+
+def _require_finite(path: Path, where: str, field: str) -> None:
+    if broken := nonfinite_tensors(path):
+        problem = f"{path} holds NaN or infinity in {len(broken)} tensors ({broken[0]})"
+        raise InputError(Problem(where, field, problem, "train the adapter again, with a lower learning rate"))

@@ -1,0 +1,131 @@
+"""The reference policy: of an experiment, on disk, or a model that is in memory already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from modpo.base.errors import InputError, Problem
+from modpo.experiment.sections import ModelSection
+from modpo.models.folders import (
+    FIELD,
+    PROVENANCE,
+    device,
+    find_folder,
+    model_fingerprint,
+    read_model,
+    read_tokenizer,
+    require_model,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Reference(Protocol):
+    """The reference policy: `ReferenceModel` on disk, or `LoadedModel` in memory."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]: ...
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    @property
+    def model(self) -> PreTrainedModel: ...
+
+
+class ReferenceModel:
+    """The base model of an experiment. Found at once, read only when it is needed, read once.
+
+    Args:
+        where, field: what an error names: the experiment's file and line, and the field that names the model.
+    """
+
+    def __init__(self, section: ModelSection, cache_dir: Path, where: str = "model", field: str = FIELD) -> None:
+        self.section, self.where, self.field = section, where, field
+        self.folder = find_folder(section, cache_dir, where, field)
+        require_model(self.folder, where, field)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything of the model that changes its log-probs, for a cache key; never its path."""
+        return {**model_fingerprint(self.folder), "dtype": self.section.dtype}
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, with a padding token (its end-of-text token where it has none of its own)."""
+        trust = self.section.trust_remote_code
+        tokenizer = read_tokenizer(self.folder, self.where, self.field, trust_remote_code=trust)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        _require_vocabulary(tokenizer, self.folder, self.where, self.field)
+        return tokenizer
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The weights in `dtype`, in evaluation mode, on the accelerator where there is one."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        model = read_model(
+            AutoModelForCausalLM,
+            self.folder,
+            self.where,
+            self.field,
+            dtype=getattr(torch, self.section.dtype),
+            trust_remote_code=self.section.trust_remote_code,
+        )
+        return model.to(device())
+
+    def release(self) -> None:
+        """Forget the weights; whoever needs them next reads them again."""
+        self.__dict__.pop("model", None)
+
+
+class LoadedModel:
+    """A reference policy that is in memory already."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """The configuration, the adapters' configurations, and a hash of all tensors."""
+        import torch
+
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        config = {k: v for k, v in sorted(self.model.config.to_dict().items()) if k not in PROVENANCE}
+        adapters = {
+            name: {k: v for k, v in adapter.to_dict().items() if k != "base_model_name_or_path"}
+            for name, adapter in getattr(self.model, "peft_config", {}).items()
+        }
+        active = getattr(self.model, "active_adapters", []) if adapters else []
+        about = {"config": config, "adapters": adapters, "active": active}
+        return {**json.loads(json.dumps(about, default=_as_json)), "weights": digest.hexdigest()}
+
+
+def _as_json(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, set) else str(value)
+
+
+def _require_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path, where: str, field: str) -> None:
+    """Refuse a tokenizer with ids for which the model has no embedding."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    except Exception:  # of a model that comes with code of its own, or that reading it will refuse
+        return
+    size, largest = getattr(config, "vocab_size", None), max(tokenizer.get_vocab().values(), default=-1)
+    if size is not None and largest >= size:
+        problem = f"the tokenizer of {folder} has ids up to {largest}, but the model's vocabulary ends at {size - 1}"
+        fix = "take the model's own tokenizer, or give the model more: resize_token_embeddings, then save_pretrained"
+        raise InputError(Problem(where, field, problem, fix))

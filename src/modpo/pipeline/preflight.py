@@ -1,0 +1,160 @@
+"""What is wrong with an experiment, found before a weight is read and before anything is written.
+
+What stages before the sweep are still to make is left to them: answers to train on, rewards to be trained.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from modpo.base.errors import EnvironmentFault, InputError, Problem
+from modpo.base.progress import say
+from modpo.base.simplex import Weights
+from modpo.data.groups import PromptGroups
+from modpo.data.loading import load_groups
+from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
+from modpo.experiment.sections import Experiment
+from modpo.models.folders import lora_config, require_device_dtype, skeleton, tensor_shapes
+from modpo.models.reference import ReferenceModel
+from modpo.rewards.batch import Reward, reward_batch
+from modpo.rewards.loading import PROBE_ROWS, probe, reads_model
+from modpo.scored.scorer import load_proxies, load_rewards
+
+MOST_GROUPS = 2000  # prompt groups that are tokenized here; the rest is found out when it is scored
+
+
+def check_training(experiment: Experiment, weights: Weights, output: Path | None = None) -> None:
+    """Check what training one vector needs; other vectors need the same.
+
+    Args:
+        output: where the policy goes, if not to its place in the sweep's folder.
+
+    Raises:
+        InputError, NumericError: see `check_experiment`; settings that the trainer refuses, adapters that do not fit.
+        EnvironmentFault: a folder that cannot be written. IntegrityError: it holds another experiment.
+    """
+    from modpo.methods.modpo import training_arguments
+    from modpo.methods.run import check_settings
+    from modpo.methods.sweep import require_same_experiment
+
+    require_writable(output or experiment.output_dir, "--output" if output else "output_dir")
+    if output is None:
+        require_same_experiment(experiment)
+    check_experiment(experiment)
+    _check_adapters(experiment)
+    training_arguments(experiment, weights, experiment.output_dir)
+    check_settings(experiment, weights)
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Check data, model, tokens and rewards, in the order of what it costs. Says what a user should know of them.
+
+    Raises:
+        InputError: bad rows; a model or reward that cannot be had or used; texts that cannot be tokenized.
+        NumericError: a reward that is not finite. EnvironmentFault: see `require_writable`; a dtype the device lacks.
+    """
+    require_writable(experiment.cache_dir, "cache_dir")
+    groups = None if experiment.sample is not None else load_groups(experiment)[0]
+    where = experiment.where("model")
+    require_device_dtype(experiment.model.dtype, where)
+    reference = ReferenceModel(experiment.model, experiment.cache_dir, where)
+    tensor_shapes(sorted(reference.folder.glob("*.safetensors")), where, reference.field)  # whole files
+    tokenizer = reference.tokenizer
+    if groups is not None:
+        require_usable(tokenizer, conversational=groups.conversational, where=where)
+        tokens = _tokenize(experiment, groups, reference)
+    there = {n: o for n, o in experiment.objectives.items() if o.reward is None or o.reward.train is None}
+    rewards = load_rewards(replace(experiment, objectives=there))
+    load_proxies(experiment)
+    if groups is not None:
+        _probe(experiment, groups, rewards)
+        _warn(experiment, groups, tokens)
+
+
+def require_writable(folder: Path, field: str) -> None:
+    """Refuse a folder that cannot be made, or in which nothing can be written.
+
+    Raises:
+        EnvironmentFault: naming what stands in the way.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(folder)  # says what is wrong with a name that no system takes
+    there = next((path for path in (folder, *folder.absolute().parents) if os.path.lexists(path)), Path("/"))
+    if not there.is_dir():
+        raise EnvironmentFault(f"{there}: is no folder; fix: choose another `{field}`")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"{there}: may not be written; fix: change its permissions, or choose another `{field}`")
+
+
+def _tokenize(experiment: Experiment, groups: PromptGroups, reference: ReferenceModel) -> list[TokenizedGroup]:
+    """The first groups as training reads them, or everything that is wrong with them."""
+    data = experiment.data
+    found: list[TokenizedGroup] = []
+    problems: list[Problem] = []
+    for group in groups[:MOST_GROUPS]:
+        try:
+            found.append(
+                tokenize_group(
+                    group, reference.tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
+                )
+            )
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return found
+
+
+def _probe(experiment: Experiment, groups: PromptGroups, rewards: Mapping[str, Reward]) -> None:
+    """Score a few responses by each reward that reads no model."""
+    batch = reward_batch(groups, range(min(PROBE_ROWS, len(groups))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scoring probes again, and says what it thinks of it
+        for name, reward in rewards.items():
+            section = experiment.objectives[name].reward
+            if section is not None and not reads_model(section):
+                probe(reward, batch)
+
+
+def _check_adapters(experiment: Experiment) -> None:
+    """Put adapters on the model's skeleton: some settings fit no module of it."""
+    if experiment.lora is None:
+        return
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
+    trust = experiment.model.trust_remote_code
+    outline = skeleton(
+        AutoModelForCausalLM, reference.folder, reference.where, reference.field, trust_remote_code=trust
+    )
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            get_peft_model(outline, lora_config(experiment.lora))
+    except ValueError as error:
+        problem = f"do not fit the model: {str(error).splitlines()[0]}"
+        fix = "set `target_modules: all-linear`, or name modules of this model"
+        raise InputError(Problem(experiment.where("lora"), "lora", problem, fix)) from error
+
+
+def _warn(experiment: Experiment, groups: PromptGroups, tokens: list[TokenizedGroup]) -> None:
+    """What is no error, and should not go unnoticed."""
+    merged = sum(group.merged_boundary for group in tokens)
+    special = sum(group.special_in_text for group in tokens)
+    batch = experiment.training.per_device_train_batch_size
+    found = {
+        "responses share a token with the end of their prompt, which is cut before it; "
+        "fix: end prompts with a line break": merged,
+        "texts spell out a special token, which is read as one; fix: take it out where people wrote it": special,
+        f"prompts to train on are fewer than one batch of {batch}; "
+        "fix: lower `training.per_device_train_batch_size`": len(groups) if len(groups) < batch else 0,
+    }
+    for what, count in found.items():
+        if count:
+            say(f"warning: {experiment.data.path}: {count} {what}")

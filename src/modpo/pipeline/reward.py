@@ -1,0 +1,223 @@
+"""A reward learned from pairs: a scalar reward model, or a policy whose log-ratio is the reward.
+
+`<output>/rewards/<objective>/` is the model or adapter, with `training_log.json` and a manifest.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modpo.base.errors import InputError, Problem
+from modpo.base.files import locked, new_folder, remove_unfinished, sha256_json
+from modpo.base.progress import duration, say
+from modpo.data.groups import PromptGroups, group_rows
+from modpo.data.loading import load_groups
+from modpo.data.prompt_group import UNNAMED
+from modpo.data.rows import rows_from_list
+from modpo.data.sources import open_rows
+from modpo.data.tokens import identity as tokenizer_identity
+from modpo.data.tokens import require_usable
+from modpo.experiment.proxy import PROXY, REWARD
+from modpo.experiment.sections import DRAWN, Experiment, RewardSection, RewardTraining
+from modpo.models.folders import require_device_dtype
+from modpo.models.reference import ReferenceModel
+from modpo.pipeline.held_out import held_out_prompts
+from modpo.pipeline.reward_task import RewardTask
+from modpo.rewards.accuracy import held_out_accuracy
+from modpo.rewards.context import RewardContext
+from modpo.rewards.loading import load_reward
+from modpo.scored.scorer import experiment_scorer
+from modpo.training.arguments import is_finished
+
+if TYPE_CHECKING:
+    from trl import RewardConfig
+
+    from modpo.training.config import MODPOConfig
+
+
+def train_reward(experiment: Experiment, name: str, role: str = REWARD) -> Path:
+    """Train an objective's reward or proxy on the pairs that its `train` names; kept when it is there already.
+
+    `reward_model`: a sequence-classification model by trl.RewardTrainer, adapters merged. `implicit`: a policy by DPO.
+    No prompt on which policies are measured is learned from. The manifest has `kind`, `pairs`, `cost`, for `implicit`
+    its `beta`, and `held_out`: accuracy on held-out pairs, its standard error over prompts, how many of both.
+
+    Args:
+        role: REWARD or PROXY.
+
+    Returns:
+        `<output_dir>/rewards/<name>`, which `reward_model:` or `implicit:` names.
+
+    Raises:
+        InputError: nothing to train, bad rows or settings, before any model is loaded.
+        IntegrityError: the folder holds a reward of other data or settings. NumericError: a number is not finite.
+    """
+    require_device_dtype(experiment.model.dtype, experiment.where("model"))
+    task = _task(experiment, name, role)
+    config = _config(task)
+    where = experiment.where("model")
+    reference = ReferenceModel(experiment.model, experiment.cache_dir, where)
+    require_usable(reference.tokenizer, conversational=task.learned.conversational, where=where)
+    key = _key(task, config, reference)
+    if not is_finished(task.folder, key, task.label):
+        with locked(experiment.output_dir):
+            remove_unfinished(task.folder.parent)
+            _train(task, config, reference, key)
+    return task.folder
+
+
+def resolved_section(experiment: Experiment, name: str, folder: Path, role: str = REWARD) -> RewardSection:
+    """The section of a reward that was trained into `folder`, with the folder in the place of `train`."""
+    section = _section(experiment, name, role)
+    assert section is not None
+    assert section.train is not None
+    if section.train.kind == "implicit":
+        beta = section.train.arguments.get("beta", experiment.training.beta)
+        return replace(section, train=None, implicit=str(folder), beta=beta)
+    return replace(section, train=None, reward_model=str(folder))
+
+
+# --- what is learned ----------------------------------------------------------------------------------------
+
+
+def _section(experiment: Experiment, name: str, role: str) -> RewardSection | None:
+    objective = experiment.objectives.get(name)
+    if objective is None:
+        return None
+    return objective.proxy if role == PROXY else objective.reward
+
+
+def _task(experiment: Experiment, name: str, role: str = REWARD) -> RewardTask:
+    section = _section(experiment, name, role)
+    training = section.train if section else None
+    if section is None or training is None:
+        fix = f"add `{role}: {{train: {{kind: reward_model}}}}` to objectives.{name}"
+        raise InputError(Problem(experiment.where(f"objectives.{name}"), name, f"has no {role} to train", fix))
+    own = experiment.objectives[name].pairs if role == PROXY and training.path is None else None
+    label_set = training.pairs or own or UNNAMED
+    groups = _drawn(experiment, name) if label_set == DRAWN else _groups(experiment, training)
+    counts = groups.label_sets
+    if not counts.get(label_set):
+        found = f"it has {', '.join(counts)}" if counts else "it has no pairs at all"
+        problem = f"no pair of the label set {label_set!r}; {found}"
+        fix = f"name one of its label sets in objectives.{name}.{role}.train.pairs, or other rows in its `path`"
+        raise InputError(Problem(training.path or experiment.data.path, "pairs", problem, fix))
+    n = experiment.data.eval_prompts if training.eval_prompts is None else training.eval_prompts
+    learned, held_out = _with_pairs(groups, label_set).split_held_out(n, experiment.data.split_seed)
+    measured = held_out_prompts(experiment)
+    learned = learned.select(np.flatnonzero(~np.isin(learned.keys, measured.keys)))
+    if not len(learned):
+        problem = f"no pair of the label set {label_set!r} is left to learn from"
+        fix = "lower eval_prompts, or give pairs for more prompts than those that policies are measured on"
+        raise InputError(Problem(training.path or experiment.data.path, "pairs", problem, fix))
+    return RewardTask(experiment, name, role, section, training, label_set, learned, held_out)
+
+
+def _groups(experiment: Experiment, training: RewardTraining) -> PromptGroups:
+    data = experiment.data
+    split = training.split or data.split
+    if training.path is None:
+        rows = open_rows(data.path, split=split, name=data.name, data_dir=data.data_dir)
+    else:
+        rows = open_rows(training.path, split=split)
+    return group_rows(rows, format=training.format or data.format)
+
+
+def _drawn(experiment: Experiment, name: str) -> PromptGroups:
+    """The data's responses with the pairs that are drawn from the objective's reward: those that MODPO trains on."""
+    experiment = replace(experiment, objectives={name: experiment.objectives[name]})
+    train, _ = load_groups(experiment)
+    pairs = experiment_scorer(experiment).draw_pairs(train, name).open()["pairs"]
+    texts = [{"prompt": group.prompt, "responses": list(group.responses)} for group in train]
+    rows = [{**row, "pairs": {DRAWN: drawn}} for row, drawn in zip(texts, pairs, strict=True)]
+    return group_rows(rows_from_list(rows, experiment.data.path))
+
+
+def _with_pairs(groups: PromptGroups, label_set: str) -> PromptGroups:
+    return groups.select([i for i, group in enumerate(groups) if group.pairs.get(label_set)])
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def _config(task: RewardTask) -> RewardConfig | MODPOConfig:
+    if task.training.kind == "implicit":
+        from modpo.pipeline.implicit_reward import implicit_config
+
+        return implicit_config(task)
+    from modpo.pipeline.reward_model import reward_model_config
+
+    return reward_model_config(task)
+
+
+def _key(task: RewardTask, config: RewardConfig | MODPOConfig, reference: ReferenceModel) -> str:
+    """Everything that decides the weights, and the accuracy beside them."""
+    experiment, data = task.experiment, task.experiment.data
+    of_policies = {"training": experiment.training.deciding()} if task.training.kind == "implicit" else {}
+    return sha256_json(
+        {
+            "kind": task.training.kind,
+            "pairs": task.label_set,
+            "learned": task.learned.fingerprint,
+            "held_out": task.held_out.fingerprint,
+            "model": reference.fingerprint,
+            "tokenizer": tokenizer_identity(reference.tokenizer, data.max_length, data.max_prompt_length),
+            "lora": asdict(experiment.lora) if experiment.lora else None,
+            "arguments": task.training.arguments,
+            "max_length": config.max_length,
+            "seed": experiment.seed,
+            **of_policies,
+        }
+    )
+
+
+def _train(task: RewardTask, config: Any, reference: ReferenceModel, key: str) -> None:
+    about: dict[str, Any] = {"key": key, "kind": task.training.kind, "pairs": task.label_set}
+    about["of_data"] = task.training.path is None  # then it took what the data took
+    try:
+        with new_folder(task.folder, about) as temporary:
+            if task.training.kind == "implicit":
+                from modpo.pipeline.implicit_reward import train_implicit_reward
+
+                about["beta"] = config.beta
+                cost = train_implicit_reward(task, config, reference, temporary)
+            else:
+                from modpo.pipeline.reward_model import train_reward_model
+
+                cost = train_reward_model(task, config, reference, temporary)
+            about["cost"] = cost.written()
+            gc.collect()  # trainers hold their model in cycles: two would be in memory while the reward is tried
+            about["held_out"] = _held_out(task, temporary)
+    finally:
+        shutil.rmtree(task.work, ignore_errors=True)
+    say(f"{task.label}: trained in {duration(cost.seconds)}, {_said(about['held_out'])}")
+
+
+# --- held-out accuracy --------------------------------------------------------------------------------------
+
+
+def _held_out(task: RewardTask, folder: Path) -> dict[str, float] | None:
+    """The trained reward, loaded as it will be for scoring, on the held-out pairs."""
+    if not len(task.held_out):
+        return None
+    experiment = task.experiment
+    section = resolved_section(experiment, task.name, folder, task.role)
+    reward = load_reward(
+        section, RewardContext.of(experiment), where=experiment.where(task.field), name=task.name, field=task.field
+    )
+    return held_out_accuracy(reward, task.held_out, task.label_set)
+
+
+def _said(held_out: dict[str, float] | None) -> str:
+    if held_out is None:
+        return "no held-out pair to try it on"
+    return (
+        f"orders {held_out['accuracy']:.1%} of {held_out['pairs']} held-out pairs as they are labelled "
+        f"(± {held_out['se']:.1%}, {held_out['prompts']} prompts)"
+    )

@@ -1,0 +1,158 @@
+"""The reference policy from demonstrations: supervised fine-tuning by trl.SFTTrainer.
+
+`<output>/sft/` is a full model with its tokenizer, `training_log.json` and a manifest.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modpo.base.errors import InputError, Problem
+from modpo.base.files import locked, new_folder, remove_unfinished, sha256_json, write_json
+from modpo.base.progress import duration, say
+from modpo.data.tokens import identity as tokenizer_identity
+from modpo.data.tokens import require_usable
+from modpo.experiment.sections import Experiment
+from modpo.models.folders import TRAINING_LOG, lora_config, require_device_dtype
+from modpo.models.reference import ReferenceModel
+from modpo.pipeline.demonstrations import Demonstrations, load_demonstrations
+from modpo.pipeline.held_out import held_out_prompts
+from modpo.training.arguments import (
+    is_finished,
+    modest_batches,
+    one_progress_bar,
+    quiet_settings,
+    require_finite,
+    run_training,
+    training_config,
+)
+
+if TYPE_CHECKING:
+    from trl import SFTConfig, SFTTrainer
+
+LABEL = "sft"
+# With adapters, ten times TRL's default, which is for training all weights.
+ADAPTER_LEARNING_RATE = 2e-4
+
+
+def train_sft(experiment: Experiment) -> Path:
+    """Fine-tune the experiment's model on its demonstrations; kept when it is there already.
+
+    Adapters are merged into the model. Demonstrations of the prompts on which policies are measured are left out.
+    The manifest has `demonstrations` (how many), `cost`, and `held_out_loss` (nats per token) if some are held out.
+
+    Returns:
+        `<output_dir>/sft`, which `ReferenceModel` reads.
+
+    Raises:
+        InputError: no `sft` section, bad demonstrations or settings, before any model is loaded.
+        IntegrityError: the folder holds a model of other data or settings. NumericError: a number is not finite.
+    """
+    if experiment.sft is None:
+        fix = "add `sft: {path: demonstrations.jsonl}`"
+        raise InputError(Problem(experiment.source, "sft", "there is no such section", fix))
+    require_device_dtype(experiment.model.dtype, experiment.where("model"))
+    folder = experiment.output_dir / "sft"
+    config = _config(experiment, folder.with_name(".work-sft"))
+    seed = experiment.data.split_seed
+    data = load_demonstrations(experiment.sft, never=held_out_prompts(experiment), seed=seed)
+    where = experiment.where("model")
+    reference = ReferenceModel(experiment.model, experiment.cache_dir, where)
+    require_usable(reference.tokenizer, conversational=data.conversational, where=where)
+    key = _key(experiment, reference, data)
+    if not is_finished(folder, key, LABEL):
+        with locked(experiment.output_dir):
+            remove_unfinished(experiment.output_dir)
+            _train(experiment, reference, config, data, folder, key)
+    return folder
+
+
+def _config(experiment: Experiment, work: Path) -> SFTConfig:
+    from trl import SFTConfig
+
+    assert experiment.sft is not None
+    asked = experiment.sft.arguments
+    defaults = {**quiet_settings(experiment, work), **modest_batches(asked), "max_length": experiment.data.max_length}
+    if experiment.lora is not None:
+        defaults["learning_rate"] = ADAPTER_LEARNING_RATE
+    where = experiment.where("sft.arguments")
+    return training_config(SFTConfig, defaults, asked, where=where, field="sft.arguments")
+
+
+def _key(experiment: Experiment, reference: ReferenceModel, data: Demonstrations) -> str:
+    """Everything that decides the weights."""
+    assert experiment.sft is not None
+    return sha256_json(
+        {
+            "data": data.fingerprint,
+            "model": reference.fingerprint,
+            "tokenizer": tokenizer_identity(reference.tokenizer, experiment.data.max_length, None),
+            "lora": asdict(experiment.lora) if experiment.lora else None,
+            "arguments": experiment.sft.arguments,
+            "seed": experiment.seed,
+        }
+    )
+
+
+def _train(
+    experiment: Experiment, reference: ReferenceModel, config: SFTConfig, data: Demonstrations, folder: Path, key: str
+) -> None:
+    about: dict[str, Any] = {"key": key, "demonstrations": len(data.learned)}
+    try:
+        with new_folder(folder, about) as temporary, one_progress_bar():
+            trainer = _trainer(experiment, reference, config, data)
+            cost = run_training(trainer, LABEL)
+            about["cost"] = cost.written()
+            said = f"{LABEL}: trained in {duration(cost.seconds)}"
+            if data.held_out:
+                about["held_out_loss"] = trainer.evaluate()["eval_loss"]
+                require_finite(about["held_out_loss"], f"{LABEL}: the held-out loss")
+                said += f", {about['held_out_loss']:.3f} nats per token on {len(data.held_out)} held-out demonstrations"
+            _save(experiment, trainer, temporary)
+            reference.tokenizer.save_pretrained(temporary)
+            write_json(temporary / TRAINING_LOG, trainer.state.log_history)
+    finally:
+        shutil.rmtree(config.output_dir, ignore_errors=True)
+    say(said)
+
+
+def _trainer(experiment: Experiment, reference: ReferenceModel, config: SFTConfig, data: Demonstrations) -> SFTTrainer:
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    from modpo.training.callbacks import CountPasses
+    from modpo.training.trainer import FiniteGradients
+
+    # When all weights are trained they stay in float32: in 16 bits most steps would be rounded away.
+    model = reference.model if experiment.lora else reference.model.float()
+    trainer = SFTTrainer(
+        model,
+        args=config,
+        train_dataset=Dataset.from_list(data.learned),
+        eval_dataset=Dataset.from_list(data.held_out) if data.held_out else None,
+        processing_class=reference.tokenizer,
+        peft_config=lora_config(experiment.lora) if experiment.lora else None,
+        callbacks=[FiniteGradients(), CountPasses()],
+    )
+    _say_what_was_left_out(data, trainer, config)
+    return trainer
+
+
+def _say_what_was_left_out(data: Demonstrations, trainer: SFTTrainer, config: SFTConfig) -> None:
+    """TRL drops a demonstration whose prompt leaves no room for its answer."""
+    if config.packing:
+        return
+    kept = len(trainer.train_dataset) + len(trainer.eval_dataset or [])
+    if lost := len(data.learned) + len(data.held_out) - kept:
+        problem = f"the prompts of {lost} demonstrations leave no room for an answer in {config.max_length} tokens"
+        say(f"warning: {problem}: they are left out; fix: raise `data.max_length`")
+
+
+def _save(experiment: Experiment, trainer: SFTTrainer, folder: Path) -> None:
+    import torch
+
+    model = trainer.model.merge_and_unload() if experiment.lora else trainer.model
+    model.to(getattr(torch, experiment.model.dtype)).save_pretrained(folder)

@@ -1,0 +1,164 @@
+"""The stages of an experiment in their order: sft, sample, rewards, then the sweep and what is measured of it.
+
+Each stage is skipped when its result is there and was made from the same data with the same settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from modpo.base.errors import PartialFailure
+from modpo.base.progress import say
+from modpo.experiment.proxy import PROXY, by_proxies, needs_proxies
+from modpo.experiment.sections import Experiment
+from modpo.scored.answers import SAMPLE
+
+SWEEP, EVALUATE, REPORT = "sweep", "evaluate", "report"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step before the sweep. `run` takes the experiment and gives it back with what the step made filled in."""
+
+    name: str  # "sft", "sample", "reward <objective>" or "proxy <objective>"
+    run: Callable[[Experiment], Experiment]
+
+
+class StageCount:
+    """Says which stage begins: "stage 2 of 5: reward kind"."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = list(names)
+
+    def begin(self, name: str) -> None:
+        """One line for the stage of that name."""
+        say(f"stage {self._names.index(name) + 1} of {len(self._names)}: {name}")
+
+
+def run_pipeline(experiment: Experiment, *, evaluate: bool = True) -> None:
+    """Every stage, from demonstrations to the report.
+
+    Args:
+        evaluate: False stops after the sweep.
+
+    Raises:
+        PartialFailure: some points could not be trained; the others are measured all the same.
+    """
+    after = [SWEEP, EVALUATE, REPORT] if evaluate else [SWEEP]
+    count = StageCount([*(stage.name for stage in stages_before(experiment)), *after])
+    check_early(experiment, measurable=evaluate)
+    experiment = prepare(experiment, count)
+
+    from modpo.evaluation.evaluate import evaluate_sweep
+    from modpo.methods.sweep import run_sweep
+    from modpo.report import write_report
+
+    count.begin(SWEEP)
+    failed = run_sweep(experiment)
+    vectors = len(experiment.sweep.weights)
+    if evaluate and len(failed) < vectors:
+        count.begin(EVALUATE)
+        evaluate_sweep(experiment)
+        count.begin(REPORT)
+        write_report(experiment.output_dir)
+    if failed:
+        raise PartialFailure(
+            f"{experiment.output_dir}: {len(failed)} of {vectors} points failed: {', '.join(failed)}; "
+            "fix: run the same command again, finished points are kept"
+        )
+
+
+def check_early(experiment: Experiment, *, measurable: bool) -> None:
+    """What is wrong with data and settings is said before anything is trained, where the data is there already."""
+    from modpo.evaluation.evaluate import require_measurable
+    from modpo.pipeline.preflight import check_training
+
+    if experiment.sweep.weights:
+        check_training(experiment, experiment.sweep.weights[0])
+    if measurable and experiment.sample is None:
+        require_measurable(experiment)
+
+
+def prepare(
+    experiment: Experiment, count: StageCount | None = None, *, last: str | None = None, proxies: bool = False
+) -> Experiment:
+    """Run the stages before the sweep that the experiment has, and give it back with their results filled in.
+
+    The model becomes that of `sft`, each reward's and proxy's `train` the folder that it was trained into, and proxies
+    stand for rewards where the method scores answers of its own; `asked` is the experiment as it was. Without any of
+    these, and after them, it is given back as it is.
+
+    Args:
+        count: says which stage begins; default: of these stages alone.
+        last: the stage to stop after; default: all of them.
+        proxies: train those that the method has no use for, too.
+
+    Raises:
+        InputError, IntegrityError, NumericError: see the stages.
+    """
+    stages = stages_before(experiment, proxies=proxies)
+    count = count or StageCount([stage.name for stage in stages])
+    resolved = experiment
+    for stage in stages:
+        count.begin(stage.name)
+        resolved = replace(stage.run(resolved), asked=experiment)
+        if stage.name == last:
+            break
+    return _as_its_method_trains(resolved)
+
+
+def _as_its_method_trains(experiment: Experiment) -> Experiment:
+    proxied = any(objective.proxy for objective in experiment.objectives.values()) and needs_proxies(experiment)
+    if experiment.comparison is not None or not proxied:  # each method of a comparison on its own
+        return experiment
+    return replace(by_proxies(experiment), asked=experiment.asked or experiment)
+
+
+def stages_before(experiment: Experiment, *, proxies: bool = False) -> list[Stage]:
+    """What is to run before the experiment can be scored; nothing once it has run."""
+    if experiment.asked is not None:
+        return []
+    stages = []
+    if experiment.sft is not None:
+        stages.append(Stage("sft", _with_sft))
+    if experiment.sample is not None:
+        stages.append(Stage(SAMPLE, _with_samples))
+    for name, objective in experiment.objectives.items():
+        if objective.reward is not None and objective.reward.train is not None:
+            stages.append(Stage(f"reward {name}", partial(_with_reward, name=name)))
+    for name, objective in experiment.objectives.items() if proxies or needs_proxies(experiment) else ():
+        if objective.proxy is not None and objective.proxy.train is not None:
+            stages.append(Stage(f"proxy {name}", partial(_with_proxy, name=name)))
+    return stages
+
+
+def _with_sft(experiment: Experiment) -> Experiment:
+    from modpo.pipeline.sft import train_sft
+
+    model = replace(experiment.model, model_name_or_path=str(train_sft(experiment)), revision=None)
+    return replace(experiment, model=model)
+
+
+def _with_samples(experiment: Experiment) -> Experiment:
+    from modpo.pipeline.sample import sample_experiment
+
+    sample_experiment(experiment)
+    return experiment
+
+
+def _with_reward(experiment: Experiment, name: str) -> Experiment:
+    from modpo.pipeline.reward import resolved_section, train_reward
+
+    reward = resolved_section(experiment, name, train_reward(experiment, name))
+    objective = replace(experiment.objectives[name], reward=reward)
+    return replace(experiment, objectives={**experiment.objectives, name: objective})
+
+
+def _with_proxy(experiment: Experiment, name: str) -> Experiment:
+    from modpo.pipeline.reward import resolved_section, train_reward
+
+    proxy = resolved_section(experiment, name, train_reward(experiment, name, PROXY), PROXY)
+    objective = replace(experiment.objectives[name], proxy=proxy)
+    return replace(experiment, objectives={**experiment.objectives, name: objective})

@@ -1,0 +1,139 @@
+"""What scores a response: one interface for functions, columns of the data, reward models and implicit rewards.
+
+A reward is a number per (prompt, response) that never changes while training, so it is computed once and
+cached under its `identity`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, NumericError, Problem
+from modpo.data.groups import PromptGroups
+from modpo.data.prompt_group import PromptGroup, Text, plain_text
+
+FINITE = "let the reward give every answer a finite number"
+
+
+@dataclass(frozen=True)
+class RewardBatch:
+    """What a reward sees: lists of the same length B, one entry per response."""
+
+    prompts: list[Text]
+    responses: list[Text]
+    columns: dict[str, list[float | None]]  # numbers of the response, by field
+    fields: dict[str, list[Any]]  # what else the data says of the prompt
+    where: list[str]  # "rows.jsonl:12", for error messages
+
+    def __post_init__(self) -> None:
+        lists: dict[str, list[Any]] = {"responses": self.responses, "where": self.where}
+        for name, values in (lists | self.columns | self.fields).items():
+            if len(values) != len(self.prompts):
+                raise ValueError(f"{name} has {len(values)} entries, but prompts has {len(self.prompts)}")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def rows(self, start: int, stop: int) -> RewardBatch:
+        """The entries from `start` up to, not including, `stop`."""
+        return self.only(range(len(self))[start:stop])
+
+    def only(self, indices: Sequence[int]) -> RewardBatch:
+        """The entries at these indices, in this order."""
+        return RewardBatch(
+            [self.prompts[i] for i in indices],
+            [self.responses[i] for i in indices],
+            {name: [values[i] for i in indices] for name, values in self.columns.items()},
+            {name: [values[i] for i in indices] for name, values in self.fields.items()},
+            [self.where[i] for i in indices],
+        )
+
+
+class Reward(Protocol):
+    """Scores a batch: one finite number per response, None where the data lacks one and the objective allows it."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes its numbers, as JSON; part of the cache key, so never a path."""
+
+    @property
+    def scores_new_text(self) -> bool:
+        """False: it reads numbers of the data, and cannot score generated answers."""
+
+    def __call__(self, batch: RewardBatch) -> Sequence[float | None]:
+        """Raw scores, (B,)."""
+
+    def release(self) -> None:
+        """Forget the models that were read for scoring; the next call reads them again."""
+
+
+def check_scores(values: Iterable[Any], batch: RewardBatch, *, field: str, fix: str = FINITE) -> list[float]:
+    """Turn B values into B floats, or say which rows hold something else.
+
+    Python and NumPy numbers and 0-d tensors are numbers; bool, None, text and arrays are not.
+
+    Args:
+        field, fix: what an error names, and what it advises.
+
+    Raises:
+        InputError: a value that is no number. NumericError: NaN or infinity.
+    """
+    plain = [value.tolist() if hasattr(value, "tolist") else value for value in values]
+    wrong = [i for i, value in enumerate(plain) if not _is_number(value)]
+    if wrong:
+        raise InputError([_value_problem(batch, i, plain[i], "is not a number", field, fix) for i in wrong])
+    wrong = [i for i, value in enumerate(plain) if not _is_finite(value)]
+    if wrong:
+        shown = [_value_problem(batch, i, plain[i], "is not finite", field, fix) for i in wrong]
+        raise NumericError("\n".join(str(problem) for problem in shown[:MOST_PROBLEMS_SHOWN]))
+    return [float(value) for value in plain]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float holds
+        return False
+
+
+def _value_problem(batch: RewardBatch, row: int, value: Any, trouble: str, field: str, fix: str) -> Problem:
+    said, response = repr(value), repr(plain_text(batch.responses[row])[:40])
+    shown = said if len(said) <= 40 else said[:37] + "..."
+    return Problem(batch.where[row], field, f"{shown} {trouble} (response {response})", fix)
+
+
+def reward_batch(groups: PromptGroups, indices: Sequence[int]) -> RewardBatch:
+    """The responses of some groups, as a scorer sees them: one entry per response, None where a field is missing."""
+    entries = [(group, r) for group in map(groups.__getitem__, indices) for r in range(len(group.responses))]
+    columns = {name for group, _ in entries for name in group.columns}
+    fields = {name for group, _ in entries for name in group.fields}
+    return RewardBatch(
+        prompts=[group.prompt for group, _ in entries],
+        responses=[group.responses[r] for group, r in entries],
+        columns={n: [group.columns[n][r] if n in group.columns else None for group, r in entries] for n in columns},
+        fields={n: [group.fields.get(n) for group, _ in entries] for n in fields},
+        where=[group.where for group, _ in entries],
+    )
+
+
+def answer_batch(groups: Sequence[PromptGroup], texts: Sequence[str]) -> RewardBatch:
+    """New answers, one to each group's prompt, with what the data says of the prompt."""
+    names = {name for group in groups for name in group.fields}
+    responses: list[Text] = [
+        text if isinstance(group.prompt, str) else [{"role": "assistant", "content": text}]
+        for group, text in zip(groups, texts, strict=True)
+    ]
+    return RewardBatch(
+        prompts=[group.prompt for group in groups],
+        responses=responses,
+        columns={},
+        fields={name: [group.fields.get(name) for group in groups] for name in names},
+        where=[f"answer to {group.where}" for group in groups],
+    )

@@ -1,0 +1,203 @@
+"""Answers of the reference policy to prompts: data for those who have rewards and no preference labels.
+
+Rows go into a JSONL file, with `<file>.manifest.json` beside it: what they were made from, and that modpo made them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modpo.base.costs import Cost
+from modpo.base.errors import InputError, Problem
+from modpo.base.files import MANIFEST, new_file, sha256_file, sha256_json, write_json
+from modpo.base.progress import say
+from modpo.data.groups import PromptGroups
+from modpo.data.tokens import identity as tokenizer_identity
+from modpo.data.tokens import stop_ids, tokenize_prompt
+from modpo.models.reference import ReferenceModel
+from modpo.scored.columns import Column, Row, column
+
+if TYPE_CHECKING:
+    from modpo.models.reference import Reference
+
+SAMPLE = "sample"  # the stage
+# Prompts in a shard, which is what a killed run can lose. vLLM wants many at a time.
+SHARD_PROMPTS = {"transformers": 48, "vllm": 1024}
+
+# Token ids of prompts, a seed and a label -> token ids of one answer to each.
+Sampler = Callable[[list[list[int]], int, str], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What decides the answers besides model and prompts.
+
+    Attributes:
+        engine: "transformers", or "vllm", for a reference on disk.
+    """
+
+    responses_per_prompt: int = 4
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    seed: int = 0
+    engine: str = "transformers"
+
+
+def sample_responses(
+    reference: Reference,
+    prompts: PromptGroups,
+    output: Path,
+    settings: SampleSettings,
+    *,
+    cache_dir: Path,
+) -> None:
+    """Sample answers to each prompt into rows of {prompt, responses} at `output` (JSONL).
+
+    A killed run continues, and the same call again samples nothing: see `sample_column`, which takes the same.
+
+    Raises:
+        InputError: at `output` is a file that modpo did not write.
+    """
+    samples = _column(reference, prompts, cache_dir, settings)
+    if not _is_written(output, samples.key):
+        _fill(reference, prompts, samples, settings)
+        _write_rows(output, samples.key, _answered_rows(prompts, samples), samples.cost)
+
+
+def answers_cost(output: Path) -> Cost | None:
+    """What sampling the answers at `output` took, from scratch; None where that was not written down."""
+    written = _read_manifest(output).get("cost")
+    return Cost.of(written) if isinstance(written, dict) else None
+
+
+def sample_column(reference: Reference, prompts: PromptGroups, settings: SampleSettings, *, cache_dir: Path) -> Column:
+    """The answers in the cache, one row a prompt: under a key of model, prompts and settings, sampled where missing."""
+    samples = _column(reference, prompts, cache_dir, settings)
+    _fill(reference, prompts, samples, settings)
+    return samples
+
+
+def write_prompts(prompts: PromptGroups, output: Path) -> None:
+    """The prompts alone, as rows of the format `prompts`.
+
+    Raises:
+        InputError: at `output` is a file that modpo did not write.
+    """
+    key = sha256_json({"prompts": prompts.fingerprint})
+    if not _is_written(output, key):
+        _write_rows(output, key, ({"prompt": group.prompt} for group in prompts))
+
+
+# --- sampling -----------------------------------------------------------------------------------------------
+
+
+def _column(reference: Reference, prompts: PromptGroups, cache_dir: Path, settings: SampleSettings) -> Column:
+    """The answers' place in the cache, sampled or not."""
+    identity = {
+        "model": reference.fingerprint,
+        "tokenizer": tokenizer_identity(reference.tokenizer, 0, None),
+        "prompts": prompts.fingerprint,
+        **asdict(settings),
+    }
+    return column(cache_dir, "samples", identity, len(prompts), SHARD_PROMPTS[settings.engine])
+
+
+def _fill(reference: Reference, prompts: PromptGroups, samples: Column, settings: SampleSettings) -> None:
+    if samples.complete:
+        say(f"samples: {len(prompts)} prompts, in the cache")
+        return
+    sampler = _sampler(reference, settings, stop_ids(reference.tokenizer, conversational=prompts.conversational))
+    samples.fill(lambda shard: _sample_shard(reference, prompts, shard, settings, sampler))
+
+
+def _sampler(reference: Reference, settings: SampleSettings, ends: Sequence[int]) -> Sampler:
+    tokenizer, n = reference.tokenizer, settings.responses_per_prompt
+    same: dict[str, Any] = {
+        "ends": ends,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+    }
+    if settings.engine == "vllm":
+        from modpo.forward.vllm import VllmPolicy
+
+        assert isinstance(reference, ReferenceModel)
+        section = reference.section
+        policy = VllmPolicy(reference.folder, section.dtype, trust_remote_code=section.trust_remote_code)
+        # Every answer has a seed of its own: those of a shard end before those of the next begin.
+        return lambda prompts, seed, label: policy.generate(prompts, seed=seed * n, **same)
+
+    from modpo.forward.generate import generate
+
+    return lambda prompts, seed, label: generate(
+        reference.model, tokenizer, prompts, batch_size=len(prompts), seed=seed, label=label, **same
+    )
+
+
+def _sample_shard(
+    reference: Reference, prompts: PromptGroups, shard: range, settings: SampleSettings, sampler: Sampler
+) -> Iterator[Row]:
+    tokenizer, n = reference.tokenizer, settings.responses_per_prompt
+    prompts_ids = [tokenize_prompt(prompts[i].prompt, tokenizer) for i in shard for _ in range(n)]
+    label = f"samples for prompts {shard.start + 1} to {shard.stop} of {len(prompts)}"
+    answers = sampler(prompts_ids, settings.seed + shard.start, label)
+    for first in range(0, len(answers), n):
+        texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers[first : first + n]]
+        yield {"responses": [text for text in texts if text]}  # an empty answer teaches nothing
+
+
+def _answered_rows(prompts: PromptGroups, samples: Column) -> Iterator[Row]:
+    for group, row in zip(prompts, samples.open(), strict=True):
+        responses = [_message(text) if prompts.conversational else text for text in row["responses"]]
+        if responses:
+            yield {"prompt": group.prompt, "responses": responses}
+
+
+def _message(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def _manifest_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.{MANIFEST}")
+
+
+def _read_manifest(output: Path) -> dict[str, Any]:
+    """`key`, `cost`, and `sha256`: the file's, then that of the one it replaced. Empty where there is none."""
+    try:
+        read = json.loads(_manifest_path(output).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def require_ours(output: Path) -> None:
+    """Refuse to write over a file that modpo did not write, or that was edited since."""
+    if output.exists() and (output.is_dir() or sha256_file(output) not in _read_manifest(output).get("sha256", [])):
+        problem = "is there already, and is not as `modpo sample` wrote it"
+        raise InputError(Problem(str(output), "", problem, "move it away, or name another file"))
+
+
+def _is_written(output: Path, key: str) -> bool:
+    """Whether the file is there as `_write_rows` made it under this key."""
+    require_ours(output)
+    manifest = _read_manifest(output)
+    if not output.exists() or manifest.get("key") != key or manifest["sha256"][0] != sha256_file(output):
+        return False
+    say(f"{output}: written before, kept")
+    return True
+
+
+def _write_rows(output: Path, key: str, rows: Iterable[Row], cost: Cost | None = None) -> None:
+    before = [sha256_file(output)] if output.exists() else []
+    with new_file(output) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        # First the manifest: killed between the two, what stands at `output` is still known as modpo's.
+        manifest = {"key": key, "sha256": [sha256_file(temporary), *before], "cost": cost and cost.written()}
+        write_json(_manifest_path(output), manifest)

@@ -1,0 +1,106 @@
+"""Fits the calibrations that the objectives ask for: on answers of the reference policy, or on pairs of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modpo.data.groups import PromptGroups
+from modpo.experiment.sections import Objective
+from modpo.models.reference import Reference
+from modpo.rewards.batch import Reward
+from modpo.scored.calibration import UNCALIBRATED, Calibration, bradley_terry, fill_of, read_or_fit, standardise
+from modpo.scored.calibration_answers import AnswerSettings, reference_answers
+from modpo.scored.columns import Column
+from modpo.scored.data import Costs
+
+CALIBRATED_ON = "answers to calibrate on"  # a stage
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Calibrates the rewards of scored data.
+
+    Args:
+        reference: the policy that answers.
+        rewards: the scorer of each objective that has one.
+        objectives: direction and calibration.
+        answers: the answers of the reference policy on which rewards are standardised; None: the data's own responses.
+        where: names a field's place in an error.
+    """
+
+    reference: Reference
+    rewards: Mapping[str, Reward]
+    cache_dir: Path
+    objectives: Mapping[str, Objective]
+    answers: AnswerSettings | None
+    where: Callable[[str], str]
+
+    def fit(
+        self, groups: PromptGroups, rewards: Mapping[str, Column], pairs: Mapping[str, Column]
+    ) -> tuple[dict[str, Calibration], Costs]:
+        """What makes each reward's numbers comparable, fitted once and kept; and what that took."""
+        fitted, took = {}, Costs()
+        for name, column_ in rewards.items():
+            objective = self.objectives.get(name, Objective(name))
+            fill = fill_of(objective, _flat(column_, "scores"))
+            if objective.calibration == "standardise":
+                calibration, costs = self._standardise(groups, name, column_)
+            elif objective.calibration == "bradley_terry":
+                calibration, costs = self._fit_bradley_terry(objective, column_, pairs[name])
+            else:
+                calibration, costs = UNCALIBRATED, Costs()
+            fitted[name] = replace(calibration, fill=fill)
+            took |= costs
+        return fitted, took
+
+    def _standardise(self, groups: PromptGroups, name: str, own: Column) -> tuple[Calibration, Costs]:
+        """On answers of the reference policy where the reward can score them, else on the data's responses."""
+        reward = self.rewards[name]
+        answers = None
+        if self.answers is not None and reward.scores_new_text:
+            answers = reference_answers(self.reference, groups, self.answers, self.cache_dir)
+
+        def fit() -> Calibration:
+            if answers is None:
+                scores, on = _flat(own, "scores"), "responses of the data"
+            else:
+                scores, on = list(reward(answers.batch())), "answers of the reference policy"
+            given = [score for score in scores if score is not None]
+            found = standardise(given, where=self.where(f"objectives.{name}"), objective=name)
+            return replace(found, fitted_on=f"{len(given)} {on}")
+
+        on = {"answers": answers.key} if answers else {"scores": own.content_hash()}
+        identity = {"method": "standardise", "reward": reward.identity, **on}
+        found, cost = read_or_fit(self.cache_dir, identity, fit)
+        took: Costs = {CALIBRATED_ON: answers.samples.cost} if answers else {}
+        return found, {**took, f"calibration {name}": cost}
+
+    def _fit_bradley_terry(self, objective: Objective, own: Column, pairs: Column) -> tuple[Calibration, Costs]:
+        def fit() -> Calibration:
+            sign = 1.0 if objective.maximize else -1.0
+            differences = [
+                sign * (row["scores"][chosen] - row["scores"][rejected])
+                for row, labels in zip(own.open(), pairs.open(), strict=True)
+                for chosen, rejected in labels["pairs"]
+                if row["scores"][chosen] is not None and row["scores"][rejected] is not None
+            ]
+            return bradley_terry(
+                differences, where=self.where(f"objectives.{objective.name}"), objective=objective.name
+            )
+
+        identity = {
+            "method": "bradley_terry",
+            "scores": own.content_hash(),
+            "pairs": pairs.content_hash(),
+            "maximize": objective.maximize,
+        }
+        found, cost = read_or_fit(self.cache_dir, identity, fit)
+        return found, {f"calibration {objective.name}": cost}
+
+
+def _flat(target: Column, name: str) -> list[Any]:
+    """A field of a column that holds one number per response, as one flat list."""
+    return [value for row in target.open()[name] for value in row]

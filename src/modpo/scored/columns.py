@@ -1,0 +1,202 @@
+"""A column of the scored cache: one row per prompt group, in memory-mapped Arrow shards, keyed by content.
+
+    <cache>/scored/<kind>-<key>/manifest.json, 00000.arrow, 00001.arrow, ...
+
+The key is a hash of the column's identity: everything that changes its numbers and nothing else. A shard is published
+whole and its sha256 entered into the manifest, so a killed run continues with the next shard, and a changed byte is
+found when the column is opened. Two processes on one column: the second waits, and computes what is then missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modpo.base.costs import NOTHING, Cost, Meter
+from modpo.base.errors import IntegrityError
+from modpo.base.fault_points import reach
+from modpo.base.files import (
+    MANIFEST,
+    is_own_file,
+    locked,
+    new_file,
+    read_sealed,
+    remove_leftovers,
+    sha256_file,
+    sha256_json,
+    write_sealed,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SCHEMA = 2  # 2: the manifest is sealed
+SHARD_GROUPS = 256  # prompt groups in a shard: what a killed run can lose
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: where it lies and what it is. Its numbers are on disk only."""
+
+    folder: Path
+    kind: str
+    identity: dict[str, Any]
+    rows: int
+    shard_groups: int = SHARD_GROUPS
+
+    @property
+    def key(self) -> str:
+        """What the column's content is called: the hash of its identity."""
+        return sha256_json(self.identity)
+
+    @property
+    def shard_count(self) -> int:
+        return -(-self.rows // self.shard_groups)
+
+    def shard_path(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.arrow"
+
+    def groups_of(self, shard: int) -> range:
+        return range(shard * self.shard_groups, min((shard + 1) * self.shard_groups, self.rows))
+
+    def finished_shards(self) -> dict[str, dict[str, Any]]:
+        """Shards in the manifest: name -> {"sha256", "rows", "cost"}; those of older versions have no cost."""
+        manifest = self.folder / MANIFEST
+        if self.folder.is_symlink():
+            raise IntegrityError(f"{self.folder}: is a symlink; fix: delete it, and score again")
+        if not os.path.lexists(manifest):
+            return {}
+        try:
+            if not is_own_file(self.folder, MANIFEST):
+                raise ValueError("it is no regular file")
+            read = read_sealed(manifest)
+            if read["schema"] > SCHEMA:
+                raise IntegrityError(
+                    f"{manifest}: was written by a newer modpo; fix: update modpo, or delete {self.folder}"
+                )
+            if read["identity"] != json.loads(json.dumps(self.identity)):
+                raise IntegrityError(f"{manifest}: describes another column; fix: delete {self.folder}")
+            shards = read["shards"].items()
+            return {name: {"sha256": s["sha256"], "rows": s["rows"], **_cost_of(s)} for name, s in shards}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError(f"{manifest}: cannot be read ({error}); fix: delete {self.folder}") from error
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing_shards()
+
+    def missing_shards(self) -> list[int]:
+        finished = self.finished_shards()
+        return [s for s in range(self.shard_count) if self.shard_path(s).name not in finished]
+
+    def fill(self, compute: Callable[[range], Iterator[Row]]) -> None:
+        """Compute what is missing. `compute(range of groups)` yields one row per group, in order."""
+        with self.held() as missing:
+            for shard in missing:
+                self.publish(shard, compute(self.groups_of(shard)))
+
+    @contextmanager
+    def held(self) -> Iterator[list[int]]:
+        """Hold the column alone, after waiting for another process that does; yields the shards missing then."""
+        self.finished_shards()  # refuses what is no column, before a lock is written into it
+        with locked(self.folder, wait=True, progress=self._progress):
+            remove_leftovers(self.folder)
+            yield self.missing_shards()
+
+    def publish(self, shard: int, rows: Iterator[Row]) -> None:
+        """Write a shard, one row a group in order, and enter it into the manifest. Only while the column is held."""
+        groups, path = self.groups_of(shard), self.shard_path(shard)
+        with new_file(path) as temporary, Meter() as meter:
+            _write_arrow(temporary, self.kind, self._counted(rows), len(groups))
+            digest = sha256_file(temporary)
+        reach("shard.published", path)
+        entry = {"sha256": digest, "rows": len(groups), "cost": meter.cost.written()}
+        self._write_manifest({**self.finished_shards(), path.name: entry})
+
+    def _progress(self) -> str:
+        return f"{len(self.finished_shards())} of {self.shard_count} shards"
+
+    def _counted(self, rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            reach("shard.row", self.folder)
+            yield row
+
+    def _write_manifest(self, shards: dict[str, dict[str, Any]]) -> None:
+        about = {"schema": SCHEMA, "kind": self.kind, "identity": self.identity, "rows": self.rows}
+        write_sealed(self.folder / MANIFEST, {**about, "shards": shards})
+
+    def open(self) -> Dataset:
+        """The column as a memory-mapped `datasets.Dataset`, after checking every shard against its sha256."""
+        from datasets import Dataset, concatenate_datasets
+
+        shards, missing = self.finished_shards(), len(self.missing_shards())
+        if missing:
+            found = f"{self.shard_count - missing} of {self.shard_count} shards"
+            raise IntegrityError(f"{self.folder}: {found}; fix: run `modpo score` again")
+        paths = [self.shard_path(shard) for shard in range(self.shard_count)]
+        for path in paths:
+            if not is_own_file(self.folder, path.name) or sha256_file(path) != shards[path.name]["sha256"]:
+                raise IntegrityError(f"{path}: is missing or was changed; fix: delete {self.folder} and score again")
+        return concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
+
+    @property
+    def cost(self) -> Cost | None:
+        """What computing it took, from scratch; None where a shard does not say."""
+        entries = self.finished_shards().values()
+        if any("cost" not in entry for entry in entries):
+            return None
+        return sum((Cost.of(entry["cost"]) for entry in entries), NOTHING)
+
+    def content_hash(self) -> str:
+        """A hash of the column's numbers, for the identity of columns that are computed from it."""
+        return sha256_json({name: shard["sha256"] for name, shard in self.finished_shards().items()})
+
+
+def column(cache_dir: Path, kind: str, identity: dict[str, Any], rows: int, shard_groups: int | None = None) -> Column:
+    """The column of that content in the cache, whether or not it has been computed."""
+    shard_groups = shard_groups or SHARD_GROUPS
+    whole = {"kind": kind, "schema": SCHEMA, "shard_groups": shard_groups, "rows": rows, **identity}
+    return Column(cache_dir / "scored" / f"{kind}-{sha256_json(whole)[:24]}", kind, whole, rows, shard_groups)
+
+
+def _cost_of(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"cost": Cost.of(entry["cost"]).written()} if "cost" in entry else {}
+
+
+def _write_arrow(path: Path, kind: str, rows: Iterator[Row], expected: int) -> None:
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(list(rows), schema=_arrow_schema(kind))
+    if table.num_rows != expected:
+        raise ValueError(f"{path}: {table.num_rows} rows were computed for {expected} prompt groups")
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _arrow_schema(kind: str) -> Any:
+    """The fields of each kind of column, one row a prompt group."""
+    import pyarrow as pa
+
+    ids, numbers = pa.list_(pa.int32()), pa.list_(pa.float64())
+    fields = {
+        "tokens": {
+            "prompt_ids": ids,
+            "responses_ids": pa.list_(ids),
+            "prompt_truncated": pa.bool_(),
+            "responses_truncated": pa.int32(),
+            "merged_boundary": pa.int32(),
+            "special_in_text": pa.int32(),
+        },
+        "reference": {"ref_logps": numbers},  # log pi_ref(y|x), nats, one per response
+        "reward": {"scores": numbers},  # raw reward, in the scorer's unit, one per response
+        "pairs": {"pairs": pa.list_(ids)},  # [chosen, rejected] indices of responses
+        "samples": {"responses": pa.list_(pa.string())},  # answers of the reference policy
+    }
+    return pa.schema(fields[kind])

@@ -1,0 +1,325 @@
+"""The scored cache: all that training needs to know of the data, computed once.
+
+Four kinds of columns (`columns.py`), each with its own content key, so that a new objective, another beta, another w
+or another seed computes only what is really new:
+
+    tokens     from the texts and the tokenizer
+    pairs      one column per objective that has some: a label set of the data, or drawn from its reward
+    reference  log pi_ref of each response, from the tokens and the base weights
+    reward     one column per objective, from the texts and the scorer
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from modpo.base.errors import NumericError
+from modpo.base.progress import Progress, say
+from modpo.data.groups import PromptGroups, group_rows
+from modpo.data.loading import load_groups
+from modpo.data.prompt_group import UNNAMED
+from modpo.data.rows import rows_from_dataset
+from modpo.data.tokens import identity as tokenizer_identity
+from modpo.data.tokens import require_usable, tokenize_group
+from modpo.experiment.proxy import PROXY, REWARD, is_proxied
+from modpo.experiment.sections import DRAWN, Experiment, ModelSection, Objective, RewardSection
+from modpo.models.folders import default_cache_dir
+from modpo.models.reference import LoadedModel, Reference, ReferenceModel
+from modpo.rewards.batch import Reward, reward_batch
+from modpo.rewards.context import RewardContext
+from modpo.rewards.loading import load_reward, probe
+from modpo.scored.calibration import Calibration
+from modpo.scored.calibration_answers import AnswerSettings
+from modpo.scored.calibrator import Calibrator
+from modpo.scored.columns import Column, Row, column
+from modpo.scored.data import ScoredData
+from modpo.scored.labels import draw_bradley_terry
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GROUPS_PER_REWARD_CALL = 32
+
+Number = TypeVar("Number", float, float | None)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Computes what is missing of the four kinds of columns.
+
+    Args:
+        reference: the policy whose log-probs are kept; read only when some are missing.
+        rewards: the scorer of each objective that has one.
+        max_length, max_prompt_length: tokens, see `tokenization`.
+        packing: how the reference reads responses.
+        label_sets: the data's label set of each objective that has one.
+        objectives: direction, calibration, and whose pairs are drawn from their reward.
+        answers: the answers of the reference policy on which rewards are standardised; None: the data's own responses.
+        where: names a field's place in an error.
+    """
+
+    reference: Reference
+    rewards: Mapping[str, Reward]
+    cache_dir: Path
+    max_length: int
+    max_prompt_length: int | None = None
+    packing: bool = True
+    label_sets: Mapping[str, str] = field(default_factory=dict)
+    objectives: Mapping[str, Objective] = field(default_factory=dict)
+    answers: AnswerSettings | None = None
+    where: Callable[[str], str] = str
+
+    def score(self, groups: PromptGroups, calibrations: Mapping[str, Calibration] | None = None) -> ScoredData:
+        """All columns of `groups`, computed where they are missing.
+
+        Args:
+            calibrations: of the rewards, where they were fitted on other groups; by default they are fitted on these.
+        """
+        for reward in self.rewards.values():
+            probe(reward, reward_batch(groups, range(min(4, len(groups)))))
+        tokens = self._tokens(groups)
+        rewards = {name: self._reward(groups, name, reward) for name, reward in self.rewards.items()}
+        pairs = {name: self._data_pairs(groups, label_set) for name, label_set in self.label_sets.items()}
+        fitted, fitting = (
+            self._calibrator.fit(groups, rewards, pairs) if calibrations is None else (dict(calibrations), {})
+        )
+        for name, objective in self.objectives.items():
+            if objective.pairs == DRAWN:
+                pairs[name] = self._drawn_pairs(objective, rewards[name], fitted[name])
+        for reward in self.rewards.values():
+            reward.release()
+        return ScoredData(tokens, self._reference(tokens), pairs, rewards, fitted, fitting)
+
+    def draw_pairs(self, groups: PromptGroups, name: str) -> Column:
+        """The pairs of one objective that are drawn from its reward, as `score` draws them, and nothing else."""
+        rewards = {name: self._reward(groups, name, self.rewards[name])}
+        fitted, _ = self._calibrator.fit(groups, rewards, {})
+        self.rewards[name].release()
+        return self._drawn_pairs(self.objectives[name], rewards[name], fitted[name])
+
+    @property
+    def _calibrator(self) -> Calibrator:
+        return Calibrator(self.reference, self.rewards, self.cache_dir, self.objectives, self.answers, self.where)
+
+    def _fill(
+        self, kind: str, identity: dict[str, Any], rows: int, label: str, compute: Callable[[int], Row]
+    ) -> Column:
+        """A column whose rows can be computed one by one."""
+
+        def by_row(groups: range, progress: Progress) -> Iterator[Row]:
+            for i in groups:
+                yield compute(i)
+                progress.advance()
+
+        return _fill(column(self.cache_dir, kind, identity, rows), label, by_row)
+
+    def _tokens(self, groups: PromptGroups) -> Column:
+        tokenizer = self.reference.tokenizer
+        require_usable(tokenizer, conversational=groups.conversational, where="model")
+        identity = {
+            "texts": groups.fingerprint,
+            "tokenizer": tokenizer_identity(tokenizer, self.max_length, self.max_prompt_length),
+        }
+
+        def compute(i: int) -> Row:
+            return vars(
+                tokenize_group(
+                    groups[i], tokenizer, max_length=self.max_length, max_prompt_length=self.max_prompt_length
+                )
+            )
+
+        tokens = self._fill("tokens", identity, len(groups), "tokens", compute)
+        _say_what_was_cut(tokens)
+        return tokens
+
+    def _data_pairs(self, groups: PromptGroups, label_set: str) -> Column:
+        identity = {"source": "data", "label_set": label_set, "texts": groups.fingerprint}
+        return self._fill(
+            "pairs",
+            identity,
+            len(groups),
+            "pairs" if label_set == UNNAMED else f"pairs {label_set}",
+            lambda i: {"pairs": [list(pair) for pair in groups[i].pairs.get(label_set, ())]},
+        )
+
+    def _drawn_pairs(self, objective: Objective, reward: Column, calibration: Calibration) -> Column:
+        """Pairs as annotators of that reward would label them."""
+        scores, sign = reward.open(), objective.sign
+        identity = {
+            "source": DRAWN,
+            "reward": reward.content_hash(),
+            "sign": sign,
+            "calibration": [calibration.factor, calibration.fill],
+        }
+        return self._fill(
+            "pairs",
+            identity,
+            reward.rows,
+            "pairs drawn from the reward",
+            lambda i: {
+                "pairs": draw_bradley_terry([calibration.apply(raw, sign) for raw in scores[i]["scores"]], seed=i)
+            },
+        )
+
+    def _reward(self, groups: PromptGroups, name: str, reward: Reward) -> Column:
+        def compute(indices: range, progress: Progress) -> Iterator[Row]:
+            for start in range(indices.start, indices.stop, GROUPS_PER_REWARD_CALL):
+                part = range(start, min(start + GROUPS_PER_REWARD_CALL, indices.stop))
+                scores = reward(reward_batch(groups, part))
+                for row in _split_by_group(scores, [groups[i].responses for i in part]):
+                    yield {"scores": row}
+                progress.advance(len(part))
+
+        identity = {"texts": groups.fingerprint, "reward": reward.identity}
+        return _fill(column(self.cache_dir, "reward", identity, len(groups)), f"reward {name}", compute)
+
+    def _reference(self, tokens: Column) -> Column:
+        dataset = tokens.open()
+
+        def compute(indices: range, progress: Progress) -> Iterator[Row]:
+            from modpo.forward.logprobs import logps_by_group
+
+            rows = dataset.select(indices)
+            prompts_ids, responses_ids = rows["prompt_ids"][:], rows["responses_ids"][:]
+            for logps in logps_by_group(self.reference.model, prompts_ids, responses_ids, packing=self.packing):
+                _require_finite(logps)
+                yield {"ref_logps": logps}
+                progress.advance()
+
+        identity = {
+            "tokens": tokens.content_hash(),
+            "model": self.reference.fingerprint,
+            "packing": self.packing,
+        }
+        return _fill(column(self.cache_dir, "reference", identity, tokens.rows), "reference log-probs", compute)
+
+
+def _fill(target: Column, label: str, compute: Callable[[range, Progress], Iterator[Row]]) -> Column:
+    """Compute a column's missing shards under a progress bar; say so when there is nothing to do."""
+    if not target.complete:
+        with target.held() as missing:
+            if missing:
+                done = target.rows - sum(len(target.groups_of(shard)) for shard in missing)
+                with Progress(label, target.rows, "prompts", done=done) as progress:
+                    for shard in missing:
+                        target.publish(shard, compute(target.groups_of(shard), progress))
+                return target
+    say(f"{label}: {target.rows} of {target.rows} prompts, in the cache")
+    return target
+
+
+def load_rewards(experiment: Experiment) -> dict[str, Reward]:
+    """The scorer of every objective that has one, found and checked."""
+    return {
+        name: _load(experiment, name, objective.reward, PROXY if is_proxied(experiment, name) else REWARD)
+        for name, objective in experiment.objectives.items()
+        if objective.reward is not None
+    }
+
+
+def load_proxies(experiment: Experiment) -> dict[str, Reward]:
+    """The proxy of every objective that has one that is not to be trained, found and checked."""
+    return {
+        name: _load(experiment, name, objective.proxy, PROXY)
+        for name, objective in experiment.objectives.items()
+        if objective.proxy is not None and objective.proxy.train is None
+    }
+
+
+def _load(experiment: Experiment, name: str, section: RewardSection, role: str) -> Reward:
+    context, where = RewardContext.of(experiment), experiment.where(f"objectives.{name}")
+    return load_reward(section, context, where=where, name=name, field=f"objectives.{name}.{role}")
+
+
+def experiment_scorer(experiment: Experiment, reference: Reference | None = None) -> Scorer:
+    """The scorer that an experiment describes."""
+    sampled = (experiment.asked or experiment).sample is not None  # then the data are the reference's own answers
+    return Scorer(
+        reference=reference or ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model")),
+        rewards=load_rewards(experiment),
+        cache_dir=experiment.cache_dir,
+        max_length=experiment.data.max_length,
+        max_prompt_length=experiment.data.max_prompt_length,
+        packing=experiment.training.packing,
+        label_sets=experiment.label_sets,
+        objectives=experiment.objectives,
+        answers=None if sampled else AnswerSettings(),
+        where=experiment.where,
+    )
+
+
+def score_experiment(experiment: Experiment) -> ScoredData:
+    """Score an experiment's training data into its cache; what is there already is kept."""
+    train, _ = load_groups(experiment)
+    return experiment_scorer(experiment).score(train)
+
+
+def score_dataset(
+    rows: Dataset,
+    *,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    objectives: Mapping[str, Objective],
+    label_sets: Mapping[str, str],
+    max_length: int,
+    cache_dir: Path | None = None,
+    max_prompt_length: int | None = None,
+    packing: bool = True,
+) -> Dataset:
+    """Preference rows in memory -> scored data, with `model` as the reference policy.
+
+    An objective without a reward and without pairs is a column of the rows: `chosen_<name>`, `rejected_<name>`.
+    """
+    sections = {
+        name: objective.reward or RewardSection(column=name)
+        for name, objective in objectives.items()
+        if objective.reward or name not in label_sets
+    }
+    columns = [section.column for section in sections.values() if section.column and section.missing == "error"]
+    cache_dir = cache_dir or default_cache_dir()
+    context = RewardContext(
+        ModelSection(str(model.config._name_or_path)), cache_dir, max_length, max_prompt_length, packing
+    )
+    scorer = Scorer(
+        reference=LoadedModel(model, tokenizer),
+        rewards={n: load_reward(s, context, where="objectives", name=n) for n, s in sections.items()},
+        cache_dir=cache_dir,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        packing=packing,
+        label_sets={name: label_set for name, label_set in label_sets.items() if label_set != DRAWN},
+        objectives={name: objective for name, objective in objectives.items() if objective.calibration == "none"},
+    )
+    return scorer.score(group_rows(rows_from_dataset(rows), columns=columns)).dataset()
+
+
+def _say_what_was_cut(tokens: Column) -> None:
+    """Truncation is no error, and never silent."""
+    from pyarrow.compute import sum as total
+
+    table = tokens.open().data
+    prompts, responses = (total(table.column(f"{kind}_truncated")).as_py() for kind in ("prompt", "responses"))
+    if prompts or responses:
+        say(
+            f"warning: {prompts} prompts lost their beginning and {responses} responses their end; "
+            "fix: raise `data.max_length`"
+        )
+
+
+def _split_by_group(numbers: Sequence[Number], groups: Sequence[Sequence[Any]]) -> Iterator[list[Number]]:
+    """One flat number per response -> one list per group."""
+    at = 0
+    for group in groups:
+        yield list(numbers[at : at + len(group)])
+        at += len(group)
+
+
+def _require_finite(logps: Sequence[float]) -> None:
+    if not all(math.isfinite(logp) for logp in logps):
+        raise NumericError(f"a reference log-prob is not finite: {logps}; fix: check the model's weights and dtype")

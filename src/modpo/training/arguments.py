@@ -1,0 +1,162 @@
+"""What the trainings before a sweep have in common: settings checked early, a quiet trainer, a result that is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from modpo.base.costs import Cost, Meter
+from modpo.base.errors import InputError, IntegrityError, NumericError, Problem
+from modpo.base.files import read_manifest
+from modpo.base.progress import say
+from modpo.experiment.sections import Experiment
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
+Config = TypeVar("Config", bound="TrainingArguments")
+
+# What `arguments` must not say a second time: name -> where the experiment says it.
+ELSEWHERE = {
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "model_init_kwargs": "model",
+    "trust_remote_code": "--trust-remote-code",
+}
+
+
+def is_finished(folder: Path, key: str, label: str) -> bool:
+    """Whether a stage's result is there, made from just this data with just these settings.
+
+    Raises:
+        IntegrityError: it was made otherwise, or does not verify. InputError: the folder holds something else.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        if folder.is_dir() and any(folder.iterdir()):
+            fix = "choose another `output_dir`, or move it away"
+            raise InputError(Problem(str(folder), "", "holds something that modpo did not make", fix))
+        return False
+    if manifest.get("key") != key:
+        raise IntegrityError(f"{folder}: was made from other data or settings; fix: delete it and run again")
+    say(f"{label}: finished before, kept")
+    return True
+
+
+def training_config(
+    kind: type[Config],
+    defaults: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    *,
+    where: str,
+    field: str,
+    elsewhere: Mapping[str, str] = ELSEWHERE,
+) -> Config:
+    """A trainer's configuration: `arguments` before `defaults` before its own.
+
+    Args:
+        kind: `trl.SFTConfig`, `trl.RewardConfig` or `modpo.MODPOConfig`.
+        where, field: what an error names: "experiment.yaml:12", "sft.arguments".
+        elsewhere: names that `arguments` must not hold, and where the experiment says them.
+
+    Raises:
+        InputError: a name that the configuration does not have, or a value that it refuses.
+    """
+    names = {f.name for f in dataclasses.fields(kind) if f.init}
+    problems = []
+    for name in arguments:
+        if name in elsewhere:
+            fix = f"set `{elsewhere[name]}` instead"
+            problems.append(Problem(where, f"{field}.{name}", "has a place of its own", fix))
+        elif name not in names:
+            fix = f"see the fields of {kind.__name__}"
+            problems.append(Problem(where, f"{field}.{name}", f"is no field of {kind.__name__}", fix))
+    if problems:
+        raise InputError(problems)
+    given = dict(arguments)
+    for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):  # transformers has new names for them
+        if old in given:
+            given.setdefault(old.replace("gradient", "activation"), given.pop(old))
+    try:
+        return kind(**{**defaults, **given})
+    except (TypeError, ValueError) as error:  # values that only transformers knows
+        fix = f"see the fields of {kind.__name__}"
+        raise InputError(Problem(where, field, str(error).splitlines()[0], fix)) from error
+
+
+def modest_batches(arguments: Mapping[str, Any]) -> dict[str, int]:
+    """TRL's 8 rows a step, but read 2 at a time where `arguments` say nothing: padded rows of 1,000 tokens take far
+    more memory than packed ones, and nothing bounds them."""
+    asked = {"per_device_train_batch_size", "gradient_accumulation_steps"} & set(arguments)
+    return {} if asked else {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+
+
+def quiet_settings(experiment: Experiment, work: Path) -> dict[str, Any]:
+    """What every stage tells its trainer: the experiment's seed and number format, no checkpoints, no chatter."""
+    from modpo.models.folders import device
+
+    return {
+        "output_dir": str(work),
+        "seed": experiment.seed,
+        "bf16": experiment.model.dtype == "bfloat16",
+        "fp16": experiment.model.dtype == "float16",
+        "activation_checkpointing": experiment.training.gradient_checkpointing,
+        "use_cpu": device() == "cpu",  # bf16 on a CPU has to be asked for
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device() != "cpu",
+        "logging_nan_inf_filter": False,  # it would hide that a loss is NaN
+    }
+
+
+def run_training(trainer: Trainer, label: str) -> Cost:
+    """Train under a progress bar.
+
+    Returns:
+        What it took, `tokens` those that were read.
+
+    Raises:
+        NumericError: the loss is not finite.
+    """
+    from transformers import PrinterCallback
+
+    from modpo.training.callbacks import TrainingProgress
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(TrainingProgress(label))
+    with Meter() as meter:
+        require_finite(trainer.train().training_loss, f"{label}: the training loss")
+    return replace(meter.cost, tokens=trainer._total_train_tokens)
+
+
+def require_finite(number: float, what: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        NumericError: naming what it is.
+    """
+    if not math.isfinite(number):
+        fix = "lower learning_rate, or train in bfloat16 or float32"
+        raise NumericError(f"{what} is not finite: {number}; fix: {fix}")
+
+
+@contextmanager
+def one_progress_bar() -> Iterator[None]:
+    """Within it, `datasets` shows no progress of its own beside ours."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

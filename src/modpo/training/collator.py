@@ -1,0 +1,116 @@
+"""Scored prompt groups into one batch: what to read, which responses form pairs, what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from modpo.base.simplex import Weights
+from modpo.experiment.primary import Choice, Margins, choose
+from modpo.forward.packing import pack, packed_tokens, runs
+from modpo.scored.calibration import UNCALIBRATED, Calibration
+from modpo.scored.data import PAIRS_PREFIX, REWARD_PREFIX
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ReadGroup:
+    """What is read of one prompt group: the responses that stand in one of its pairs, and no other."""
+
+    prompt_ids: list[int]
+    responses_ids: list[list[int]]
+    ref_logps: list[float]
+    pairs: list[tuple[int, int]]  # indices into these responses
+    primaries: list[int]  # of each pair the primary objective, see `primary.Choice`
+    margins: list[list[float]]  # one list of K per response; 0 where it has none, as its weight or its pairs say
+
+
+@dataclass
+class GroupCollator:
+    """Scored prompt groups -> one batch.
+
+    Args:
+        weights: the preference vector.
+        signs: what each calibrated reward is multiplied by; 1 where not given.
+        calibrations: how raw rewards become comparable; as they are where not given.
+        objective: objective k, where it is named.
+        regression_below: weight of k from which on its pairs are read, see `modpo.experiment.primary`.
+        packing: whether to lay the groups of a part out in one row.
+        max_packed_tokens: see `MODPOConfig`.
+    """
+
+    weights: Weights
+    signs: Mapping[str, float] = field(default_factory=dict)
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    objective: str | None = None
+    regression_below: float = 0.0
+    packing: bool = True
+    max_packed_tokens: int = 2048
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Returns `parts`, each a run of groups of at most `max_packed_tokens` (one group at least)."""
+        groups = [self.group(row) for row in rows]
+        sizes = [packed_tokens(group.prompt_ids, group.responses_ids) for group in groups]
+        return {"parts": [self.part(groups[part]) for part in runs(sizes, self.max_packed_tokens)]}
+
+    def choices(self, row: Row) -> list[Choice]:
+        """The primary objective of a row, and the pairs it is trained on. Of MODPO there is one."""
+        pairs = {name: row[PAIRS_PREFIX + name] for name in self.weights if PAIRS_PREFIX + name in row}
+        margins, responses = self.margins(row), len(row["ref_logps"])
+        return [choose(self.weights, pairs, margins, responses, self.objective, self.regression_below)]
+
+    def margins(self, row: Row) -> dict[str, Margins]:
+        """Margin rewards of a row's responses, by objective."""
+        return {
+            name: [
+                self.calibrations.get(name, UNCALIBRATED).apply(score, self.signs.get(name, 1.0))
+                for score in row[REWARD_PREFIX + name]
+            ]
+            for name in self.weights
+            if REWARD_PREFIX + name in row
+        }
+
+    def group(self, row: Row) -> ReadGroup:
+        """What is read of a row."""
+        choices, margins = self.choices(row), self.margins(row)
+        pairs = [pair for choice in choices for pair in choice.pairs]
+        read = sorted({i for pair in pairs for i in pair})
+        place = {i: n for n, i in enumerate(read)}
+        nothing = [0.0] * len(row["ref_logps"])
+        return ReadGroup(
+            prompt_ids=row["prompt_ids"],
+            responses_ids=[row["responses_ids"][i] for i in read],
+            ref_logps=[row["ref_logps"][i] for i in read],
+            pairs=[(place[chosen], place[rejected]) for chosen, rejected in pairs],
+            primaries=[choice.k for choice in choices for _ in choice.pairs],
+            margins=[[margins.get(name, nothing)[i] or 0.0 for name in self.weights] for i in read],
+        )
+
+    def part(self, groups: Sequence[ReadGroup]) -> dict[str, Any]:
+        """What is read in one forward pass.
+
+        Returns:
+            `weights` (K,), `pairs` (B, 2) of indices into M responses, their `primaries` (B,), `ref_logps` (M,),
+            `margins` (M, K), and the tokens.
+        """
+        pairs: list[list[int]] = []
+        first = 0
+        for group in groups:
+            pairs += [[first + chosen, first + rejected] for chosen, rejected in group.pairs]
+            first += len(group.responses_ids)
+        margins = [row for group in groups for row in group.margins]
+        batch = {
+            "weights": torch.tensor(list(self.weights.values()), dtype=torch.float64),
+            "pairs": torch.tensor(pairs).reshape(-1, 2),
+            "primaries": torch.tensor([k for group in groups for k in group.primaries]),
+            "ref_logps": torch.tensor([logp for group in groups for logp in group.ref_logps], dtype=torch.float32),
+            "margins": torch.tensor(margins, dtype=torch.float32).reshape(first, len(self.weights)),
+        }
+        prompts, responses = [g.prompt_ids for g in groups], [g.responses_ids for g in groups]
+        if self.packing:
+            return {**batch, "packed_row": pack(prompts, responses)}
+        return {**batch, "prompts_ids": prompts, "responses_ids": responses}

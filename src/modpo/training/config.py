@@ -1,0 +1,123 @@
+"""`MODPOConfig`: TRL's DPOConfig with the preference vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from trl import DPOConfig
+
+from modpo.base.errors import InputError, Problem
+from modpo.base.simplex import Weights, read_weights
+from modpo.experiment.primary import smallest_primary_weight
+from modpo.training.loss import LOSS_TYPES
+
+
+@dataclass
+class MODPOConfig(DPOConfig):
+    """`trl.DPOConfig` with the preference vector.
+
+    `per_device_train_batch_size` counts prompts: all responses and pairs of a prompt are read together. The loss is the
+    mean over the pairs of all prompts of an optimizer step.
+    """
+
+    weights: dict[str, float] | str | None = field(
+        default=None, metadata={"help": "Weight of each objective, by name; at least 0, sum 1."}
+    )
+    objective: str | None = field(
+        default=None,
+        metadata={
+            "help": "Objective k, whose pairs are trained on. Default: for each prompt, of the objectives with pairs "
+            "the one with the largest weight; in rows of chosen and rejected, the first in `weights`."
+        },
+    )
+    regression_below: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of objective k below which a prompt is trained on by regression on the weighted rewards, "
+            "if k has a reward too. Default: 0, so that pairs are read wherever k has a weight; 1/K, K the number of "
+            "objectives, for a continuous policy."
+        },
+    )
+    anchor: float = field(
+        default=0.0,
+        metadata={
+            "help": "Strength of a pull of each pair's mean log-ratio towards the reference, against both responses "
+            "becoming unlikely. 0: the paper's loss."
+        },
+    )
+    scale_loss_by_weight: bool = field(
+        default=True,
+        metadata={"help": "Multiply the loss by w_k: the same optimum, and a gradient bounded as w_k gets small."},
+    )
+    packing: bool = field(
+        default=True, metadata={"help": "Read each prompt once for all its responses, without padding."}
+    )
+    max_packed_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens read in one forward pass: a batch with more is read in parts whose gradients add up to the "
+            "same. Bounds the memory whatever the batch size. Default: 2048 on a CPU, 16384 elsewhere. Several "
+            "processes read each batch in one pass, since they must make the same number of passes."
+        },
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens; a longer prompt loses its beginning. Default: what the responses leave, half at least."
+        },
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Where reference log-probs and rewards are kept. Default: ~/.cache/modpo."},
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Stays off: the collator reads columns that the model does not."}
+    )
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # bf16 on a CPU has to be asked for
+        super().__post_init__()
+        if not isinstance(self.weights, dict) or not self.weights:
+            raise InputError(Problem("MODPOConfig", "weights", f"is {self.weights!r}", "give {objective: weight, ...}"))
+        self.weights = read_weights(self.weights, list(self.weights), where="MODPOConfig")
+        problems = list(self._refused())
+        if problems:
+            raise InputError(problems)
+
+    def _refused(self) -> Iterator[Problem]:
+        """Settings under which the margin would not mean what MODPO's derivation says."""
+        if self.objective is not None and self.objective not in self.vector:
+            fix = f"use one of: {', '.join(self.vector)}"
+            yield Problem("MODPOConfig", "objective", f"unknown objective {self.objective!r}", fix)
+        if len(self.loss_type) != 1 or self.loss_type[0] not in LOSS_TYPES:
+            fix = f"use one of {', '.join(LOSS_TYPES)}: the others divide or reorder, so the margin would be lost"
+            yield Problem("MODPOConfig", "loss_type", f"is {self.loss_type}", fix)
+        if self.regression_below is not None and not 0 <= self.regression_below <= 1:
+            yield Problem("MODPOConfig", "regression_below", f"is {self.regression_below}", "give a weight from 0 to 1")
+        if not 0 <= self.anchor < math.inf:
+            yield Problem("MODPOConfig", "anchor", f"is {self.anchor}", "give a number of 0 or more")
+        for name, neutral in {
+            "loss_weights": None,
+            "f_divergence_type": "reverse_kl",
+            "ld_alpha": None,
+            "use_weighting": False,
+            "sync_ref_model": False,
+            "truncation_mode": "keep_start",  # all responses of a prompt share what is kept of it
+        }.items():
+            if getattr(self, name) != neutral:
+                fix = f"leave it at {neutral!r}: with another value the loss would not be MODPO's"
+                yield Problem("MODPOConfig", name, f"is {getattr(self, name)!r}", fix)
+
+    def smallest_primary_weight(self) -> float:
+        """The weight from which on the pairs of objective k are read, where there is a choice."""
+        return smallest_primary_weight(self.regression_below, len(self.vector), continuous=False)
+
+    @property
+    def vector(self) -> Weights:
+        """The preference vector, read: objectives in the order of `weights`."""
+        assert isinstance(self.weights, dict)
+        return self.weights

@@ -1,0 +1,243 @@
+"""TRL's RLOO and GRPO trainers with our prompts, our sampling and our packed forward, and resumable.
+
+What is learned, and how, is TRL's. Ours is what costs the time: answers are sampled from the policy with its adapter
+merged where that is faster, and log-probs are read as packed rows, each prompt once for all its answers. What is
+touched of TRL's private surface: `_tokenize_prompts`, `_generate_single_turn` and `_get_per_token_logps_and_entropies`,
+which are replaced with the same results, `_step`, `_buffered_inputs` and `_total_train_tokens`; their test
+compares with TRL's own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from trl import GRPOTrainer, RLOOTrainer
+
+from modpo.base.costs import count
+from modpo.data.tokens import stop_ids, tokenize_prompt
+from modpo.forward.attention import packed_attention
+from modpo.forward.generate import bare_generation, folded_head
+from modpo.forward.logprobs import attach_packed_forward, detach_packed_forward, packed_token_logps, require_packable
+from modpo.forward.low_rank import join_adapters
+from modpo.forward.packing import pack
+from modpo.training.trainer import disable_functional_dropout
+
+if TYPE_CHECKING:
+    from modpo.data.prompt_group import Text
+    from modpo.training.checkpoints import ResumableRun
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a trainer reads texts.
+
+    Args:
+        max_prompt_length: tokens; a longer prompt loses its beginning.
+        conversational: whether prompts are.
+        packing: read log-probs as packed rows.
+    """
+
+    max_prompt_length: int
+    conversational: bool
+    packing: bool = True
+
+
+_Trainer: Any = object  # TRL's class, which stands behind this one in the order of resolution
+
+
+class OnPolicy(_Trainer):
+    """What both trainers have in common.
+
+    Args:
+        reading: how texts are read.
+
+    The other arguments are those of TRL's trainer.
+    """
+
+    tokens_generated = 0
+    resumable_run: ResumableRun | None = None  # saves and restores; if there is none, transformers does
+    # Whether log-probs of fresh answers are read for the loss's ratio before they are read to be trained on.
+    reads_twice = False
+    model_wrapped: Any  # TRL's: what answers are sampled from
+
+    def __init__(self, model: PreTrainedModel, *args: Any, reading: Reading, **kwargs: Any) -> None:
+        if reading.packing:
+            require_packable(model)
+        super().__init__(model, *args, **kwargs)
+        self.reading = reading
+        self._causal_lm = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        join_adapters(self)
+        if self.args.disable_dropout:
+            disable_functional_dropout(self._causal_lm)
+        # Layers that are run again in the backward pass would have to be run with packed attention.
+        self._packs = reading.packing and not self.args.gradient_checkpointing and not self.aux_loss_enabled
+        for packed in [self._causal_lm, self.ref_model] if self._packs else []:
+            if packed is not None:  # with adapters the reference is the policy without them
+                attach_packed_forward(packed)
+        self.eos_token_ids = stop_ids(self._tokenizer, conversational=reading.conversational)
+        if not self.args.use_vllm:
+            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
+        self._kept: _Kept | None = None
+        self._fresh = False  # answers were sampled whose log-probs were not read yet
+
+    # --- answers ------------------------------------------------------------------------------------------------
+
+    def _tokenize_prompts(self, prompts: Sequence[Text]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        longest = self.reading.max_prompt_length
+        return [tokenize_prompt(prompt, self._tokenizer)[-longest:] for prompt in prompts], None, {}
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with self._sampled():
+            found = super()._generate_single_turn(*args, **kwargs)
+        answers = found[0] if isinstance(found, tuple) else found
+        self.tokens_generated += sum(map(len, answers))
+        count(tokens_generated=sum(map(len, answers)), forward_passes=max(map(len, answers)))
+        self._kept, self._fresh = None, True
+        return found
+
+    @contextmanager
+    def _sampled(self) -> Iterator[None]:
+        """Within it, what TRL samples from is the policy and nothing else, in the form that is fastest."""
+        wrapped = self.model_wrapped
+        if isinstance(self.model, PeftModel) and self.accelerator.device.type == "cpu":
+            # There an adapter beside its base halves the speed of generation: as in measuring, it is merged.
+            self.model_wrapped = copy.deepcopy(self.model).merge_and_unload()
+            detach_packed_forward(self.model_wrapped)
+        sampled = self.accelerator.unwrap_model(self.model_wrapped)
+        try:
+            with bare_generation(sampled), folded_head(sampled):
+                yield
+        finally:
+            self.model_wrapped = wrapped
+
+    # --- log-probs ----------------------------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """Log-probs of B answers of at most C tokens, (B, C), 0 behind an answer's end.
+
+        Entropy is estimated from the sampled tokens: the mean of -log pi(token), which costs nothing.
+        """
+        trained = torch.is_grad_enabled()
+        if not self._packs:
+            self._total_train_tokens += int(attention_mask.sum()) if trained else 0
+            passes = -(-len(input_ids) // (batch_size or len(input_ids)))
+            count(forward_passes=passes, backward_passes=passes if trained else 0)
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+            )
+        rows = _rows(input_ids, attention_mask, logits_to_keep)
+        if trained and self._kept is not None:
+            logps = self._kept.logps[self._kept.places(rows)]
+            self._kept = None
+        elif self._reused():
+            with torch.enable_grad():
+                kept = self._packed(model, rows, logits_to_keep)
+            self._kept, logps = _Kept(rows, kept), kept.detach()
+        else:
+            size = batch_size or len(rows)
+            parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+            logps = torch.cat([self._packed(model, part, logits_to_keep) for part in parts])
+        self._fresh = False
+        return logps, -logps.detach() if compute_entropy else None, None
+
+    def _reused(self) -> bool:
+        """Whether what is read now, to be compared with, is what will be read to be trained on: then once will do."""
+        once = self.args.steps_per_generation == self.num_iterations == 1 and self.model.training
+        return self.reads_twice and self._fresh and once and not torch.is_grad_enabled()
+
+    def _packed(self, model: nn.Module, rows: Sequence[_Row], width: int) -> Tensor:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, (prompt, _) in enumerate(rows):
+            groups.setdefault(prompt, []).append(i)
+        packed = pack(list(groups), [[rows[i][1] for i in members] for members in groups.values()])
+        if torch.is_grad_enabled():
+            self._total_train_tokens += packed.layout.length
+        mixed = isinstance(self.model, PeftModel) and self.accelerator.mixed_precision != "no"
+        # Under autocast PEFT would turn each adapter's input into float32, and autocast turn it back.
+        with (
+            self.accelerator.autocast(),
+            disable_input_dtype_casting(self.model, active=mixed),
+            packed_attention(model if model is self.ref_model else self._causal_lm),
+        ):
+            flat = packed_token_logps(model, packed.to(self.accelerator.device))  # (N,)
+        order = [i for members in groups.values() for i in members]
+        at = [i * width + place for i in order for place in range(len(rows[i][1]))]
+        empty = torch.zeros(len(rows) * width, dtype=flat.dtype, device=flat.device)
+        return empty.index_put((torch.tensor(at, device=flat.device),), flat).view(len(rows), width)
+
+    # --- a run that goes on from its checkpoint -----------------------------------------------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self._buffered_inputs is None:  # so that resumed training knows where among its answers it is
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        return super().training_step(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.resumable_run is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.resumable_run.load(Path(resume_from_checkpoint))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.resumable_run is None:
+            super()._save_checkpoint(model, trial)
+        else:
+            self.resumable_run.save()
+
+
+class OnPolicyRLOO(OnPolicy, RLOOTrainer):
+    """RLOO: REINFORCE with the mean of the prompt's other answers as the baseline; KL is part of the reward."""
+
+    reads_twice = True
+
+
+class OnPolicyGRPO(OnPolicy, GRPOTrainer):
+    """GRPO: REINFORCE with the mean of the prompt's answers as the baseline; KL is part of the loss."""
+
+
+_Row = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a prompt, ids of an answer
+
+
+def _rows(input_ids: Tensor, attention_mask: Tensor, width: int) -> list[_Row]:
+    """The ids of each prompt and answer, without the padding."""
+    found = []
+    for ids, mask in zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True):
+        read = [[token for token, kept in zip(ids[part], mask[part], strict=True) if kept] for part in _halves(width)]
+        found.append((tuple(read[0]), tuple(read[1])))
+    return found
+
+
+def _halves(width: int) -> tuple[slice, slice]:
+    return slice(None, -width), slice(-width, None)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Log-probs that were read with their gradient, and whose they are."""
+
+    rows: list[_Row]
+    logps: Tensor  # (B, C)
+
+    def places(self, rows: Sequence[_Row]) -> list[int]:
+        """Where each of the same rows, in another order, stands here."""
+        index = {row: place for place, row in enumerate(self.rows)}
+        return [index[row] for row in rows]

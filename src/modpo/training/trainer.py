@@ -1,0 +1,392 @@
+"""`MODPOTrainer`: TRL's DPOTrainer with MODPO's loss, read from scored data by a packed forward.
+
+Model loading, PEFT, quantisation, distribution, logging and saving are TRL's and transformers'. Ours is the hot path,
+`compute_loss`. What is touched of TRL's private surface: `_prepare_dataset` and `_precompute_ref_logps` (passed
+through, the data is tokenized and scored already), `_metrics` and `_total_train_tokens`;
+tests/training/test_trl_contract.py pins them.
+
+In the logs, `logps/chosen` may fall while training goes well: the loss rewards the difference between chosen and
+rejected, and both may lose probability to answers that stand in no pair. Watch `rewards/margins` and
+`rewards/accuracies`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import DPOTrainer
+
+from modpo.base.errors import InputError, NumericError, Problem
+from modpo.experiment.primary import REGRESSION
+from modpo.experiment.sections import Objective
+from modpo.forward.attention import packed_attention
+from modpo.forward.logprobs import attach_packed_forward, packed_logps, padded_logps, require_packable
+from modpo.forward.low_rank import join_adapters
+from modpo.scored.calibration import Calibration
+from modpo.training.collator import GroupCollator
+from modpo.training.config import MODPOConfig
+from modpo.training.loss import anchor_loss, modpo_loss, regression_loss
+from modpo.training.rows import require_calibrations, scored_rows, trainable_rows
+
+if TYPE_CHECKING:
+    from modpo.training.checkpoints import ResumableRun
+
+__all__ = ["FiniteGradients", "GroupCollator", "MODPOConfig", "MODPOTrainer"]
+
+# At step 0 policy and reference are the same model; what they may differ by is rounding, relative to the log-prob.
+STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+STEP_0_TOLERANCE_16_BIT = 0.05
+
+
+class MODPOTrainer(DPOTrainer):
+    """Train one policy for one preference vector.
+
+    Args:
+        model: a causal language model, its name or folder, or a `PeftModel`. The reference policy is this model as it
+            is given.
+        args: `MODPOConfig`.
+        train_dataset, eval_dataset: `ScoredData.dataset()`, or preference rows as TRL knows them, which are then
+            tokenized and scored into `args.cache_dir`. In rows, chosen and rejected are the pairs of `args.objective`
+            (default: the first objective) unless `objectives` says otherwise, and an objective that has neither pairs
+            nor a reward there is read from the columns `chosen_<name>` and `rejected_<name>`.
+        processing_class: the tokenizer. Default: the model's.
+        objectives: direction, scale, pairs and reward of each objective, by name.
+        calibrations: what was fitted for those that are calibrated, `ScoredData.calibrations`.
+        peft_config: adapters to add, e.g. `peft.LoraConfig`.
+
+    The other arguments are those of `transformers.Trainer`.
+
+    Raises:
+        InputError: settings or rows that cannot be trained on, before training starts.
+        NumericError: a loss or gradient that is not finite, at the step where it appears.
+    """
+
+    _tag_names = ["trl", "dpo", "modpo"]  # noqa: RUF012 (as in TRL)
+    _name = "MODPO"
+    collator_class: type[GroupCollator] = GroupCollator
+    loss_is_scaled_for_ga = True  # the loss is divided by the pairs of the whole optimizer step
+    tokens_generated = 0  # it trains on answers that are there
+    resumable_run: ResumableRun | None = None  # saves and restores; if there is none, transformers does
+    _resumed_from: str | None = None  # the checkpoint that this training began with
+    _random_state_of: str | None = None  # the checkpoint whose random numbers were taken up
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: MODPOConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        objectives: Mapping[str, Objective] | None = None,
+        calibrations: Mapping[str, Calibration] | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(model, str):
+            safe = {"use_safetensors": True, "trust_remote_code": False}
+            model = AutoModelForCausalLM.from_pretrained(model, **(safe | (args.model_init_kwargs or {})))
+        if not hasattr(model, "hf_device_map"):
+            model.to(args.device)  # scoring comes before the trainer would move it
+        processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
+        if args.packing:
+            require_packable(_causal_lm(model))
+        objectives = dict(objectives or {})
+        with args.main_process_first(local=False, desc="scoring"):  # the others find its columns in the cache
+            scored = {
+                name: scored_rows(rows, args, objectives, model, processing_class)
+                for name, rows in (("train", train_dataset), ("eval", eval_dataset))
+                if rows is not None
+            }
+        collator = self._new_collator(args, objectives, calibrations or {})
+        require_calibrations(objectives, collator)
+        started_as_peft = isinstance(model, PeftModel)
+        # Without PEFT, TRL would load a second model to be the reference; ours is in the data already.
+        args.precompute_ref_log_probs = not started_as_peft and peft_config is None
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=trainable_rows(scored["train"], collator, "train_dataset"),
+            eval_dataset=trainable_rows(scored["eval"], collator, "eval_dataset") if "eval" in scored else None,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            callbacks=[FiniteGradients(), *(callbacks or [])],
+            **kwargs,
+        )
+        if started_as_peft and "ref" in self.model.peft_config:
+            self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
+        self._prepare_model()
+        # With dropout, policy and reference differ at every step.
+        self._starts_at_reference = (
+            args.disable_dropout and getattr(peft_config, "init_lora_weights", True) is not False
+        )
+
+    def _new_collator(
+        self, args: MODPOConfig, objectives: Mapping[str, Objective], calibrations: Mapping[str, Calibration]
+    ) -> GroupCollator:
+        return self.collator_class(
+            weights=args.vector,
+            signs={name: objective.sign for name, objective in objectives.items()},
+            calibrations=calibrations,
+            objective=args.objective,
+            regression_below=args.smallest_primary_weight(),
+            packing=args.packing,
+            max_packed_tokens=_max_packed_tokens(args),
+        )
+
+    def _prepare_model(self) -> None:
+        """Make the model that TRL has prepared one of which log-probs are read our way."""
+        if self.aux_loss_enabled:
+            problem, fix = "the router's auxiliary loss is not part of MODPO's loss", "set router_aux_loss_coef to 0"
+            raise InputError(Problem("MODPOConfig", "router_aux_loss_coef", problem, fix))
+        self._causal_lm = _causal_lm(self.model)
+        join_adapters(self)
+        if self.args.disable_dropout:
+            disable_functional_dropout(self._causal_lm)
+        if self.args.packing:
+            attach_packed_forward(self._causal_lm)
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset  # scored data is tokenized
+
+    def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset  # scored data holds them
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The batches of one optimizer step and how many pairs they hold, over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._resumed_from is not None:
+            self._load_rng_state(self._resumed_from)  # transformers does after this, when vectors were drawn
+        batches = [self.at_weights(batch) for batch in batches]
+        pairs = torch.tensor(sum(len(part["pairs"]) for batch in batches for part in batch["parts"]), device=device)
+        return batches, self.accelerator.gather(pairs).sum()
+
+    def at_weights(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch as the collator made it -> a batch of parts. Here they are the same: there is one vector."""
+        return batch
+
+    def steer(self, weights: Tensor) -> None:
+        """Make the policy that of a part's preference vector, (K,), before it is read. Here it is that already."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._resumed_from, self._random_state_of = resume_from_checkpoint, None
+        if self.resumable_run is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.resumable_run.load(Path(resume_from_checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint != self._random_state_of:  # once: what was drawn since must not be drawn again
+            super()._load_rng_state(checkpoint)
+            self._random_state_of = checkpoint
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.resumable_run is None:
+            super()._save_checkpoint(model, trial)
+        else:
+            self.resumable_run.save()
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of every part of the batch; the parts' losses and gradients add up to the batch's."""
+        with self._hot_path():  # spans the backward too, where checkpointed layers run again
+            losses = []
+            for part in inputs["parts"]:
+                self.steer(part["weights"])
+                losses.append(super().training_step(model, part, *args, **kwargs))
+        return torch.stack(losses).sum()
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, None, None]:
+        """The batch's loss. There are no logits to return: they are never whole."""
+        parts = self.at_weights(inputs)["parts"]
+        pairs = sum(len(part["pairs"]) for part in parts)
+        losses = []
+        with self._hot_path(), torch.no_grad(), self.compute_loss_context_manager():
+            for part in parts:
+                self.steer(part["weights"])
+                losses.append(self.compute_loss(model, self._prepare_inputs(part), num_items_in_batch=pairs))
+        return torch.stack(losses).sum() / self.accelerator.num_processes, None, None
+
+    @contextmanager
+    def _hot_path(self) -> Iterator[None]:
+        # Under autocast PEFT would turn each adapter's input into float32, and autocast turn it back.
+        mixed = isinstance(self.model, PeftModel) and self.accelerator.mixed_precision != "no"
+        attention = packed_attention(self._causal_lm) if self.args.packing else nullcontext()
+        with disable_input_dtype_casting(self.model, active=mixed), attention:
+            yield
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """MODPO's loss of one part: the mean over its pairs, or their sum over `num_items_in_batch` pairs."""
+        logps = self._response_logps(model, inputs)  # (M,)
+        if self.state.global_step == 0 and self.model.training and self._starts_at_reference:
+            self._require_reference_at_start(logps.detach(), inputs["ref_logps"])
+        chosen, rejected = inputs["pairs"].unbind(1)  # (B,)
+        losses, chosen_rewards, rejected_rewards = self._pair_losses(logps, inputs)
+        if self.args.anchor:
+            ref_logps = inputs["ref_logps"]
+            four = logps[chosen], logps[rejected], ref_logps[chosen], ref_logps[rejected]
+            losses = losses + self.args.anchor * anchor_loss(*four, beta=self.beta)
+        self._require_finite(losses)
+        self._record(logps.detach(), chosen, rejected, chosen_rewards, rejected_rewards, inputs)
+        if num_items_in_batch is None:
+            loss = losses.mean()
+        else:  # gradients are averaged over processes, so each process counts its share of all pairs that often
+            loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
+        return (loss, {"logps": logps}) if return_outputs else loss
+
+    def _pair_losses(self, logps: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and implicit rewards of each pair, (B,) each: MODPO's with its primary objective, or regression."""
+        weights = inputs["weights"].tolist()
+        found = [logps.new_zeros(len(inputs["pairs"])) for _ in range(3)]
+        for k in inputs["primaries"].unique().tolist():
+            mine = inputs["primaries"] == k
+            chosen, rejected = inputs["pairs"][mine].unbind(1)
+            ref_logps, margins = inputs["ref_logps"], inputs["margins"]
+            four = logps[chosen], logps[rejected], ref_logps[chosen], ref_logps[rejected]
+            if k == REGRESSION:
+                computed = regression_loss(*four, margins[chosen], margins[rejected], weights=weights, beta=self.beta)
+            else:
+                others = [i for i in range(len(weights)) if i != k]
+                computed = modpo_loss(
+                    *four,
+                    margins[chosen][:, others],
+                    margins[rejected][:, others],
+                    weights=[weights[k], *(weights[i] for i in others)],
+                    beta=self.beta,
+                    loss_type=self.loss_types[0],
+                )
+                if self.args.scale_loss_by_weight:
+                    computed = (computed[0] * weights[k], *computed[1:])
+            found = [total.masked_scatter(mine, part) for total, part in zip(found, computed, strict=True)]
+        return found[0], found[1], found[2]
+
+    def _response_logps(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        if self.args.packing:
+            return packed_logps(model, inputs["packed_row"].to(self.accelerator.device))
+        return padded_logps(model, inputs["prompts_ids"], inputs["responses_ids"])
+
+    def _require_reference_at_start(self, logps: Tensor, ref_logps: Tensor) -> None:
+        tolerance = STEP_0_TOLERANCE.get(self._causal_lm.dtype, STEP_0_TOLERANCE_16_BIT)
+        if self.accelerator.mixed_precision in ("bf16", "fp16"):
+            tolerance = STEP_0_TOLERANCE_16_BIT
+        off = ((logps - ref_logps).abs() / ref_logps.abs().clamp(min=10)).mean().item()
+        if off > tolerance:
+            raise InputError(
+                Problem(
+                    "train_dataset",
+                    "ref_logps",
+                    f"at step 0 policy and reference should be one model, but their log-probs are {off:.1%} apart",
+                    "score the data again with the model that training starts from",
+                )
+            )
+
+    def _require_finite(self, losses: Tensor) -> None:
+        bad = int((~losses.detach().isfinite()).sum())
+        if bad:
+            raise NumericError(
+                f"step {self.state.global_step}: the loss of {bad} of {len(losses)} pairs is not finite; "
+                "fix: lower learning_rate, or train in bfloat16 or float32"
+            )
+
+    def _record(
+        self,
+        logps: Tensor,
+        chosen: Tensor,
+        rejected: Tensor,
+        chosen_rewards: Tensor,
+        rejected_rewards: Tensor,
+        inputs: dict[str, Any],
+    ) -> None:
+        """TRL's metrics under TRL's names, averaged over processes, and the margins by objective."""
+        metrics = {
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": rejected_rewards,
+            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+            "rewards/margins": chosen_rewards - rejected_rewards,
+            "logps/chosen": logps[chosen],
+            "logps/rejected": logps[rejected],
+        }
+        differences = inputs["margins"][chosen] - inputs["margins"][rejected]  # (B, K)
+        for i, name in enumerate(self.args.vector):
+            as_margin = differences[inputs["primaries"] != i, i]  # where it is not the primary objective
+            if len(as_margin):
+                metrics[f"margins/{name}"] = as_margin
+        mode = "train" if self.model.training else "eval"
+        for name, values in metrics.items():
+            self._metrics[mode][name].append(self.accelerator.gather(values.mean()).mean().item())
+        if mode == "train":
+            tokens = torch.tensor(_tokens_read(inputs), device=logps.device)
+            self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
+            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+
+class FiniteGradients(TrainerCallback):
+    """Stops before an optimizer step that would carry NaN or infinity into the weights."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.fp16:
+            return  # the loss scaler finds its scale by overflowing, and skips those steps itself
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if gradients and not torch.isfinite(torch.stack([g.float().norm() for g in gradients]).sum()):
+            raise NumericError(
+                f"step {state.global_step}: a gradient is not finite; fix: lower learning_rate, or train in "
+                "bfloat16 or float32"
+            )
+
+
+def _tokens_read(part: Mapping[str, Any]) -> int:
+    """Tokens that the forward pass of a part reads, without padding."""
+    if "packed_row" in part:
+        return int(part["packed_row"].layout.length)
+    prompts, responses = part["prompts_ids"], part["responses_ids"]
+    return sum(len(p) + len(r) for p, group in zip(prompts, responses, strict=True) for r in group)
+
+
+def _causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _max_packed_tokens(args: MODPOConfig) -> int:
+    if args.world_size > 1:  # gradients and metrics meet after every pass: with unequal numbers, processes would wait
+        return sys.maxsize
+    return args.max_packed_tokens or (2048 if args.device.type == "cpu" else 16384)
+
+
+def disable_functional_dropout(model: nn.Module) -> None:
+    """TRL turns off `nn.Dropout` layers only; Llama's attention or OPT's layers keep a rate and call a function."""
+    for module in model.modules():
+        rates = [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
+        for name in rates:
+            setattr(module, name, 0.0)

@@ -1,0 +1,196 @@
+"""What `MODPOTrainer` relies on in TRL and transformers, and that with one objective it is TRL's DPOTrainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from trl import DPOConfig, DPOTrainer
+
+from modpo.experiment.sections import TrainingSection
+from modpo.training.trainer import MODPOConfig, MODPOTrainer
+
+METRICS = [
+    "loss",
+    "grad_norm",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+]
+
+
+def preference_rows() -> Dataset:
+    """8 prompts with one pair each, of different lengths; no token of a byte tokenizer spans the boundary."""
+    return Dataset.from_list(
+        [
+            {"prompt": f"Question {i}: " + "why? " * i, "chosen": "because " * (i % 3 + 1), "rejected": "no" + "!" * i}
+            for i in range(8)
+        ]
+    )
+
+
+def run(
+    kind: type[DPOTrainer],
+    tiny_model: Path,
+    tmp_path: Path,
+    plain_descent: dict[str, Any],
+    *,
+    lora: bool,
+    **settings: Any,
+) -> DPOTrainer:
+    """Four steps of plain gradient descent by either trainer, with the same settings."""
+    shared = {
+        **plain_descent,
+        "output_dir": str(tmp_path / kind.__name__),
+        "max_steps": 4,
+        "per_device_eval_batch_size": 4,
+        "learning_rate": 0.2 if lora else 0.01,
+        "max_grad_norm": 1.0,
+        "beta": 0.2,
+        **settings,
+    }
+    if kind is MODPOTrainer:
+        args = MODPOConfig(**shared, weights={"better": 1.0}, cache_dir=str(tmp_path / "cache"))
+    else:
+        args = DPOConfig(**shared)
+    trainer = kind(
+        model=AutoModelForCausalLM.from_pretrained(tiny_model),
+        args=args,
+        train_dataset=preference_rows(),
+        eval_dataset=preference_rows(),
+        processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear") if lora else None,
+    )
+    trainer.train()
+    trainer.evaluate()
+    return trainer
+
+
+def compare(ours: DPOTrainer, theirs: DPOTrainer) -> None:
+    """Every step's logs, the held-out logs, and the weights, which have moved."""
+    pairs = list(zip(ours.state.log_history, theirs.state.log_history, strict=True))
+    assert len(pairs) == 4 + 2  # four steps, the end of training, the evaluation
+    for step, (found, expected) in enumerate(pairs[:4], start=1):
+        assert found["step"] == expected["step"] == step
+        for name in METRICS:
+            assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=2e-4), f"step {step}: {name}"
+    for name in METRICS:
+        if name != "grad_norm":
+            assert pairs[-1][0][f"eval_{name}"] == pytest.approx(pairs[-1][1][f"eval_{name}"], rel=1e-3, abs=2e-4)
+    weights, wanted = ({n: p.detach() for n, p in t.model.named_parameters()} for t in (ours, theirs))
+    assert weights.keys() == wanted.keys()
+    start = dict(AutoModelForCausalLM.from_pretrained(ours.model.config._name_or_path).named_parameters())
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5)
+        if "lora_B" in name:
+            assert tensor.abs().max() > 1e-3
+        if name in start and tensor.requires_grad:
+            assert (tensor - start[name]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "hinge"])
+@pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "all weights"])
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_one_objective_is_trl_s_dpo(
+    tiny_model: Path, tmp_path: Path, plain_descent: dict[str, Any], packing: bool, lora: bool, loss_type: str
+):
+    """w = (1,): the same tokens, losses, gradients (through the weights after each step) and logs."""
+    theirs = run(DPOTrainer, tiny_model, tmp_path, plain_descent, lora=lora, loss_type=loss_type)
+    ours = run(MODPOTrainer, tiny_model, tmp_path, plain_descent, lora=lora, loss_type=loss_type, packing=packing)
+    for group, row in zip(ours.train_dataset, theirs.train_dataset, strict=True):
+        assert group["prompt_ids"] == row["prompt_ids"]
+        assert [group["responses_ids"][i] for i in group["pairs/better"][0]] == [row["chosen_ids"], row["rejected_ids"]]
+    compare(ours, theirs)
+
+
+def test_accumulated_steps_are_trl_s(tiny_model: Path, tmp_path: Path, plain_descent: dict[str, Any]):
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    compare(
+        *(run(kind, tiny_model, tmp_path, plain_descent, lora=True, **settings) for kind in (MODPOTrainer, DPOTrainer))
+    )
+
+
+def test_gradient_checkpointing_is_trl_s(tiny_model: Path, tmp_path: Path, plain_descent: dict[str, Any]):
+    settings = {"gradient_checkpointing": True}
+    compare(
+        *(run(kind, tiny_model, tmp_path, plain_descent, lora=True, **settings) for kind in (MODPOTrainer, DPOTrainer))
+    )
+
+
+# --- the surface ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        (DPOTrainer._prepare_dataset, ["self", "dataset", "processing_class", "args", "dataset_name"]),
+        (DPOTrainer._precompute_ref_logps, ["self", "dataset", "name", "batch_size"]),
+        (DPOTrainer.compute_loss, ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+        (DPOTrainer.prediction_step, ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
+        (Trainer.training_step, ["self", "model", "inputs", "num_items_in_batch"]),
+        (Trainer.get_batch_samples, ["self", "epoch_iterator", "num_batches", "device"]),
+    ],
+)
+def test_overridden_methods_have_the_signatures_we_know(method: Any, parameters: list[str]):
+    assert list(inspect.signature(method).parameters) == parameters
+
+
+def test_overridden_methods_are_overridden():
+    """A method that TRL renamed would leave ours uncalled."""
+    for name in ("_prepare_dataset", "_precompute_ref_logps", "compute_loss", "prediction_step", "training_step"):
+        assert callable(getattr(DPOTrainer, name))
+        assert getattr(MODPOTrainer, name) is not getattr(DPOTrainer, name)
+    assert DPOTrainer.loss_is_scaled_for_ga is False
+    assert MODPOTrainer.loss_is_scaled_for_ga is True
+
+
+def test_constructor_takes_what_we_pass():
+    passed = {
+        "model",
+        "args",
+        "data_collator",
+        "train_dataset",
+        "eval_dataset",
+        "processing_class",
+        "peft_config",
+        "callbacks",
+    }
+    assert passed <= inspect.signature(DPOTrainer.__init__).parameters.keys()
+
+
+def test_state_that_we_write_to(tiny_model: Path, tmp_path: Path, plain_descent: dict[str, Any]):
+    """`_metrics[mode][name]` are lists that TRL's `log` averages and empties; `_total_train_tokens` is a count."""
+    trainer = run(DPOTrainer, tiny_model, tmp_path, plain_descent, lora=True, max_steps=1)
+    assert set(trainer._metrics) == {"train", "eval"}
+    assert isinstance(trainer._metrics["train"], Mapping)
+    assert isinstance(trainer._total_train_tokens, int)
+    trainer.model.train()
+    trainer._metrics["train"]["rewards/margins"].extend([1.0, 3.0])
+    trainer.log({})
+    assert trainer.state.log_history[-1]["rewards/margins"] == 2
+    assert not trainer._metrics["train"]
+
+
+def test_experiment_s_training_fields_are_the_config_s():
+    """What a YAML file may say under `training` exists, with one meaning, in `MODPOConfig`."""
+    known = {field.name for field in dataclasses.fields(MODPOConfig)}
+    asked = {field.name for field in dataclasses.fields(TrainingSection)} - {"arguments"}
+    assert asked <= known
+
+
+def test_refused_settings_are_off_by_default(tmp_path: Path):
+    """Each is a field of TRL's with the neutral value we name, so that nobody is refused what they did not set."""
+    args = DPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert (args.loss_type, args.loss_weights, args.f_divergence_type) == (["sigmoid"], None, "reverse_kl")
+    assert (args.ld_alpha, args.use_weighting, args.sync_ref_model) == (None, False, False)
