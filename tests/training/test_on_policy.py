@@ -90,7 +90,7 @@ def test_packed_training_is_trl_s_own(experiment_file: Path, overrides: list[str
     assert packed._total_train_tokens < plain._total_train_tokens
     moved = 0.0
     for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-2, atol=5e-4)
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)  # float32 differs by 2e-7
         moved = max(moved, tensor.abs().max().item() if "lora_B" in name else 0.0)
     assert moved > 1e-2
     for ours_then, theirs_then in zip(packed.state.log_history, plain.state.log_history, strict=True):
