@@ -15,7 +15,8 @@ from modpo.cli import main
 from modpo.evaluation.evaluate import evaluate_sweep
 from modpo.evaluation.scorers import is_separate, load_evaluation_rewards, scorer_warnings
 from modpo.experiment.file import read_experiment, to_yaml
-from modpo.experiment.sections import Experiment, RewardSection, RewardTraining
+from modpo.experiment.objectives import RewardSection, RewardTraining
+from modpo.experiment.sections import Experiment
 from modpo.front.schema import Front
 from modpo.methods.sweep import finished_points
 from modpo.policies.steered_front import load_front

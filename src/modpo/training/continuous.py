@@ -28,8 +28,8 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights, spread_out
+from modpo.experiment.objectives import NAME
 from modpo.experiment.primary import smallest_primary_weight
-from modpo.experiment.rules import NAME
 from modpo.models.combine import not_plain, steer
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig

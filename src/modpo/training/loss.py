@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOSS_TYPES = ("sigmoid", "hinge")
+from modpo.experiment.sections import LOSS_TYPES
 
 
 def modpo_loss(
