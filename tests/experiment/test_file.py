@@ -426,7 +426,7 @@ def test_an_override_reaches_a_name_with_dots(tmp_path):
         ("evaluation.batch_size=0", "evaluation.batch_size", "at least 1"),
         ("sweep={grid: 0}", "sweep.grid", "from 1"),
         ("sweep={grid: 100000}", "sweep.grid", "from 1"),
-        ("sweep={lattice: 0}", "sweep.lattice", "at least 1"),
+        ("sweep={lattice: 0}", "sweep.lattice", "from 1"),
         ("sweep={lattice: 5000}", "sweep.lattice", "makes 5001 vectors"),
         ("sweep={}", "sweep", "exactly one of"),
         ("sweep={weights: []}", "sweep.weights", "is empty"),

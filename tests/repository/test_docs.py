@@ -89,7 +89,7 @@ def test_documented_defaults_are_the_defaults(heading: str) -> None:
 
 
 def test_a_table_that_is_missing_is_told() -> None:
-    with pytest.raises(ValueError, match="0 tables of keys below 'lora'"):
+    with pytest.raises(ValueError, match="below the heading 'lora' there is no table of keys"):
         reference.with_tables(EXPERIMENT.replace("## lora\n", "## adapters\n"))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -24,14 +25,19 @@ IN_WORDS = {  # defaults that depend on the file's name or the environment
 }
 
 
-def sections(cls: type = ExperimentFile, heading: str = "The file itself") -> dict[str, type]:
-    """Every section by its heading, which is the first key that holds it."""
-    found = {heading: cls}
-    for name, kind in get_type_hints(cls).items():
-        for inner in filter(dataclasses.is_dataclass, _inside(kind)):
-            if inner not in found.values():
-                found |= {key: value for key, value in sections(inner, name).items() if value not in found.values()}
-    return found
+def sections() -> dict[str, Any]:
+    """The dataclass of each section by its heading, which is the first key that holds it."""
+    found: list[tuple[str, Any]] = [("The file itself", ExperimentFile)]
+    for _, cls in found:  # what is found in a section is looked through in its turn
+        for name, kind in get_type_hints(cls).items():
+            known = [other for _, other in found]
+            found += [(name, kind) for kind in _inside(kind) if dataclasses.is_dataclass(kind) and kind not in known]
+    return dict(found)
+
+
+def _inside(kind: Any) -> list[Any]:
+    """The types that an annotation names."""
+    return [inner for argument in get_args(kind) for inner in _inside(argument)] or [kind]
 
 
 def with_tables(text: str) -> str:
@@ -41,19 +47,16 @@ def with_tables(text: str) -> str:
         ValueError: a section has no heading, or no table below it.
     """
     for heading, cls in sections().items():
-        below = re.compile(rf"(^#+ {re.escape(heading)}\n(?:(?!#).*\n)*?){re.escape(HEAD)}(?:\|.*\n)*", re.M)
-        text, written = below.subn(lambda match, cls=cls: match[1] + HEAD + "".join(_rows(cls)), text)
-        if written != 1:
-            raise ValueError(f"there are {written} tables of keys below {heading!r}; fix: write {HEAD!r} there, once")
+        table = re.compile(rf"(^#+ {re.escape(heading)}\n(?:(?!#).*\n)*?{re.escape(HEAD)})(?:\|.*\n)*", re.M)
+        parts = table.split(text)
+        if len(parts) != 3:
+            raise ValueError(f"below the heading {heading!r} there is no table of keys; fix: write its head, {HEAD!r}")
+        before, head, after = parts
+        text = before + head + "".join(_rows(cls)) + after
     return text
 
 
-def _inside(kind: Any) -> list[Any]:
-    """The types that an annotation names."""
-    return [inner for argument in get_args(kind) for inner in _inside(argument)] or [kind]
-
-
-def _rows(cls: type) -> list[str]:
+def _rows(cls: Any) -> list[str]:
     meanings = _meanings(cls)
     keys = [field for field in dataclasses.fields(cls) if field.name in meanings]
     return [f"| `{key.name}` | {_default(key)} | {meanings[key.name]} |\n" for key in keys]
@@ -76,7 +79,7 @@ def _meanings(cls: type) -> dict[str, str]:
     meanings = {}
     for base in bases:
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for field, below in zip(body, body[1:], strict=False):
+        for field, below in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
                 meanings[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
     return meanings

@@ -23,8 +23,6 @@ OPTIONS = {
 }
 ANY_SOURCE = ("clip", "weight")
 ADD_REWARD = 'add `reward: "package.module:function"`, `reward: {column: ...}` or another source'
-
-
 # What `training.arguments` must not say a second time.
 ELSEWHERE = {f.name: f"training.{f.name}" for f in dataclasses.fields(TrainingSection)} | {
     "output_dir": "output_dir",
