@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from modpo.base import simplex
+from modpo.base.artifact import require_free
 from modpo.base.costs import Cost
 from modpo.base.errors import EnvironmentFault, InputError, IntegrityError, ModpoError, Problem, one_line
 from modpo.base.files import locked, new_file, read_manifest, remove_unfinished, write_json
@@ -32,19 +33,8 @@ from modpo.experiment.sections import Experiment
 from modpo.methods.run import Maker, Run, maker
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
+from modpo.policies.point import SweptPoint
 from modpo.scored.scorer import experiment_scorer
-
-
-@dataclass(frozen=True)
-class TrainedPoint:
-    """A finished point of a sweep, as found on disk."""
-
-    name: str
-    weights: Weights
-    folder: Path
-    cost: Cost  # of training it, or its share of what it was made of
-    files: dict[str, str]  # sha256 of each file
-    made_of: str | None = None  # the folder beside `points` of the trainings that it was made of, if not of its own
 
 
 def run_sweep(experiment: Experiment) -> list[str]:
@@ -104,9 +94,8 @@ def _alone(experiment: Experiment, output: Path | None) -> Iterator[Run]:
     """
     require_device_dtype(experiment.model.dtype, experiment.where("model"))
     train, _ = load_groups(experiment)
-    if output is not None and output.is_dir() and any(output.iterdir()) and read_manifest(output) is None:
-        fix = "name a new folder, or an empty one"
-        raise InputError(Problem("--output", str(output), "holds something that is no policy of modpo", fix))
+    if output is not None:
+        require_free(output)
     with locked(output.parent if output else experiment.output_dir):
         if output is None:
             claim_folder(experiment)
@@ -178,14 +167,14 @@ def point_folder(experiment: Experiment, weights: Weights) -> Path:
     return experiment.output_dir / "points" / simplex.name(weights)
 
 
-def finished_points(experiment: Experiment) -> Iterator[TrainedPoint]:
+def finished_points(experiment: Experiment) -> Iterator[SweptPoint]:
     """The points of the experiment that are there and verify, in the experiment's order."""
     for weights in experiment.sweep.weights:
         folder = point_folder(experiment, weights)
         manifest = read_manifest(folder)
         if manifest is not None:
-            cost, made_of = Cost.of(manifest["cost"]), manifest.get("made_of")
-            yield TrainedPoint(simplex.name(weights), weights, folder, cost, manifest["files"], made_of)
+            cost, combined_from = Cost.of(manifest["cost"]), manifest.get("made_of")
+            yield SweptPoint(simplex.name(weights), weights, folder, manifest["files"], cost, combined_from)
 
 
 def failures(experiment: Experiment) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ class ReferenceModel:
     """
 
     def __init__(self, section: ModelSection, cache_dir: Path, where: str = "model", field: str = FIELD) -> None:
-        self.section, self.where, self.field = section, where, field
+        self.section, self.cache_dir, self.where, self.field = section, cache_dir, where, field
         self.folder = find_folder(section, cache_dir, where, field)
         require_model(self.folder, where, field)
 
