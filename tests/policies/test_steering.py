@@ -270,7 +270,7 @@ def test_what_is_baked_over(swept: Path, tmp_path: Path):
     assert about["weights"] == at(0.5)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="mine: holds something that is no policy of modpo"):
+    with pytest.raises(InputError, match="mine: holds something that modpo did not make"):
         front.bake(at(0.5), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 

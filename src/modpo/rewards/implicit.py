@@ -25,7 +25,8 @@ from modpo.rewards.batch import RewardBatch, check_scores
 from modpo.rewards.context import RewardContext
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TASK = "CAUSAL_LM"  # PEFT's name for language modelling
 # Ways to start LoRA (PEFT's `init_lora_weights`) that take something out of the base's own weights.
