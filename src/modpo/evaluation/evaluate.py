@@ -59,7 +59,7 @@ def evaluate_sweep(experiment: Experiment) -> Front:
 
 
 def _measure(experiment: Experiment, trained: list[SweptPoint]) -> Front:
-    reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
+    reference = ReferenceModel.of(experiment)
     scorer = experiment_scorer(experiment, reference)
     for warning in scorer_warnings(experiment):
         say(f"warning: {warning}")

@@ -50,12 +50,12 @@ def run_sweep(experiment: Experiment) -> list[str]:
     if not vectors:
         fix = "add `sweep: {grid: 5}`, a `lattice`, or a list of `weights`"
         raise InputError(Problem(experiment.where("sweep"), "sweep", "no preference vectors", fix))
-    require_device_dtype(experiment.model.dtype, experiment.where("model"))
+    require_device_dtype(experiment)
     train, _ = load_groups(experiment)
     with locked(experiment.output_dir):
         claim_folder(experiment)
         remove_unfinished(experiment.output_dir)
-        reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
+        reference = ReferenceModel.of(experiment)
         make = maker(_run(experiment, train, reference))
         failed = []
         for number, weights in enumerate(vectors, start=1):
@@ -92,7 +92,7 @@ def _alone(experiment: Experiment, output: Path | None) -> Iterator[Run]:
     Args:
         output: a folder of its own; None: its place in the sweep's.
     """
-    require_device_dtype(experiment.model.dtype, experiment.where("model"))
+    require_device_dtype(experiment)
     train, _ = load_groups(experiment)
     if output is not None:
         require_free(output)
@@ -100,7 +100,7 @@ def _alone(experiment: Experiment, output: Path | None) -> Iterator[Run]:
         if output is None:
             claim_folder(experiment)
             remove_unfinished(experiment.output_dir)
-        reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
+        reference = ReferenceModel.of(experiment)
         yield _run(experiment, train, reference)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modpo.base.errors import InputError, Problem
-from modpo.experiment.sections import ModelSection
+from modpo.experiment.sections import Experiment, ModelSection
 from modpo.models.folders import (
     FIELD,
     PROVENANCE,
@@ -48,6 +48,11 @@ class ReferenceModel:
         self.section, self.cache_dir, self.where, self.field = section, cache_dir, where, field
         self.folder = find_folder(section, cache_dir, where, field)
         require_model(self.folder, where, field)
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> ReferenceModel:
+        """The model of an experiment's file."""
+        return cls(experiment.model, experiment.cache_dir, experiment.where("model"))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

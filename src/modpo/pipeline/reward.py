@@ -58,12 +58,11 @@ def train_reward(experiment: Experiment, name: str, role: str = REWARD) -> Path:
         InputError: nothing to train, bad rows or settings, before any model is loaded.
         IntegrityError: the folder holds a reward of other data or settings. NumericError: a number is not finite.
     """
-    require_device_dtype(experiment.model.dtype, experiment.where("model"))
+    require_device_dtype(experiment)
     task = _task(experiment, name, role)
     config = _config(task)
-    where = experiment.where("model")
-    reference = ReferenceModel(experiment.model, experiment.cache_dir, where)
-    require_usable(reference.tokenizer, conversational=task.learned.conversational, where=where)
+    reference = ReferenceModel.of(experiment)
+    require_usable(reference.tokenizer, conversational=task.learned.conversational, where=reference.where)
     trained = Artifact(task.folder, _parts(task, config, reference), task.label)
     if trained.there() is None:
         with locked(experiment.output_dir):

@@ -54,14 +54,13 @@ def train_sft(experiment: Experiment) -> Path:
     if experiment.sft is None:
         fix = "add `sft: {path: demonstrations.jsonl}`"
         raise InputError(Problem(experiment.source, "sft", "there is no such section", fix))
-    require_device_dtype(experiment.model.dtype, experiment.where("model"))
+    require_device_dtype(experiment)
     folder = experiment.output_dir / "sft"
     config = _config(experiment, folder.with_name(".work-sft"))
     seed = experiment.data.split_seed
     data = load_demonstrations(experiment.sft, never=held_out_prompts(experiment), seed=seed)
-    where = experiment.where("model")
-    reference = ReferenceModel(experiment.model, experiment.cache_dir, where)
-    require_usable(reference.tokenizer, conversational=data.conversational, where=where)
+    reference = ReferenceModel.of(experiment)
+    require_usable(reference.tokenizer, conversational=data.conversational, where=reference.where)
     model = Artifact(folder, _parts(experiment, reference, data), LABEL)
     if model.there() is None:
         with locked(experiment.output_dir):

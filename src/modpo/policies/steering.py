@@ -21,6 +21,7 @@ from modpo.base.simplex import Weights
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment
 from modpo.experiment.methods import CONTINUOUS  # also the folder of a continuous policy, beside `points`
 from modpo.experiment.sections import Experiment
+from modpo.forward.policy import Policy
 from modpo.front.schema import Front, Point
 from modpo.models.adapters import ADAPTER_WEIGHTS, attach_adapter, merge_adapter, require_adapter
 from modpo.models.combine import combine_adapters, plain_config, steer
@@ -141,7 +142,7 @@ class Steering:
         """The policy at a vector, ready to generate. Says what it is made of."""
         source = self._said(weights)
         if source.whole_model:
-            return self._whole(source.whole_model)
+            return self.whole_model(source.whole_model)
         from tempfile import TemporaryDirectory
 
         with TemporaryDirectory() as folder:
@@ -180,13 +181,13 @@ class Steering:
         say(f"{simplex.label(self.vector(weights))}: {source.description}")
         return source
 
-    def _whole(self, folder: Path) -> PreTrainedModel:
-        section = replace(self.experiment.model, model_name_or_path=str(folder), revision=None)
-        return ReferenceModel(section, self.experiment.cache_dir).model
+    def whole_model(self, folder: Path) -> PreTrainedModel:
+        """The model of a point that was trained without adapters."""
+        return Policy(self.reference, folder).own_model.model
 
     def _write_merged(self, source: Source, output: Path) -> None:
         if source.whole_model:
-            merged = self._whole(source.whole_model)
+            merged = self.whole_model(source.whole_model)
         else:
             adapter = output / "adapter"
             adapter.mkdir()
@@ -226,7 +227,7 @@ class SteeredPolicy:
 
         source = self._steering.source(weights)
         if source.whole_model:  # nothing to scale: each is read when it is asked for
-            self.model = self._steering._whole(source.whole_model)
+            self.model = self._steering.whole_model(source.whole_model)
             return source.description
         scales = {self._loaded(folder): c for folder, c in source.adapters.items()}
         assert isinstance(self.model, PeftModel)
