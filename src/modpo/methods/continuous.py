@@ -20,11 +20,10 @@ from modpo.base.files import read_manifest
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
 from modpo.experiment.methods import CONTINUOUS
-from modpo.methods.modpo import training_arguments
+from modpo.methods.modpo import new_trainer
 from modpo.methods.point import about_combined, shared_parts, train_policy
 from modpo.methods.run import Maker, Run
 from modpo.models.combine import combine_adapters
-from modpo.models.folders import lora_config
 
 if TYPE_CHECKING:
     from modpo.training.continuous import ContinuousTrainer
@@ -65,23 +64,12 @@ def _save(trainer: ContinuousTrainer, folder: Path) -> None:
 
 
 def _new_trainer(run: Run, work: Path, settings: Mapping[str, Any]) -> ContinuousTrainer:
-    from transformers import PrinterCallback
-
     from modpo.training.continuous import ContinuousConfig, ContinuousTrainer
 
-    experiment = run.experiment
-    assert experiment.lora is not None
-    middle = simplex.middle(list(experiment.objectives))
-    trainer = ContinuousTrainer(
-        run.reference.model,
-        training_arguments(experiment, middle, work, kind=ContinuousConfig, more=settings),
-        run.scored.dataset(),
-        peft_config=lora_config(experiment.lora),
-        processing_class=run.reference.tokenizer,
-        objectives=experiment.objectives,
-        calibrations=run.scored.calibrations,
+    middle = simplex.middle(list(run.experiment.objectives))
+    trainer: ContinuousTrainer = new_trainer(
+        run, middle, work, kind=ContinuousTrainer, config=ContinuousConfig, more=settings
     )
-    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
