@@ -86,6 +86,10 @@ class DataSection:
     """tokens; a longer prompt loses its beginning. If not set, what the longest response leaves of `max_length`, but at
     least half of it"""
 
+    def prompt_room(self, answer: int) -> int:
+        """Tokens of a prompt that is to be answered: what an answer of so many tokens leaves, half at least."""
+        return self.max_prompt_length or max(self.max_length // 2, self.max_length - answer)
+
 
 @dataclass(frozen=True)
 class SftSection:

@@ -105,6 +105,7 @@ def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
     experiment, prompts = run.experiment, run.prompts
     arguments = training_arguments(experiment, weights, work)
     _require_prompts(experiment, arguments, len(prompts))
+    room = experiment.data.prompt_room(max_completion_length(experiment))
     trainer = (OnPolicyRLOO if experiment.morlhf.algorithm == "rloo" else OnPolicyGRPO)(
         run.reference.model,
         reward_funcs=reward_functions(run, weights),
@@ -113,7 +114,7 @@ def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
         processing_class=run.reference.tokenizer,
         peft_config=lora_config(experiment.lora) if experiment.lora else None,
         callbacks=[FiniteGradients()],
-        reading=Reading(max_prompt_length(experiment), prompts.conversational, experiment.training.packing),
+        reading=Reading(room, prompts.conversational, experiment.training.packing),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -207,12 +208,6 @@ def _require_prompts(experiment: Experiment, arguments: RLOOConfig | GRPOConfig,
 def max_completion_length(experiment: Experiment) -> int:
     """Tokens of an answer: as in evaluation, if nothing else is said."""
     return experiment.morlhf.max_completion_length or experiment.evaluation.max_new_tokens
-
-
-def max_prompt_length(experiment: Experiment) -> int:
-    """Tokens of a prompt: what the answer leaves of `max_length`, half at least, as in evaluation."""
-    data = experiment.data
-    return data.max_prompt_length or max(data.max_length // 2, data.max_length - max_completion_length(experiment))
 
 
 def _active(weights: Weights) -> list[str]:
