@@ -111,10 +111,8 @@ def to_yaml(experiment: Experiment) -> str:
     """The complete effective configuration, defaults filled in, as YAML.
 
     `read_experiment` reads it back to an equal experiment. Not written are secrets among the `kwargs` of rewards, and
-    `trust_remote_code`: no file may allow it. Of an experiment that stages have filled in, what the file asked for
-    is written.
+    `trust_remote_code`: no file may allow it.
     """
-    experiment = experiment.asked or experiment
     values = dataclasses.asdict(experiment)
     tree = {f.name: values[f.name] for f in dataclasses.fields(Sections)}
     del tree["model"]["trust_remote_code"]

@@ -6,7 +6,7 @@ Names are those of transformers, TRL and PEFT wherever they have one. The order 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -277,14 +277,13 @@ class ExperimentFile(Sections):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Sections):
-    """One YAML file, complete and checked: built by `modpo.experiment.file.read_experiment`."""
+    """What one YAML file says, complete and checked: built by `modpo.experiment.file.read_experiment`."""
 
     sweep: SweepSection
     output_dir: Path
     cache_dir: Path
     source: str = field(default="experiment", compare=False)  # the file, for error messages
     lines: dict[str, int] = field(default_factory=dict, compare=False)  # "training.beta" -> line; 0 for --set
-    asked: Experiment | None = field(default=None, compare=False)  # as the file says it, before stages filled it in
 
     @property
     def label_sets(self) -> dict[str, str]:
@@ -310,3 +309,22 @@ class Experiment(Sections):
     def where(self, field_path: str) -> str:
         """`file.yaml:LINE` of a field or the section around it, for an error message."""
         return place(self.source, self.lines, field_path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved(Experiment):
+    """An experiment as it is trained and measured: what its stages made stands where the file asks for it.
+
+    Attributes:
+        asked: what the file says.
+    """
+
+    asked: Experiment = field(compare=False, repr=False)
+
+
+def resolved(experiment: Experiment, asked: Experiment | None = None) -> Resolved:
+    """An experiment with what was asked for; without any stage that is itself. One that is resolved stays as it is."""
+    if isinstance(experiment, Resolved):
+        return experiment
+    values = {f.name: getattr(experiment, f.name) for f in fields(Experiment)}
+    return Resolved(**values, asked=experiment if asked is None else asked)

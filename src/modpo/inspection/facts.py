@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from modpo.data.prompt_group import Pair
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
 from modpo.evaluation.scorers import scorer_warnings
 from modpo.experiment.primary import Margins, choose
-from modpo.experiment.sections import Experiment, RewardSection
+from modpo.experiment.sections import Experiment, RewardSection, resolved
 from modpo.forward.packing import pack
 from modpo.inspection.cost import expected_cost
 from modpo.inspection.inspection import DataSummary, Example, Inspection
@@ -34,7 +33,7 @@ from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import probe
 from modpo.scored.labels import draw_bradley_terry
-from modpo.scored.scorer import GROUPS_PER_REWARD_CALL, load_rewards
+from modpo.scored.scorer import GROUPS_PER_REWARD_CALL, rewards_there
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized and scored; of more, a sample
 BOUNDARY_TOKENS = 3  # shown one by one on either side of the prompt's end
@@ -57,7 +56,7 @@ def look(experiment: Experiment) -> Inspection:
     """Gather what `inspect_experiment` shows."""
     _require_sampled(experiment)
     train, held_out = load_groups(experiment)
-    rewards = {name: reward for name, reward in _loaded(experiment).items() if _is_quick(experiment, name)}
+    rewards = {name: reward for name, reward in rewards_there(experiment).items() if _is_quick(experiment, name)}
     reference = ReferenceModel.of(experiment)
     indices = sample_indices(len(train), experiment.seed)
     tokens = _tokenize(experiment, train, indices, reference)
@@ -75,7 +74,8 @@ def look(experiment: Experiment) -> Inspection:
         warnings=train.warnings,
     )
     found = _data_warnings(experiment, data, pairs)
-    found += reward_warnings(experiment.objectives, statistics, _in_loss(experiment)) + scorer_warnings(experiment)
+    found += reward_warnings(experiment.objectives, statistics, _in_loss(experiment))
+    found += scorer_warnings(resolved(experiment))
     first = next((i for i, paired in enumerate(pairs) if paired), 0)
     return Inspection(
         experiment=experiment,
@@ -166,12 +166,6 @@ def _score(groups: PromptGroups, indices: np.ndarray, name: str, reward: Reward)
             scores += [[next(flat) for _ in groups[i].responses] for i in part]
             progress.advance(len(part))
     return scores
-
-
-def _loaded(experiment: Experiment) -> dict[str, Reward]:
-    """The rewards that are there: one that is still to be trained is not."""
-    there = {n: o for n, o in experiment.objectives.items() if o.reward is None or o.reward.train is None}
-    return load_rewards(replace(experiment, objectives=there))
 
 
 def _is_quick(experiment: Experiment, name: str) -> bool:

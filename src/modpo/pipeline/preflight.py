@@ -9,7 +9,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from modpo.base.errors import EnvironmentFault, InputError, Problem
@@ -18,12 +17,12 @@ from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
 from modpo.data.loading import load_groups
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
-from modpo.experiment.sections import Experiment
+from modpo.experiment.sections import Experiment, resolved
 from modpo.models.folders import lora_config, require_device_dtype, skeleton, tensor_shapes
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import PROBE_ROWS, probe, reads_model
-from modpo.scored.scorer import load_proxies, load_rewards
+from modpo.scored.scorer import load_proxies, rewards_there
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized here; the rest is found out when it is scored
 
@@ -44,7 +43,7 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
 
     require_writable(output or experiment.output_dir, "--output" if output else "output_dir")
     if output is None:
-        require_same_experiment(experiment)
+        require_same_experiment(resolved(experiment).asked)
     check_experiment(experiment)
     _check_adapters(experiment)
     training_arguments(experiment, weights, experiment.output_dir)
@@ -67,8 +66,7 @@ def check_experiment(experiment: Experiment) -> None:
     if groups is not None:
         require_usable(tokenizer, conversational=groups.conversational, where=reference.where)
         tokens = _tokenize(experiment, groups, reference)
-    there = {n: o for n, o in experiment.objectives.items() if o.reward is None or o.reward.train is None}
-    rewards = load_rewards(replace(experiment, objectives=there))
+    rewards = rewards_there(experiment)
     load_proxies(experiment)
     if groups is not None:
         _probe(experiment, groups, rewards)
