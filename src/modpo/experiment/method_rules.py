@@ -25,7 +25,8 @@ def check_methods(shape: Any, reader: SectionReader) -> None:
     if not isinstance(shape.objectives, dict) or shape.lora is BROKEN:
         return
     known = {n: o for n, o in shape.objectives.items() if o is not BROKEN and not reader.is_broken(f"objectives.{n}")}
-    measured = getattr(shape.evaluation, "rewards", ())
+    rewards = getattr(shape.evaluation, "rewards", None)
+    measured = rewards if isinstance(rewards, dict) else ()
     for method in filter(METHODS.__contains__, _methods(shape)):
         for problem in method_problems(method, known, shape.lora, measured):
             reader.report(*problem)
