@@ -292,9 +292,7 @@ def test_the_command_and_the_pipeline(
     assert (experiment.output_dir / "points" / "long0.5-few0.5" / "adapter_config.json").is_file()
     resolved = prepare(experiment)
     assert resolved.asked is experiment
-    assert all(
-        getattr(resolved, f.name) == getattr(experiment, f.name) for f in fields(experiment)
-    )  # nothing filled in
+    assert all(getattr(resolved, f.name) == getattr(experiment, f.name) for f in fields(experiment))
 
 
 # --- vLLM, which needs a GPU: a stand-in that takes what vLLM takes -----------------------------------------

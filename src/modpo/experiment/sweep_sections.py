@@ -12,7 +12,8 @@ from modpo.experiment.methods import METHODS, MODES
 MOST_POINTS = 1000
 MOST_STEPS = 100_000
 
-EACH_ONCE = Rule(lambda values: 0 < len(values) == len(set(values)), "name at least one, each once", "is {}")
+AT_LEAST_ONE = not_empty("name at least one, each once")
+EACH_ONCE = Rule(lambda values: len(values) == len(set(values)), AT_LEAST_ONE.fix, "has one twice")
 SOME_METHODS = Rule(lambda names: set(names) <= set(METHODS), f"use some of: {', '.join(METHODS)}", "is {}")
 SEEDS = Rule(lambda seeds: all(map(SEED.accepts, seeds)), f"give numbers from 0 to {LARGEST_SEED}", "is {}")
 
@@ -106,8 +107,8 @@ class BestOfNSection:
 class ComparisonSection:
     """Several methods on the same data, rewards and held-out prompts: `modpo sweep` runs them all."""
 
-    methods: Annotated[list[str], EACH_ONCE, SOME_METHODS]
+    methods: Annotated[list[str], AT_LEAST_ONE, EACH_ONCE, SOME_METHODS]
     """a list of names of `sweep.method`, and `continuous`, which is `modpo` with `mode: continuous`. Both take learning
     rate and epochs from this file, although they want others (see [sweep](#sweep))"""
-    seeds: Annotated[list[int], EACH_ONCE, SEEDS] = field(default_factory=lambda: [0, 1, 2])
+    seeds: Annotated[list[int], AT_LEAST_ONE, EACH_ONCE, SEEDS] = field(default_factory=lambda: [0, 1, 2])
     """each method runs once with each"""
