@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from modpo.experiment.keys import rules
@@ -39,7 +40,7 @@ ELSEWHERE = {f.name: f"training.{f.name}" for f in dataclasses.fields(TrainingSe
 
 def check_sections(shape: Any, reader: SectionReader) -> None:
     """Note in the reader what is wrong with the values that could be read."""
-    _check_keys(shape, "", reader)
+    _check_keys(shape, reader)
     _check_training(shape, reader)
     for section in ("training", "sft", "morlhf"):
         _check_arguments(_value(shape, f"{section}.arguments") or {}, f"{section}.arguments", reader)
@@ -48,21 +49,28 @@ def check_sections(shape: Any, reader: SectionReader) -> None:
         _check_evaluation_rewards(shape, reader)
 
 
-def _check_keys(value: Any, path: str, reader: SectionReader) -> None:
-    """Every key of a section by its own rules, and of what stands in it."""
+def _check_keys(shape: Any, reader: SectionReader) -> None:
+    """Every key of every section by its own rules."""
+    for path, section in _sections(shape, ""):
+        for name, of_key in rules(section):
+            here, value = join(path, name), getattr(section, name)
+            if value not in (None, BROKEN) and not reader.is_broken(here):
+                for rule in (rule for rule in of_key if not rule.accepts(value)):
+                    reader.report(here, rule.problem.format(value), rule.fix)
+
+
+def _sections(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The sections that stand in a value, each with its dotted path."""
+    inside: dict[str, Any] = {}
     if dataclasses.is_dataclass(value):
-        for name, of_key in rules(value):
-            here, given = join(path, name), getattr(value, name)
-            if given not in (None, BROKEN) and not reader.is_broken(here):
-                for rule in (rule for rule in of_key if not rule.accepts(given)):
-                    reader.report(here, rule.problem.format(given), rule.fix)
-            _check_keys(given, here, reader)
+        yield path, value
+        inside = {join(path, field.name): getattr(value, field.name) for field in dataclasses.fields(value)}
     elif isinstance(value, dict):
-        for name, item in value.items():
-            _check_keys(item, join(path, name), reader)
+        inside = {join(path, name): item for name, item in value.items()}
     elif isinstance(value, list):
-        for i, item in enumerate(value):
-            _check_keys(item, f"{path}[{i}]", reader)
+        inside = {f"{path}[{i}]": item for i, item in enumerate(value)}
+    for here, item in inside.items():
+        yield from _sections(item, here)
 
 
 def _value(shape: Any, path: str) -> Any:
