@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from trl import DPOConfig, DPOTrainer
 
 from modpo.experiment.sections import TrainingSection
-from modpo.training.trainer import MODPOConfig, MODPOTrainer
+from modpo.training.config import MODPOConfig
+from modpo.training.trainer import MODPOTrainer
 
 METRICS = [
     "loss",

@@ -99,8 +99,8 @@ def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
     from datasets import Dataset
     from transformers import PrinterCallback
 
+    from modpo.training.callbacks import FiniteGradients
     from modpo.training.on_policy import OnPolicyGRPO, OnPolicyRLOO, Reading
-    from modpo.training.trainer import FiniteGradients
 
     experiment, prompts = run.experiment, run.prompts
     arguments = training_arguments(experiment, weights, work)

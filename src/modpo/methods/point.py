@@ -89,7 +89,8 @@ def train_policy(
     Raises:
         IntegrityError: the folder holds something of other data or settings. NumericError: a number is not finite.
     """
-    from modpo.training.checkpoints import Checkpoints, trained
+    from modpo.training.checkpoints import Checkpoints
+    from modpo.training.resumable import trained
 
     experiment, section = run.experiment, run.experiment.training
     key, work = sha256_json(parts), work_folder(folder)

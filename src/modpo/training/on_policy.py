@@ -13,7 +13,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,11 +29,11 @@ from modpo.forward.generate import bare_generation, folded_head
 from modpo.forward.logprobs import attach_packed_forward, detach_packed_forward, packed_token_logps, require_packable
 from modpo.forward.low_rank import join_adapters
 from modpo.forward.packing import pack
-from modpo.training.trainer import disable_functional_dropout
+from modpo.training.dropout import disable_functional_dropout
+from modpo.training.resumable import Resumable
 
 if TYPE_CHECKING:
     from modpo.data.prompt_group import Text
-    from modpo.training.checkpoints import ResumableRun
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,7 @@ class Reading:
     packing: bool = True
 
 
-_Trainer: Any = object  # TRL's class, which stands behind this one in the order of resolution
-
-
-class OnPolicy(_Trainer):
+class OnPolicy(Resumable):
     """What both trainers have in common.
 
     Args:
@@ -64,8 +60,6 @@ class OnPolicy(_Trainer):
     The other arguments are those of TRL's trainer.
     """
 
-    tokens_generated = 0
-    resumable_run: ResumableRun | None = None  # saves and restores; if there is none, transformers does
     # Whether log-probs of fresh answers are read for the loss's ratio before they are read to be trained on.
     reads_twice = False
     model_wrapped: Any  # TRL's: what answers are sampled from
@@ -190,18 +184,6 @@ class OnPolicy(_Trainer):
         if self._buffered_inputs is None:  # so that resumed training knows where among its answers it is
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
         return super().training_step(*args, **kwargs)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.resumable_run is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.resumable_run.load(Path(resume_from_checkpoint))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.resumable_run is None:
-            super()._save_checkpoint(model, trial)
-        else:
-            self.resumable_run.save()
 
 
 class OnPolicyRLOO(OnPolicy, RLOOTrainer):

@@ -15,8 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -29,9 +28,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from trl import DPOTrainer
 
@@ -42,22 +38,20 @@ from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward, packed_logps, padded_logps, require_packable
 from modpo.forward.low_rank import join_adapters
 from modpo.scored.calibration import Calibration
+from modpo.training.callbacks import FiniteGradients
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
+from modpo.training.dropout import disable_functional_dropout
 from modpo.training.loss import anchor_loss, modpo_loss, regression_loss
+from modpo.training.resumable import Resumable
 from modpo.training.rows import require_calibrations, scored_rows, trainable_rows
-
-if TYPE_CHECKING:
-    from modpo.training.checkpoints import ResumableRun
-
-__all__ = ["FiniteGradients", "GroupCollator", "MODPOConfig", "MODPOTrainer"]
 
 # At step 0 policy and reference are the same model; what they may differ by is rounding, relative to the log-prob.
 STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 STEP_0_TOLERANCE_16_BIT = 0.05
 
 
-class MODPOTrainer(DPOTrainer):
+class MODPOTrainer(Resumable, DPOTrainer):
     """Train one policy for one preference vector.
 
     Args:
@@ -84,10 +78,6 @@ class MODPOTrainer(DPOTrainer):
     _name = "MODPO"
     collator_class: type[GroupCollator] = GroupCollator
     loss_is_scaled_for_ga = True  # the loss is divided by the pairs of the whole optimizer step
-    tokens_generated = 0  # it trains on answers that are there
-    resumable_run: ResumableRun | None = None  # saves and restores; if there is none, transformers does
-    _resumed_from: str | None = None  # the checkpoint that this training began with
-    _random_state_of: str | None = None  # the checkpoint whose random numbers were taken up
 
     def __init__(
         self,
@@ -178,8 +168,6 @@ class MODPOTrainer(DPOTrainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """The batches of one optimizer step and how many pairs they hold, over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self._resumed_from is not None:
-            self._load_rng_state(self._resumed_from)  # transformers does after this, when vectors were drawn
         batches = [self.at_weights(batch) for batch in batches]
         pairs = torch.tensor(sum(len(part["pairs"]) for batch in batches for part in batch["parts"]), device=device)
         return batches, self.accelerator.gather(pairs).sum()
@@ -190,24 +178,6 @@ class MODPOTrainer(DPOTrainer):
 
     def steer(self, weights: Tensor) -> None:
         """Make the policy that of a part's preference vector, (K,), before it is read. Here it is that already."""
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self._resumed_from, self._random_state_of = resume_from_checkpoint, None
-        if self.resumable_run is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.resumable_run.load(Path(resume_from_checkpoint))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint != self._random_state_of:  # once: what was drawn since must not be drawn again
-            super()._load_rng_state(checkpoint)
-            self._random_state_of = checkpoint
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.resumable_run is None:
-            super()._save_checkpoint(model, trial)
-        else:
-            self.resumable_run.save()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of every part of the batch; the parts' losses and gradients add up to the batch's."""
@@ -350,22 +320,6 @@ class MODPOTrainer(DPOTrainer):
             self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
 
-class FiniteGradients(TrainerCallback):
-    """Stops before an optimizer step that would carry NaN or infinity into the weights."""
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if args.fp16:
-            return  # the loss scaler finds its scale by overflowing, and skips those steps itself
-        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if gradients and not torch.isfinite(torch.stack([g.float().norm() for g in gradients]).sum()):
-            raise NumericError(
-                f"step {state.global_step}: a gradient is not finite; fix: lower learning_rate, or train in "
-                "bfloat16 or float32"
-            )
-
-
 def _tokens_read(part: Mapping[str, Any]) -> int:
     """Tokens that the forward pass of a part reads, without padding."""
     if "packed_row" in part:
@@ -382,11 +336,3 @@ def _max_packed_tokens(args: MODPOConfig) -> int:
     if args.world_size > 1:  # gradients and metrics meet after every pass: with unequal numbers, processes would wait
         return sys.maxsize
     return args.max_packed_tokens or (2048 if args.device.type == "cpu" else 16384)
-
-
-def disable_functional_dropout(model: nn.Module) -> None:
-    """TRL turns off `nn.Dropout` layers only; Llama's attention or OPT's layers keep a rate and call a function."""
-    for module in model.modules():
-        rates = [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
-        for name in rates:
-            setattr(module, name, 0.0)
