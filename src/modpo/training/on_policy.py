@@ -1,10 +1,8 @@
 """TRL's RLOO and GRPO trainers with our prompts, our sampling and our packed forward, and resumable.
 
 What is learned, and how, is TRL's. Ours is what costs the time: answers are sampled from the policy with its adapter
-merged where that is faster, and log-probs are read as packed rows, each prompt once for all its answers. What is
-touched of TRL's private surface: `_tokenize_prompts`, `_generate_single_turn` and `_get_per_token_logps_and_entropies`,
-which are replaced with the same results, `_step`, `_buffered_inputs` and `_total_train_tokens`; their test
-compares with TRL's own.
+merged where that is faster, and log-probs are read as packed rows, each prompt once for all its answers. The methods of
+TRL that are replaced give the same results; what is touched stands in `modpo.training.trl_contract`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """`MODPOTrainer`: TRL's DPOTrainer with MODPO's loss, read from scored data by a packed forward.
 
 Model loading, PEFT, quantisation, distribution, logging and saving are TRL's and transformers'. Ours is the hot path,
-`compute_loss`. What is touched of TRL's private surface: `_prepare_dataset` and `_precompute_ref_logps` (passed
-through, the data is tokenized and scored already), `_metrics` and `_total_train_tokens`;
-tests/training/test_trl_contract.py pins them.
+`compute_loss`. The data is tokenized and scored already, so TRL's preparation of it is passed by. What is touched of
+TRL's private surface stands in `modpo.training.trl_contract`.
 
 In the logs, `logps/chosen` may fall while training goes well: the loss rewards the difference between chosen and
 rejected, and both may lose probability to answers that stand in no pair. Watch `rewards/margins` and
@@ -38,6 +37,7 @@ from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward, packed_logps, padded_logps, require_packable
 from modpo.forward.low_rank import join_adapters
 from modpo.scored.calibration import Calibration
+from modpo.training.arguments import most_packed_tokens
 from modpo.training.callbacks import FiniteGradients
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
@@ -142,7 +142,10 @@ class MODPOTrainer(Resumable, DPOTrainer):
             objective=args.objective,
             regression_below=args.smallest_primary_weight(),
             packing=args.packing,
-            max_packed_tokens=_max_packed_tokens(args),
+            # Gradients and metrics meet after every pass: with unequal numbers of them, processes would wait.
+            max_packed_tokens=(
+                sys.maxsize if args.world_size > 1 else most_packed_tokens(args.max_packed_tokens, args.device.type)
+            ),
         )
 
     def _prepare_model(self) -> None:
@@ -330,9 +333,3 @@ def _tokens_read(part: Mapping[str, Any]) -> int:
 
 def _causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _max_packed_tokens(args: MODPOConfig) -> int:
-    if args.world_size > 1:  # gradients and metrics meet after every pass: with unequal numbers, processes would wait
-        return sys.maxsize
-    return args.max_packed_tokens or (2048 if args.device.type == "cpu" else 16384)
