@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from modpo.base.costs import count
 from modpo.base.progress import Progress
+from modpo.forward.low_rank import causal_lm
 
 
 @torch.no_grad()
@@ -32,8 +33,8 @@ def generate(
     prompts alone. An answer ends with its end token unless `max_new_tokens` cut it.
 
     Args:
-        prompts_ids: see `tokenization.tokenize_prompt`.
-        ends: tokens that end an answer, see `tokenization.stop_ids`.
+        prompts_ids: see `modpo.data.tokens.tokenize_prompt`.
+        ends: tokens that end an answer, see `modpo.data.tokens.stop_ids`.
 
     Returns:
         Token ids of the answers, in the prompts' order.
@@ -90,7 +91,7 @@ def _sample(
 @contextmanager
 def bare_generation(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Within it, none of the model's own generation settings: a repetition penalty, say, is not the policy's."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = causal_lm(model)
     settings = base.generation_config
     base.generation_config = GenerationConfig()
     try:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from modpo.base.costs import count
 from modpo.base.errors import InputError, Problem
 from modpo.forward.attention import packed_attention
+from modpo.forward.low_rank import causal_lm
 from modpo.forward.packing import PackedRow, pack, packed_tokens, runs
 
 CHUNK_ELEMENTS = 1 << 24  # logits alive at a time: 64 MiB in float32
@@ -289,10 +290,10 @@ def reference_logps(
         alone = zip(prompts_ids, responses_ids, strict=True)
         with _evaluating(model):
             return [logp for prompt, group in alone for logp in padded_logps(model, [prompt], [group]).tolist()]
-    causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not getattr(causal_lm.forward, "takes_packed_rows", False):
-        require_packable(causal_lm)
-    with _evaluating(model), packed_attention(causal_lm):
+    inner = causal_lm(model)
+    if not getattr(inner.forward, "takes_packed_rows", False):
+        require_packable(inner)
+    with _evaluating(model), packed_attention(inner):
         row = pack(prompts_ids, responses_ids).to(next(model.parameters()).device)
         return packed_logps(model, row).tolist()
 

@@ -10,15 +10,18 @@ a step is passes over such wide tensors, not arithmetic.
 from __future__ import annotations
 
 import types
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import PreTrainedModel, Trainer
 
 
 def join_adapters(trainer: Trainer) -> None:
@@ -28,6 +31,20 @@ def join_adapters(trainer: Trainer) -> None:
     """
     if not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
         attach_joint_adapters(trainer.model)
+
+
+def causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The language model itself: below its adapters, if it has some."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def uncast_inputs(trainer: Trainer) -> AbstractContextManager[None]:
+    """Within it, adapters get their input in the number format that it has.
+
+    Under autocast PEFT would turn each adapter's input into float32, and autocast turn it back.
+    """
+    mixed = isinstance(trainer.model, PeftModel) and trainer.accelerator.mixed_precision != "no"
+    return disable_input_dtype_casting(trainer.model, active=mixed)
 
 
 def attach_joint_adapters(model: nn.Module) -> None:

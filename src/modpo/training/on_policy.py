@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
-from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import GRPOTrainer, RLOOTrainer
@@ -25,7 +24,7 @@ from modpo.data.tokens import stop_ids, tokenize_prompt
 from modpo.forward.attention import packed_attention
 from modpo.forward.generate import bare_generation, folded_head
 from modpo.forward.logprobs import attach_packed_forward, detach_packed_forward, packed_token_logps, require_packable
-from modpo.forward.low_rank import join_adapters
+from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.forward.packing import pack
 from modpo.training.dropout import disable_functional_dropout
 from modpo.training.resumable import Resumable
@@ -67,7 +66,7 @@ class OnPolicy(Resumable):
             require_packable(model)
         super().__init__(model, *args, **kwargs)
         self.reading = reading
-        self._causal_lm = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        self._causal_lm = causal_lm(self.model)
         join_adapters(self)
         if self.args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
@@ -163,11 +162,9 @@ class OnPolicy(Resumable):
         packed = pack(list(groups), [[rows[i][1] for i in members] for members in groups.values()])
         if torch.is_grad_enabled():
             self._total_train_tokens += packed.layout.length
-        mixed = isinstance(self.model, PeftModel) and self.accelerator.mixed_precision != "no"
-        # Under autocast PEFT would turn each adapter's input into float32, and autocast turn it back.
         with (
             self.accelerator.autocast(),
-            disable_input_dtype_casting(self.model, active=mixed),
+            uncast_inputs(self),
             packed_attention(model if model is self.ref_model else self._causal_lm),
         ):
             flat = packed_token_logps(model, packed.to(self.accelerator.device))  # (N,)

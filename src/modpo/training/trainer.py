@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -35,7 +34,7 @@ from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective
 from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward, packed_logps, padded_logps, require_packable
-from modpo.forward.low_rank import join_adapters
+from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.scored.calibration import Calibration
 from modpo.training.arguments import most_packed_tokens
 from modpo.training.callbacks import FiniteGradients
@@ -100,7 +99,7 @@ class MODPOTrainer(Resumable, DPOTrainer):
             model.to(args.device)  # scoring comes before the trainer would move it
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
         if args.packing:
-            require_packable(_causal_lm(model))
+            require_packable(causal_lm(model))
         objectives = dict(objectives or {})
         with args.main_process_first(local=False, desc="scoring"):  # the others find its columns in the cache
             scored = {
@@ -153,7 +152,7 @@ class MODPOTrainer(Resumable, DPOTrainer):
         if self.aux_loss_enabled:
             problem, fix = "the router's auxiliary loss is not part of MODPO's loss", "set router_aux_loss_coef to 0"
             raise InputError(Problem("MODPOConfig", "router_aux_loss_coef", problem, fix))
-        self._causal_lm = _causal_lm(self.model)
+        self._causal_lm = causal_lm(self.model)
         join_adapters(self)
         if self.args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
@@ -206,10 +205,8 @@ class MODPOTrainer(Resumable, DPOTrainer):
 
     @contextmanager
     def _hot_path(self) -> Iterator[None]:
-        # Under autocast PEFT would turn each adapter's input into float32, and autocast turn it back.
-        mixed = isinstance(self.model, PeftModel) and self.accelerator.mixed_precision != "no"
         attention = packed_attention(self._causal_lm) if self.args.packing else nullcontext()
-        with disable_input_dtype_casting(self.model, active=mixed), attention:
+        with uncast_inputs(self), attention:
             yield
 
     def compute_loss(
@@ -329,7 +326,3 @@ def _tokens_read(part: Mapping[str, Any]) -> int:
         return int(part["packed_row"].layout.length)
     prompts, responses = part["prompts_ids"], part["responses_ids"]
     return sum(len(p) + len(r) for p, group in zip(prompts, responses, strict=True) for r in group)
-
-
-def _causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
