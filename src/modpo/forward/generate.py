@@ -64,6 +64,7 @@ def _sample(
     max_new_tokens: int,
     temperature: float,
 ) -> list[list[int]]:
+    """Answers to the B prompts of one batch, which is padded to (B, W) and continued to (B, W + max_new_tokens)."""
     width = max(len(p) for p in prompts_ids)
     input_ids = torch.full((len(prompts_ids), width), int(tokenizer.pad_token_id))
     attention_mask = torch.zeros_like(input_ids)
@@ -90,7 +91,7 @@ def _sample(
 
 @contextmanager
 def bare_generation(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Within it, none of the model's own generation settings: a repetition penalty, say, is not the policy's."""
+    """Within it, none of the model's own generation settings: a repetition penalty, for one, is not the policy's."""
     base = causal_lm(model)
     settings = base.generation_config
     base.generation_config = GenerationConfig()

@@ -59,6 +59,7 @@ def attach_joint_adapters(model: nn.Module) -> None:
 
 
 def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """(..., in) -> (..., out)."""
     names = [name for name in self.active_adapters if name in self.lora_A]
     low_rank = names and not self.disable_adapters and not self.merged and all(_is_plain(self, name) for name in names)
     if args or kwargs or not low_rank:
@@ -98,4 +99,5 @@ def _scaled(low: Tensor, ranks: list[int], scales: list[float]) -> Tensor:
 
 
 def _joined(weights: list[Tensor], dim: int) -> Tensor:
+    """The adapters' A, (r_i, in), along dim 0 -> (R, in); their B, (out, r_i), along dim 1 -> (out, R)."""
     return weights[0] if len(weights) == 1 else torch.cat(weights, dim)

@@ -1,4 +1,4 @@
-"""What all trainings have in common: settings checked early, a quiet trainer, a result that is kept."""
+"""What all trainings have in common: settings that are checked early, and a trainer that prints nothing itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="TrainingArguments")
 
-# What no section's `arguments` may say a second time: name -> where the experiment says it. Sections add to it.
+# Fields that no section's `arguments` may set: name -> where the experiment has it. Sections add to it.
 ELSEWHERE = {
     "output_dir": "output_dir",
     "seed": "seed",
@@ -65,7 +65,7 @@ def training_config(
     Args:
         kind: `trl.SFTConfig`, `trl.RewardConfig` or `modpo.MODPOConfig`.
         where, field: what an error names: "experiment.yaml:12", "sft.arguments".
-        elsewhere: names that `arguments` must not hold, and where the experiment says them.
+        elsewhere: names that `arguments` must not hold, and where the experiment has them.
         values_of: what an error of a value names, where `defaults` come from the experiment too; default: `field`.
 
     Raises:
@@ -94,14 +94,14 @@ def training_config(
 
 
 def modest_batches(arguments: Mapping[str, Any]) -> dict[str, int]:
-    """TRL's 8 rows a step, but read 2 at a time where `arguments` say nothing: padded rows of 1,000 tokens take far
+    """TRL's 8 rows a step, but read 2 at a time where `arguments` set neither: padded rows of 1,000 tokens take far
     more memory than packed ones, and nothing bounds them."""
     asked = {"per_device_train_batch_size", "gradient_accumulation_steps"} & set(arguments)
     return {} if asked else {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 
 
 def quiet_settings(experiment: Experiment, work: Path) -> dict[str, Any]:
-    """What every trainer is told: the experiment's seed and number format, no checkpoints of its own, no chatter."""
+    """Settings of every trainer: the experiment's seed and number format, no checkpoints and no output of its own."""
     from modpo.models.folders import device
 
     on_cpu = device() == "cpu"
@@ -123,7 +123,7 @@ def quiet_settings(experiment: Experiment, work: Path) -> dict[str, Any]:
 def modpo_settings(experiment: Experiment, work: Path) -> dict[str, Any]:
     """`quiet_settings` with the experiment's `training`, but for its `arguments`, and its lengths."""
     training = experiment.training.deciding()
-    del training["arguments"], training["gradient_checkpointing"]  # the latter stands there under its new name
+    del training["arguments"], training["gradient_checkpointing"]  # `quiet_settings` has the latter, under its new name
     lengths = {"max_length": experiment.data.max_length, "max_prompt_length": experiment.data.max_prompt_length}
     return quiet_settings(experiment, work) | training | lengths
 
@@ -137,7 +137,7 @@ def run_training(trainer: Trainer, label: str) -> Cost:
     """Train under a progress bar.
 
     Returns:
-        What it took, `tokens` those that were read.
+        The cost; `tokens` are those that were read.
 
     Raises:
         NumericError: the loss is not finite.

@@ -52,7 +52,7 @@ class Checkpoints:
         self.run = json.loads(json.dumps({**run, "versions": versions, "world_size": world_size}))
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that verifies; each one passed over is said. Call it under the folder's lock.
+        """The newest checkpoint that verifies; each one passed over is reported. Call it under the folder's lock.
 
         Raises:
             IntegrityError: it is of another run, naming what differs.
@@ -106,7 +106,7 @@ class Checkpoints:
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two JSON values, by dotted name; with both values where they are short."""
+    """The dotted names under which two JSON values differ, with both values where they are short."""
     if isinstance(before, dict) and isinstance(now, dict):
         inside = [(key, f"{name}.{key}" if name else key) for key in sorted(before.keys() | now.keys())]
         return [d for key, path in inside for d in differences(before.get(key), now.get(key), path)]
@@ -117,7 +117,7 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that training changes, by name."""
+    """The parameters that training changes, by name, each of the shape that it has in the model."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 

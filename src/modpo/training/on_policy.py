@@ -88,7 +88,7 @@ class OnPolicy(Resumable):
         return [tokenize_prompt(prompt, self._tokenizer)[-longest:] for prompt in prompts], None, {}
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self._sampled():
+        with self._sampling_model():
             found = super()._generate_single_turn(*args, **kwargs)
         answers = found[0] if isinstance(found, tuple) else found
         self.tokens_generated += sum(map(len, answers))
@@ -97,7 +97,7 @@ class OnPolicy(Resumable):
         return found
 
     @contextmanager
-    def _sampled(self) -> Iterator[None]:
+    def _sampling_model(self) -> Iterator[None]:
         """Within it, what TRL samples from is the policy and nothing else, in the form that is fastest."""
         wrapped = self.model_wrapped
         if isinstance(self.model, PeftModel) and self.accelerator.device.type == "cpu":
@@ -123,9 +123,17 @@ class OnPolicy(Resumable):
         compute_entropy: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Log-probs of B answers of at most C tokens, (B, C), 0 behind an answer's end.
+        """Log-probs of B answers of at most C tokens, 0 behind an answer's end.
 
         Entropy is estimated from the sampled tokens: the mean of -log pi(token), which costs nothing.
+
+        Args:
+            input_ids, attention_mask: prompts, padded on the left, and answers, padded on the right: (B, P + C).
+            logits_to_keep: C.
+            batch_size: answers that are read at a time where no gradient is computed. Default: all.
+
+        Returns:
+            Log-probs in nats (B, C); entropies (B, C) if asked for, else None; None.
         """
         trained = torch.is_grad_enabled()
         if not self._packs:
@@ -151,11 +159,12 @@ class OnPolicy(Resumable):
         return logps, -logps.detach() if compute_entropy else None, None
 
     def _reused(self) -> bool:
-        """Whether what is read now, to be compared with, is what will be read to be trained on: then once will do."""
+        """Whether the log-probs asked for now will be asked for again to be trained on: then they are read once."""
         once = self.args.steps_per_generation == self.num_iterations == 1 and self.model.training
         return self.reads_twice and self._fresh and once and not torch.is_grad_enabled()
 
     def _packed(self, model: nn.Module, rows: Sequence[_Row], width: int) -> Tensor:
+        """Log-probs of B answers' tokens, (B, C) with C = `width`, each prompt read once for all its answers."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, (prompt, _) in enumerate(rows):
             groups.setdefault(prompt, []).append(i)
@@ -195,7 +204,7 @@ _Row = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a prompt, ids of an ans
 
 
 def _rows(input_ids: Tensor, attention_mask: Tensor, width: int) -> list[_Row]:
-    """The ids of each prompt and answer, without the padding."""
+    """The ids of B prompts and answers without the padding, from (B, P + C) ids and mask, C = `width`."""
     found = []
     for ids, mask in zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True):
         read = [[token for token, kept in zip(ids[part], mask[part], strict=True) if kept] for part in _halves(width)]
@@ -204,12 +213,13 @@ def _rows(input_ids: Tensor, attention_mask: Tensor, width: int) -> list[_Row]:
 
 
 def _halves(width: int) -> tuple[slice, slice]:
+    """Columns of the prompts and columns of the answers."""
     return slice(None, -width), slice(-width, None)
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """Log-probs that were read with their gradient, and whose they are."""
+    """Log-probs that were read with their gradient, and the prompts and answers that they belong to."""
 
     rows: list[_Row]
     logps: Tensor  # (B, C)

@@ -41,7 +41,7 @@ from modpo.training.callbacks import FiniteGradients
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
 from modpo.training.dropout import disable_functional_dropout
-from modpo.training.loss import anchor_loss, modpo_loss, regression_loss
+from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss
 from modpo.training.resumable import Resumable
 from modpo.training.rows import require_calibrations, scored_rows, trainable_rows
 
@@ -182,7 +182,7 @@ class MODPOTrainer(Resumable, DPOTrainer):
         """Make the policy that of a part's preference vector, (K,), before it is read. Here it is that already."""
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward of every part of the batch; the parts' losses and gradients add up to the batch's."""
+        """The batch's loss, (): forward and backward of each part; losses and gradients add up to the batch's."""
         with self._hot_path():  # spans the backward too, where checkpointed layers run again
             losses = []
             for part in inputs["parts"]:
@@ -193,7 +193,7 @@ class MODPOTrainer(Resumable, DPOTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Tensor, None, None]:
-        """The batch's loss. There are no logits to return: they are never whole."""
+        """The batch's loss, (). There are no logits to return: they are never whole."""
         parts = self.at_weights(inputs)["parts"]
         pairs = sum(len(part["pairs"]) for part in parts)
         losses = []
@@ -205,6 +205,7 @@ class MODPOTrainer(Resumable, DPOTrainer):
 
     @contextmanager
     def _hot_path(self) -> Iterator[None]:
+        """Within it the model reads packed rows, and adapters' inputs are not cast."""
         attention = packed_attention(self._causal_lm) if self.args.packing else nullcontext()
         with uncast_inputs(self), attention:
             yield
@@ -216,15 +217,19 @@ class MODPOTrainer(Resumable, DPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """MODPO's loss of one part: the mean over its pairs, or their sum over `num_items_in_batch` pairs."""
+        """MODPO's loss of one part, (): the mean over its B pairs, or their sum over `num_items_in_batch` pairs.
+
+        Args:
+            inputs: a part as `GroupCollator.part` returns it.
+            return_outputs: whether to return the log-probs of its M responses too, `logps` (M,).
+        """
         logps = self._response_logps(model, inputs)  # (M,)
         if self.state.global_step == 0 and self.model.training and self._starts_at_reference:
             self._require_reference_at_start(logps.detach(), inputs["ref_logps"])
         chosen, rejected = inputs["pairs"].unbind(1)  # (B,)
         losses, chosen_rewards, rejected_rewards = self._pair_losses(logps, inputs)
         if self.args.anchor:
-            ref_logps = inputs["ref_logps"]
-            four = logps[chosen], logps[rejected], ref_logps[chosen], ref_logps[rejected]
+            four = pair_logps(logps, inputs["ref_logps"], inputs["pairs"])
             losses = losses + self.args.anchor * anchor_loss(*four, beta=self.beta)
         self._require_finite(losses)
         self._record(logps.detach(), chosen, rejected, chosen_rewards, rejected_rewards, inputs)
@@ -240,17 +245,17 @@ class MODPOTrainer(Resumable, DPOTrainer):
         found = [logps.new_zeros(len(inputs["pairs"])) for _ in range(3)]
         for k in inputs["primaries"].unique().tolist():
             mine = inputs["primaries"] == k
-            chosen, rejected = inputs["pairs"][mine].unbind(1)
-            ref_logps, margins = inputs["ref_logps"], inputs["margins"]
-            four = logps[chosen], logps[rejected], ref_logps[chosen], ref_logps[rejected]
+            pairs = inputs["pairs"][mine]
+            four = pair_logps(logps, inputs["ref_logps"], pairs)
+            chosen, rejected = (inputs["margins"][side] for side in pairs.unbind(1))  # (B_k, K)
             if k == REGRESSION:
-                computed = regression_loss(*four, margins[chosen], margins[rejected], weights=weights, beta=self.beta)
+                computed = regression_loss(*four, chosen, rejected, weights=weights, beta=self.beta)
             else:
                 others = [i for i in range(len(weights)) if i != k]
                 computed = modpo_loss(
                     *four,
-                    margins[chosen][:, others],
-                    margins[rejected][:, others],
+                    chosen[:, others],
+                    rejected[:, others],
                     weights=[weights[k], *(weights[i] for i in others)],
                     beta=self.beta,
                     loss_type=self.loss_types[0],
@@ -261,11 +266,13 @@ class MODPOTrainer(Resumable, DPOTrainer):
         return found[0], found[1], found[2]
 
     def _response_logps(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Log-probs of a part's M responses, (M,)."""
         if self.args.packing:
             return packed_logps(model, inputs["packed_row"].to(self.accelerator.device))
         return padded_logps(model, inputs["prompts_ids"], inputs["responses_ids"])
 
     def _require_reference_at_start(self, logps: Tensor, ref_logps: Tensor) -> None:
+        """Refuse log-probs of the responses, (M,), that are not those of the reference, (M,)."""
         tolerance = STEP_0_TOLERANCE.get(self._causal_lm.dtype, STEP_0_TOLERANCE_16_BIT)
         if self.accelerator.mixed_precision in ("bf16", "fp16"):
             tolerance = STEP_0_TOLERANCE_16_BIT
@@ -281,6 +288,7 @@ class MODPOTrainer(Resumable, DPOTrainer):
             )
 
     def _require_finite(self, losses: Tensor) -> None:
+        """Refuse losses of pairs, (B,), of which one is not finite."""
         bad = int((~losses.detach().isfinite()).sum())
         if bad:
             raise NumericError(
@@ -297,7 +305,12 @@ class MODPOTrainer(Resumable, DPOTrainer):
         rejected_rewards: Tensor,
         inputs: dict[str, Any],
     ) -> None:
-        """TRL's metrics under TRL's names, averaged over processes, and the margins by objective."""
+        """TRL's metrics under TRL's names, averaged over processes, and the margins by objective.
+
+        Args:
+            logps: of the part's responses, (M,). chosen, rejected: their indices, (B,).
+            chosen_rewards, rejected_rewards: implicit rewards, (B,).
+        """
         metrics = {
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
