@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from modpo.base.errors import InputError, Problem
 from modpo.cli import main
+from modpo.experiment import keys, reference
 from modpo.experiment.file import read_experiment, to_yaml
 from modpo.experiment.objectives import RewardSection
-from modpo.experiment.sections import Experiment, LoraSection, TrainingSection
+from modpo.experiment.sections import Experiment, LoraSection, TrainingSection, resolved
 
 GOOD = """\
 # an experiment
@@ -539,3 +541,26 @@ def test_any_plain_data_survives_the_way_through_yaml(tmp_path, data, unit):
     experiment.training.arguments["x"] = data
     object.__setattr__(experiment.objectives["concise"], "unit", unit)
     assert read_experiment(write(tmp_path, to_yaml(experiment))) == experiment
+
+
+# --- keys and sections
+
+
+@pytest.mark.parametrize("section", reference.sections().values(), ids=lambda cls: cls.__name__)
+def test_every_default_keeps_the_rules_of_its_key(section):
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(section)}
+    shape = section(**{name: "given" if default is MISSING else default for name, default in defaults.items()})
+    for name, rules in keys.rules(shape):
+        for rule in rules:
+            assert defaults[name] in (None, MISSING) or rule.accepts(defaults[name]), name
+
+
+def test_an_experiment_is_resolved_once(tmp_path):
+    """Until a stage has made something, what is trained is what was asked for."""
+    experiment = read(tmp_path, GOOD)
+    first = resolved(experiment)
+    assert first.asked is experiment
+    assert all(getattr(first, f.name) == getattr(experiment, f.name) for f in fields(experiment))
+    made = replace(first, seed=experiment.seed + 1)
+    assert resolved(made) is made
+    assert resolved(made).asked is experiment

@@ -37,7 +37,7 @@ from modpo.policies.point import REFERENCE_POINT, SweptPoint
 from modpo.rewards.accuracy import held_out_accuracies
 from modpo.scored.calibration import UNCALIBRATED, Calibration
 from modpo.scored.data import REWARD_PREFIX, ScoredData
-from modpo.scored.scorer import Scorer, experiment_scorer, rewards_there
+from modpo.scored.scorer import Scorer, experiment_scorer, load_ready_rewards
 
 SCORES = "scores.jsonl"
 
@@ -91,7 +91,7 @@ def require_measurable(experiment: Experiment) -> None:
     """
     _, held_out = load_groups(experiment)
     to_train = {n for n, o in experiment.objectives.items() if o.reward is not None and o.reward.train is not None}
-    scoring = set(measuring_rewards(resolved(experiment), rewards_there(experiment))) | to_train
+    scoring = set(measuring_rewards(resolved(experiment), load_ready_rewards(experiment))) | to_train
     probe_evaluation_rewards(resolved(experiment), _measured_prompts(experiment, held_out, scoring))
 
 

@@ -218,7 +218,7 @@ def _check_options(source: str, reward: RewardSection, path: str, reader: Sectio
 
 def _check_part(part: RewardSection, path: str, reader: SectionReader) -> None:
     if part.train is not None:
-        fix = "train it with `modpo reward` first"
+        fix = "train the part first"
         reader.report(path, "a reward that is trained cannot be part of a sum", fix)
     elif part.missing != "error":
         reader.report(path, "a reward that is with gaps cannot be part of a sum", "make it an objective of its own")

@@ -283,7 +283,7 @@ class Experiment(Sections):
     output_dir: Path
     cache_dir: Path
     source: str = field(default="experiment", compare=False)  # the file, for error messages
-    lines: dict[str, int] = field(default_factory=dict, compare=False)  # "training.beta" -> line; 0 for --set
+    lines: dict[str, int] = field(default_factory=dict, compare=False)  # "training.beta" -> line; 0: set over the file
 
     @property
     def label_sets(self) -> dict[str, str]:

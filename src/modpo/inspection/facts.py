@@ -33,7 +33,7 @@ from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import probe
 from modpo.scored.labels import draw_bradley_terry
-from modpo.scored.scorer import GROUPS_PER_REWARD_CALL, rewards_there
+from modpo.scored.scorer import GROUPS_PER_REWARD_CALL, load_ready_rewards
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized and scored; of more, a sample
 BOUNDARY_TOKENS = 3  # shown one by one on either side of the prompt's end
@@ -56,7 +56,7 @@ def look(experiment: Experiment) -> Inspection:
     """Gather what `inspect_experiment` shows."""
     _require_sampled(experiment)
     train, held_out = load_groups(experiment)
-    rewards = {name: reward for name, reward in rewards_there(experiment).items() if _is_quick(experiment, name)}
+    rewards = {name: reward for name, reward in load_ready_rewards(experiment).items() if _is_quick(experiment, name)}
     reference = ReferenceModel.of(experiment)
     indices = sample_indices(len(train), experiment.seed)
     tokens = _tokenize(experiment, train, indices, reference)

@@ -22,7 +22,7 @@ from modpo.models.folders import lora_config, require_device_dtype, skeleton, te
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import PROBE_ROWS, probe, reads_model
-from modpo.scored.scorer import load_proxies, rewards_there
+from modpo.scored.scorer import load_proxies, load_ready_rewards
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized here; the rest is found out when it is scored
 
@@ -66,7 +66,7 @@ def check_experiment(experiment: Experiment) -> None:
     if groups is not None:
         require_usable(tokenizer, conversational=groups.conversational, where=reference.where)
         tokens = _tokenize(experiment, groups, reference)
-    rewards = rewards_there(experiment)
+    rewards = load_ready_rewards(experiment)
     load_proxies(experiment)
     if groups is not None:
         _probe(experiment, groups, rewards)

@@ -223,10 +223,10 @@ def load_rewards(experiment: Resolved) -> dict[str, Reward]:
     }
 
 
-def rewards_there(experiment: Experiment) -> dict[str, Reward]:
-    """The scorers that are there before any stage has run: one that is still to be trained is not."""
-    there = {n: o for n, o in experiment.objectives.items() if o.reward is None or o.reward.train is None}
-    return load_rewards(resolved(replace(experiment, objectives=there)))
+def load_ready_rewards(experiment: Experiment) -> dict[str, Reward]:
+    """`load_rewards` without those that are still to be trained."""
+    ready = {n: o for n, o in experiment.objectives.items() if o.reward is None or o.reward.train is None}
+    return load_rewards(resolved(replace(experiment, objectives=ready)))
 
 
 def load_proxies(experiment: Experiment) -> dict[str, Reward]:
