@@ -21,7 +21,7 @@ from modpo.data.tokens import stop_ids, tokenize_prompt
 from modpo.forward.conversation import Conversation
 from modpo.policies.steered_front import load_front
 from modpo.policies.steering import SteeredPolicy, Steering
-from tests.policies.test_steering import at, swept  # noqa: F401 (a fixture)
+from tests.kit import at
 
 GREEDY = Sampling(temperature=0, max_new_tokens=8)
 
@@ -119,8 +119,8 @@ def test_what_does_not_fit_is_forgotten_from_the_beginning(tiny_model: Path):
 
 
 @pytest.fixture(scope="module")
-def steering(swept: Path) -> Steering:  # noqa: F811
-    return Steering(load_front(swept))
+def steering(finished_sweep: Path) -> Steering:
+    return Steering(load_front(finished_sweep / "run"))
 
 
 @pytest.fixture

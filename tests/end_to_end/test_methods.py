@@ -27,7 +27,7 @@ from modpo.models.combine import read_adapter
 from modpo.policies.best_of_n import BestOfN
 from modpo.policies.steered_front import load_front
 from modpo.report import write_report
-from tests.end_to_end.test_sweep import write_rows
+from tests.kit import preference_rows, write_experiment, write_rows
 
 BETWEEN = {"kind": 0.75, "concise": 0.25}
 
@@ -50,25 +50,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def file(folder: Path, tiny_model: Path) -> Path:
-    write_rows(folder / "rows.jsonl")
-    path = folder / "experiment.yaml"
-    path.write_text(
-        f"""
-model: {{model_name_or_path: {tiny_model}, dtype: float32}}
-lora: {{r: 4}}
-data: {{path: {folder / "rows.jsonl"}, eval_prompts: 3, max_length: 64}}
-objectives:
+    write_rows(folder / "rows.jsonl", preference_rows())
+    return write_experiment(
+        folder,
+        tiny_model,
+        objectives="""
   kind:
     pairs: data
-    reward: {{function: modpo.rewards.text:match_count, kwargs: {{pattern: "[a-e]"}}}}
-  concise: {{reward: modpo.rewards.text:character_count, maximize: false, scale: 0.5, pairs: bradley_terry}}
-training: {{per_device_train_batch_size: 4, learning_rate: 1e-2}}
-sweep: {{grid: 2}}
-evaluation: {{max_new_tokens: 8, bootstrap: 50, report_prompts: 2}}
-cache_dir: {folder / "cache"}
-"""
+    reward: {function: modpo.rewards.text:match_count, kwargs: {pattern: "[a-e]"}}
+  concise: {reward: modpo.rewards.text:character_count, maximize: false, scale: 0.5, pairs: bradley_terry}""",
+        evaluation="{max_new_tokens: 8, bootstrap: 50, report_prompts: 2}",
+        output_dir=None,
     )
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -23,46 +23,13 @@ from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
 from modpo.methods.sweep import finished_points, run_sweep
 from modpo.policies.steered_front import load_front
-
-WORDS = ("sun", "sea", "rain", "road", "tea", "song", "book", "tree")
-
-
-def write_rows(path: Path, prompts: int = 10) -> None:
-    """Two pairs a prompt; the chosen answer is the friendlier one, and the longer one half of the time."""
-    rng = np.random.default_rng(0)
-    with path.open("w") as file:
-        for i in range(prompts):
-            word = WORDS[i % len(WORDS)]
-            for extra in (0, 1):
-                chosen = f"good {word}" + " and more" * int(rng.integers(0, 2)) + "!" * extra
-                rejected = f"bad {word}" + " and more" * int(rng.integers(0, 2)) + "?" * extra
-                file.write(json.dumps({"prompt": f"{i}: the {word}? ", "chosen": chosen, "rejected": rejected}) + "\n")
+from tests.kit import copy_sweep, errors, preference_rows, read_rows, times, write_experiment, write_rows
 
 
 @pytest.fixture
 def experiment_file(tmp_path: Path, tiny_model: Path) -> Path:
-    write_rows(tmp_path / "rows.jsonl")
-    path = tmp_path / "experiment.yaml"
-    path.write_text(
-        f"""
-model: {{model_name_or_path: {tiny_model}, dtype: float32}}
-lora: {{r: 4}}
-data: {{path: {tmp_path / "rows.jsonl"}, eval_prompts: 3, max_length: 64}}
-objectives:
-  kind: {{pairs: data}}
-  concise:
-    reward: modpo.rewards.text:word_count
-    maximize: false
-    scale: 0.5
-    unit: words
-training: {{per_device_train_batch_size: 4, learning_rate: 1e-2, num_train_epochs: 1}}
-sweep: {{grid: 2}}
-evaluation: {{max_new_tokens: 8, bootstrap: 50}}
-output_dir: {tmp_path / "run"}
-cache_dir: {tmp_path / "cache"}
-"""
-    )
-    return path
+    write_rows(tmp_path / "rows.jsonl", preference_rows())
+    return write_experiment(tmp_path, tiny_model)
 
 
 @pytest.fixture
@@ -70,13 +37,23 @@ def experiment(experiment_file: Path) -> Experiment:
     return read_experiment(experiment_file)
 
 
+@pytest.fixture
+def copied_file(finished_sweep: Path, tmp_path: Path) -> Path:
+    """The experiment file of a copy of the finished sweep."""
+    return copy_sweep(finished_sweep, tmp_path)
+
+
+@pytest.fixture
+def copied(copied_file: Path) -> Experiment:
+    return read_experiment(copied_file)
+
+
 def adapters(experiment: Experiment) -> dict[str, bytes]:
     return {p.name: (p.folder / "adapter_model.safetensors").read_bytes() for p in finished_points(experiment)}
 
 
-def test_from_rows_to_front(experiment: Experiment, experiment_file: Path) -> None:
-    assert main(["sweep", str(experiment_file)]) == 0
-    folder = experiment.output_dir
+def test_from_rows_to_front(finished_sweep: Path) -> None:
+    folder = finished_sweep / "run"
     for name in ("front.json", "front.csv", "front.png", "report.html", "responses.jsonl", "experiment.yaml"):
         assert (folder / name).stat().st_size > 0, name
     front = load_front(folder)
@@ -86,13 +63,13 @@ def test_from_rows_to_front(experiment: Experiment, experiment_file: Path) -> No
     for point in front.points:
         assert (folder / str(point.adapter) / "adapter_config.json").is_file()
         assert point.cost.tokens > 0
-    answers = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
+    answers = read_rows(folder / "responses.jsonl")
     assert len(answers) == 3 * 3  # policies x held-out prompts
     words = [len(a["response"].split()) for a in answers if a["policy"] == front.points[0].name]
     assert front.points[0].scores["concise"].mean == pytest.approx(np.mean(words))
 
 
-def test_kl_is_the_log_ratio_of_the_answers(experiment: Experiment) -> None:
+def test_kl_is_the_log_ratio_of_the_answers(copied: Experiment) -> None:
     """log pi(y|x) - log pi_ref(y|x), packed, against two plain forward passes with and without the adapter."""
     from modpo.data.groups import group_rows
     from modpo.data.sources import open_rows
@@ -100,10 +77,9 @@ def test_kl_is_the_log_ratio_of_the_answers(experiment: Experiment) -> None:
     from modpo.forward.logprobs import padded_logps
     from modpo.models.reference import ReferenceModel
 
-    run_sweep(experiment)
-    point = next(finished_points(experiment))
-    reference = ReferenceModel(experiment.model, experiment.cache_dir)
-    measurer = Measurer(experiment, reference, group_rows(open_rows(experiment.data.path)), {}, None)
+    point = next(finished_points(copied))
+    reference = ReferenceModel(copied.model, copied.cache_dir)
+    measurer = Measurer(copied, reference, group_rows(open_rows(copied.data.path)), {}, None)
     prompts, answers = [[5, 6, 7], [8, 9]], [[10, 11, 12, 13], [14, 15]]
     policy = Policy(point.name, point.weights, point.folder, point.files)
     with measurer._loaded(policy) as model:
@@ -115,36 +91,30 @@ def test_kl_is_the_log_ratio_of_the_answers(experiment: Experiment) -> None:
     torch.testing.assert_close(torch.tensor(found), ours - theirs, atol=2e-3, rtol=1e-3)
 
 
-def test_finished_points_are_kept_and_the_same_seed_gives_the_same_bytes(
-    experiment: Experiment, tmp_path: Path, experiment_file: Path
-) -> None:
-    assert run_sweep(experiment) == []
-    before = adapters(experiment)
-    times = [p.folder.stat().st_mtime_ns for p in finished_points(experiment)]
-    assert run_sweep(experiment) == []
-    assert [p.folder.stat().st_mtime_ns for p in finished_points(experiment)] == times
-    again = read_experiment(experiment_file, [f"output_dir={tmp_path / 'again'}"])
+def test_finished_points_are_kept_and_the_same_seed_gives_the_same_bytes(copied_file: Path, tmp_path: Path) -> None:
+    copied = read_experiment(copied_file)
+    before = times(copied.output_dir / "points")
+    assert run_sweep(copied) == []
+    assert times(copied.output_dir / "points") == before
+    again = read_experiment(copied_file, [f"output_dir={tmp_path / 'again'}"])
     run_sweep(again)
-    assert adapters(again) == before
+    assert adapters(again) == adapters(copied)
 
 
 def test_a_second_sweep_with_another_beta_scores_nothing_again(
-    experiment: Experiment, experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_sweep(experiment)
-    capsys.readouterr()
-    other = read_experiment(experiment_file, ["training.beta=0.5", "seed=0", f"output_dir={tmp_path / 'other'}"])
-    run_sweep(other)
+    run_sweep(read_experiment(copied_file, ["training.beta=0.5", "seed=0", f"output_dir={tmp_path / 'other'}"]))
     said = capsys.readouterr().err
     assert "reference log-probs: 7 of 7 prompts, in the cache" in said
     assert "reward concise: 7 of 7 prompts, in the cache" in said
 
 
-def test_killed_in_the_middle_it_continues(experiment: Experiment, experiment_file: Path, tmp_path: Path) -> None:
-    undisturbed = read_experiment(experiment_file, [f"output_dir={tmp_path / 'undisturbed'}"])
-    run_sweep(undisturbed)
+def test_killed_in_the_middle_it_continues(copied_file: Path, copied: Experiment, tmp_path: Path) -> None:
+    experiment = read_experiment(copied_file, [f"output_dir={tmp_path / 'killed'}"])
     first = experiment.output_dir / "points" / "kind0.75-concise0.25"
-    command = [sys.executable, "-m", "modpo", "sweep", str(experiment_file), "--no-evaluate"]
+    command = [sys.executable, "-m", "modpo", "sweep", str(copied_file), "--no-evaluate"]
+    command += ["--set", f"output_dir={experiment.output_dir}"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while not first.is_dir() and time.monotonic() < deadline and process.poll() is None:
@@ -156,7 +126,7 @@ def test_killed_in_the_middle_it_continues(experiment: Experiment, experiment_fi
     assert run_sweep(experiment) == []
     assert (first / "adapter_model.safetensors").stat().st_mtime_ns == kept
     assert [p.name for p in (experiment.output_dir / "points").iterdir() if p.name.startswith(".")] in ([], [".lock"])
-    assert set(adapters(experiment)) == set(adapters(undisturbed))
+    assert set(adapters(experiment)) == set(adapters(copied))
 
 
 def test_a_point_that_fails_is_recorded_and_the_others_are_kept(
@@ -206,8 +176,7 @@ def test_out_of_memory_says_what_to_lower(
         assert f"out of memory: {error}; fix: {LESS_MEMORY}" in json.loads(record.read_text())["reason"]
     capsys.readouterr()
     assert main(["train", str(experiment_file), "--weights", "kind=0.5,concise=0.5"]) == 3
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert said == [f"error: out of memory: {error}; fix: {LESS_MEMORY}"]
+    assert errors(capsys.readouterr().err) == [f"error: out of memory: {error}; fix: {LESS_MEMORY}"]
 
 
 def test_weights_that_turn_nan_in_the_last_step_are_not_published(
@@ -234,25 +203,22 @@ def test_weights_that_turn_nan_in_the_last_step_are_not_published(
     assert [point.name for point in finished_points(experiment)] == ["kind0.75-concise0.25"]
 
 
-def test_a_folder_of_another_experiment_is_refused(experiment: Experiment, experiment_file: Path) -> None:
-    run_sweep(experiment)
-    before = adapters(experiment)
-    changed = read_experiment(experiment_file, ["training.beta=0.7"])
+def test_a_folder_of_another_experiment_is_refused(copied: Experiment, copied_file: Path) -> None:
+    before = adapters(copied)
     with pytest.raises(IntegrityError, match="training differ"):
-        run_sweep(changed)
-    assert adapters(experiment) == before
-    more = read_experiment(experiment_file, ["sweep={grid: 1}"])
+        run_sweep(read_experiment(copied_file, ["training.beta=0.7"]))
+    assert adapters(copied) == before
+    more = read_experiment(copied_file, ["sweep={grid: 1}"])
     assert run_sweep(more) == []  # other vectors may join
 
 
-def test_a_changed_adapter_is_found(experiment: Experiment) -> None:
-    run_sweep(experiment)
-    path = next(finished_points(experiment)).folder / "adapter_model.safetensors"
+def test_a_changed_adapter_is_found(copied: Experiment) -> None:
+    path = next(finished_points(copied)).folder / "adapter_model.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
-        run_sweep(experiment)
+        run_sweep(copied)
 
 
 def test_two_sweeps_on_one_folder(experiment: Experiment) -> None:
@@ -286,11 +252,9 @@ def test_all_weights_trained_without_adapters(experiment_file: Path, tmp_path: P
     assert not torch.equal(first, second)
 
 
-def test_measured_policies_are_not_measured_again(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
-    run_sweep(experiment)
-    front = evaluate_sweep(experiment)
-    capsys.readouterr()
-    assert evaluate_sweep(experiment) == front
+def test_measured_policies_are_not_measured_again(copied: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+    front = load_front(copied.output_dir)
+    assert evaluate_sweep(copied) == front
     assert "answers of" not in capsys.readouterr().err
 
 
@@ -305,10 +269,9 @@ def test_a_folder_that_holds_something_else_is_not_replaced(
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_points_of_another_experiment_are_not_measured(experiment: Experiment, experiment_file: Path) -> None:
-    run_sweep(experiment)
+def test_points_of_another_experiment_are_not_measured(copied_file: Path) -> None:
     with pytest.raises(IntegrityError, match="objectives differ"):
-        evaluate_sweep(read_experiment(experiment_file, ["objectives.concise.scale=2"]))
+        evaluate_sweep(read_experiment(copied_file, ["objectives.concise.scale=2"]))
 
 
 def test_what_cannot_be_measured_is_refused_before_training(
