@@ -21,6 +21,7 @@ from modpo.cli import main
 from modpo.evaluation.evaluate import evaluate_sweep
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
+from modpo.front.schema import read_front
 from modpo.methods.sweep import finished_points, run_sweep
 from modpo.policies.steered_front import load_front
 from tests.kit import copy_sweep, errors, preference_rows, read_rows, times, write_experiment, write_rows
@@ -253,7 +254,7 @@ def test_all_weights_trained_without_adapters(experiment_file: Path, tmp_path: P
 
 
 def test_measured_policies_are_not_measured_again(copied: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
-    front = load_front(copied.output_dir)
+    front = read_front(copied.output_dir)
     assert evaluate_sweep(copied) == front
     assert "answers of" not in capsys.readouterr().err
 
