@@ -92,8 +92,6 @@ def test_the_wording_of_every_line(outcome_of: Callable[[str], Outcome], no_weig
 
 # What of the file's own mistakes only a library can tell.
 ASKS_A_LIBRARY = {
-    "config: said in two places",
-    "config: a batch size that changes by itself",
     "config: an argument that nobody knows",
     "config: a value that only the trainer knows",
     "config: adapters that fit nowhere",
