@@ -1,4 +1,4 @@
-"""A language model of two layers with a byte tokenizer and a chat template: everything real, only small."""
+"""A language model of two layers and a sweep of it: everything real, only small."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
+from modpo.cli import main
+from modpo.experiment.file import read_experiment
+from modpo.experiment.sections import Experiment
+from tests.kit import build_model, copy_sweep, preference_rows, write_experiment, write_rows
+
 # A shell that starts a job in the background has it ignore SIGINT, and what it starts too: tests send that signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Workers of pytest-xdist share the cores: with a thread a core each, OpenMP's threads mostly wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<turn>{{ m['role'] }}\n{{ m['content'] }}<eos>\n{% endfor %}"
-    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture
@@ -44,34 +44,29 @@ def plain_descent() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that `from_pretrained` reads: float32 Llama of 2 layers, 64 wide, one token a byte."""
-    import torch
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    """The model of `tests.kit.build_model`, to be read only."""
+    return build_model(tmp_path_factory.mktemp("model") / "tiny")
 
-    special = ["<eos>", "<turn>", "<pad>"]
-    vocabulary = {piece: n for n, piece in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
-    tokenizer.chat_template = CHAT_TEMPLATE
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        eos_token_id=vocabulary["<eos>"],
-        pad_token_id=vocabulary["<pad>"],
-        initializer_range=0.2,
-    )
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder in which `modpo sweep` has run, to be read only: experiment.yaml, rows.jsonl, run/ and cache/.
+
+    Two points that are far enough from each other to give different answers. `tests.kit.copy_sweep` copies it.
+    """
+    folder = tmp_path_factory.mktemp("finished")
+    write_rows(folder / "rows.jsonl", preference_rows())
+    training = "{per_device_train_batch_size: 4, learning_rate: 2e-2, num_train_epochs: 2}"
+    assert main(["sweep", str(write_experiment(folder, tiny_model, training=training))]) == 0
     return folder
+
+
+@pytest.fixture
+def copied_file(finished_sweep: Path, tmp_path: Path) -> Path:
+    """The experiment file of a copy of the finished sweep, which a test may change."""
+    return copy_sweep(finished_sweep, tmp_path)
+
+
+@pytest.fixture
+def copied(copied_file: Path) -> Experiment:
+    return read_experiment(copied_file)

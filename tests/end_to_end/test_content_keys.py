@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from modpo.experiment.sections import Experiment, LoraSection, Objective, RewardSection
-from tests.scored.test_scorer import (
+from tests.kit import write_rows
+from tests.scored.house import (
     House,
     begin_with_a_turn,
     edit_data_with_equal_size_and_time,
@@ -28,7 +29,6 @@ from tests.scored.test_scorer import (
     in_the_model,
     move,
     with_,
-    write_rows,
 )
 
 KINDS = {"tokens", "reference", "reward", "pairs", "samples", "calibration"}

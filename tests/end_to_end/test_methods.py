@@ -24,10 +24,9 @@ from modpo.experiment.sections import Experiment
 from modpo.front.schema import Front
 from modpo.methods.sweep import finished_points, run_sweep
 from modpo.models.combine import read_adapter
-from modpo.policies.best_of_n import BestOfN
 from modpo.policies.steered_front import load_front
 from modpo.report import write_report
-from tests.end_to_end.test_sweep import write_rows
+from tests.kit import preference_rows, write_experiment, write_rows
 
 BETWEEN = {"kind": 0.75, "concise": 0.25}
 
@@ -50,25 +49,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def file(folder: Path, tiny_model: Path) -> Path:
-    write_rows(folder / "rows.jsonl")
-    path = folder / "experiment.yaml"
-    path.write_text(
-        f"""
-model: {{model_name_or_path: {tiny_model}, dtype: float32}}
-lora: {{r: 4}}
-data: {{path: {folder / "rows.jsonl"}, eval_prompts: 3, max_length: 64}}
-objectives:
+    write_rows(folder / "rows.jsonl", preference_rows())
+    return write_experiment(
+        folder,
+        tiny_model,
+        objectives="""
   kind:
     pairs: data
-    reward: {{function: modpo.rewards.text:match_count, kwargs: {{pattern: "[a-e]"}}}}
-  concise: {{reward: modpo.rewards.text:character_count, maximize: false, scale: 0.5, pairs: bradley_terry}}
-training: {{per_device_train_batch_size: 4, learning_rate: 1e-2}}
-sweep: {{grid: 2}}
-evaluation: {{max_new_tokens: 8, bootstrap: 50, report_prompts: 2}}
-cache_dir: {folder / "cache"}
-"""
+    reward: {function: modpo.rewards.text:match_count, kwargs: {pattern: "[a-e]"}}
+  concise: {reward: modpo.rewards.text:character_count, maximize: false, scale: 0.5, pairs: bradley_terry}""",
+        evaluation="{max_new_tokens: 8, bootstrap: 50, report_prompts: 2}",
+        output_dir=None,
     )
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -287,18 +279,6 @@ def test_the_rewards_that_are_trained_on_choose(best_of_n: Ran, read: Callable[.
         chosen = answers(measured, point.name)
         assert [a["response"] for a in chosen] == [a["response"] for a in answers(best_of_n, point.name)]
         assert [a["rewards"]["kind"] for a in chosen] == [len(a["response"].split()) for a in chosen]
-
-
-def test_the_bound_of_kl_against_exact_enumeration() -> None:
-    """Best of n of m equally likely answers with rewards 1..m: P(i) = (i/m)^n - ((i-1)/m)^n. It is met as m grows."""
-    for n in (1, 2, 4, 8):
-        kls = []
-        for m in (2, 5, 1000):
-            best = [(i / m) ** n - ((i - 1) / m) ** n for i in range(1, m + 1)]
-            kls.append(sum(p * math.log(p * m) for p in best if p > 0))
-        bound = BestOfN(n, {"kind": 1.0}).kl_bound
-        assert all(kl <= bound + 1e-12 for kl in kls)
-        assert kls[-1] == pytest.approx(bound, abs=0.01)
 
 
 def test_choices_of_best_of_n_cannot_be_loaded(best_of_n: Ran, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

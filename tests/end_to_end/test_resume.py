@@ -39,20 +39,32 @@ from modpo.scored.data import ScoredData
 from modpo.scored.scorer import experiment_scorer
 from modpo.training.checkpoints import WEIGHTS, Checkpoints, trained_tensors
 from modpo.training.trainer import MODPOTrainer
+from tests.kit import WORDS, flip_a_bit, write_experiment, write_rows
 
 POINT = "kind0.5-concise0.5"
 WEIGHTS_OPTION = ["--weights", "kind=0.5,concise=0.5"]
 STEPS, STEPS_IN_EPOCH = 24, 6
 
-# 11 prompts a batch of one each, two batches a step but for the last of an epoch; dropout; a log out of step with both
-EXPERIMENT = """
-model: {{model_name_or_path: {model}, dtype: float32}}
-lora: {{r: 4, lora_dropout: 0.3}}
-data: {{path: {folder}/rows.jsonl, eval_prompts: 3, max_length: 64}}
-objectives:
-  kind: {{pairs: data}}
-  concise: {{reward: modpo.rewards.text:word_count, maximize: false, scale: 0.5}}
-training:
+
+def write_training(folder: Path, model: Path) -> Path:
+    """14 prompts, of which 3 are held out.
+
+    11 prompts in batches of one, two batches a step but for the last of an epoch; dropout; a log out of step with both.
+    """
+    rows = []
+    for i in range(14):
+        word = WORDS[i % 7]
+        answers = {"chosen": f"good {word}" + " and more" * (i % 3), "rejected": f"bad {word}" + " and less" * (i % 2)}
+        rows.append({"prompt": f"{i}: the {word}? ", **answers})
+    write_rows(folder / "rows.jsonl", rows)
+    return write_experiment(
+        folder,
+        model,
+        lora="{r: 4, lora_dropout: 0.3}",
+        objectives="""
+  kind: {pairs: data}
+  concise: {reward: modpo.rewards.text:word_count, maximize: false, scale: 0.5}""",
+        training="""
   per_device_train_batch_size: 1
   gradient_accumulation_steps: 2
   learning_rate: 1e-2
@@ -60,25 +72,10 @@ training:
   num_train_epochs: 4
   logging_steps: 5
   save_steps: 5
-  arguments: {{disable_dropout: false}}
-sweep: {{weights: [{{kind: 0.5, concise: 0.5}}]}}
-evaluation: {{max_new_tokens: 4, bootstrap: 10}}
-output_dir: {folder}/run
-cache_dir: {folder}/cache
-"""
-
-
-def write_experiment(folder: Path, model: Path) -> Path:
-    """An experiment of 14 prompts, of which 3 are held out."""
-    words = ("sun", "sea", "rain", "road", "tea", "song", "book")
-    with (folder / "rows.jsonl").open("w") as file:
-        for i in range(14):
-            word = words[i % len(words)]
-            row = {"prompt": f"{i}: the {word}? ", "chosen": f"good {word}" + " and more" * (i % 3)}
-            file.write(json.dumps({**row, "rejected": f"bad {word}" + " and less" * (i % 2)}) + "\n")
-    path = folder / "experiment.yaml"
-    path.write_text(EXPERIMENT.format(folder=folder, model=model))
-    return path
+  arguments: {disable_dropout: false}""",
+        sweep="{weights: [{kind: 0.5, concise: 0.5}]}",
+        evaluation="{max_new_tokens: 4, bootstrap: 10}",
+    )
 
 
 @dataclass
@@ -125,7 +122,7 @@ class Bench:
 
 
 def make_bench(folder: Path, model: Path, overrides: list[str]) -> Bench:
-    experiment = read_experiment(write_experiment(folder, model), overrides)
+    experiment = read_experiment(write_training(folder, model), overrides)
     reference = ReferenceModel(experiment.model, experiment.cache_dir)
     prompts, _ = load_groups(experiment)
     return Bench(experiment, experiment_scorer(experiment, reference).score(prompts), reference, prompts)
@@ -153,7 +150,7 @@ def undisturbed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 @pytest.fixture
 def experiment_file(tmp_path: Path, tiny_model: Path) -> Path:
-    return write_experiment(tmp_path, tiny_model)
+    return write_training(tmp_path, tiny_model)
 
 
 @pytest.fixture
@@ -217,12 +214,6 @@ def checkpoints(work: Path) -> list[int]:
     found = sorted(work.iterdir()) if work.is_dir() else []
     assert all(read_manifest(folder) is not None for folder in found)
     return sorted(int(folder.name.removeprefix("checkpoint-")) for folder in found)
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 # --- to the same bits -----------------------------------------------------------------------------------------
@@ -331,7 +322,7 @@ def test_without_any_that_verifies_it_starts_over(
     bench: Bench, undisturbed: tuple[End, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(undisturbed[1] / "checkpoint-9", tmp_path / "checkpoint-9")
-    flip(tmp_path / "checkpoint-9" / WEIGHTS)
+    flip_a_bit(tmp_path / "checkpoint-9" / WEIGHTS)
     assert_same_end(bench.train(tmp_path, every=10), undisturbed[0])
     assert "no checkpoint verifies, so training starts from the beginning" in capsys.readouterr().err
     assert checkpoints(tmp_path) == [10, 20]
@@ -363,12 +354,12 @@ def test_another_base_model_is_refused(tmp_path: Path, tiny_model: Path, fault) 
     """By its weights, not by its path."""
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
-    experiment = read_experiment(write_experiment(tmp_path, model))
+    experiment = read_experiment(write_training(tmp_path, model))
     fault("step.done:2:term")
     with pytest.raises(Interrupted):
         train_point(experiment, {"kind": 0.5, "concise": 0.5})
     fault("")
-    flip(model / "model.safetensors")
+    flip_a_bit(model / "model.safetensors")
     with pytest.raises(IntegrityError, match=r"data\.reference, model\.weights"):
         train_point(experiment, {"kind": 0.5, "concise": 0.5})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from modpo.base.files import MANIFEST
-from modpo.experiment.sections import TrainingSection
+from tests import kit
+from tests.kit import WORDS, write_rows
 
 FILE = "experiment.yaml"
 ROWS = "rows.jsonl"
 PROMPTS, HELD_OUT = 10, 3
 POINTS = ("kind0.75-concise0.25", "kind0.25-concise0.75")
-WORDS = ("sun", "sea", "rain", "road", "tea", "song", "book", "tree")
 
 # What differs between two equal runs: how long they took.
 TIMED = ("training_log.json", "progress.json")
@@ -63,8 +62,20 @@ def write_experiment(folder: Path, model: Path) -> None:
     """Rows, a reward and the experiment: two objectives, two vectors, four steps each."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "fault_reward.py").write_text(REWARD)
-    (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    (folder / FILE).write_text(_yaml(model))
+    write_rows(folder / ROWS, rows())
+    kit.write_experiment(
+        folder,
+        model,
+        lora="{r: 2}",
+        data=f"{{path: {ROWS}, eval_prompts: {HELD_OUT}, max_length: 64}}",
+        objectives="""
+  kind: {pairs: data}
+  concise: {reward: "fault_reward:score", unit: words, calibration: standardise}""",
+        training="{per_device_train_batch_size: 2, learning_rate: 1e-2, logging_steps: 1, save_steps: 1}",
+        evaluation="{max_new_tokens: 4, bootstrap: 20, report_prompts: 1}",
+        output_dir="run",
+        cache_dir="cache",
+    )
 
 
 def rows() -> list[dict[str, str]]:
@@ -82,27 +93,6 @@ def rows() -> list[dict[str, str]]:
 def prompt(i: int) -> str:
     """The prompt of rows 2 i + 1 and 2 i + 2."""
     return f"{i}: the {WORDS[i % len(WORDS)]}? "
-
-
-def _yaml(model: Path) -> str:
-    known = {field.name for field in dataclasses.fields(TrainingSection)}
-    save = {"save_steps": 1} if "save_steps" in known else {}
-    training = {"per_device_train_batch_size": 2, "learning_rate": 0.01, "logging_steps": 1, **save}
-    sections: dict[str, Any] = {
-        "model": {"model_name_or_path": str(model), "dtype": "float32"},
-        "lora": {"r": 2},
-        "data": {"path": ROWS, "eval_prompts": HELD_OUT, "max_length": 64},
-        "objectives": {
-            "kind": {"pairs": "data"},
-            "concise": {"reward": "fault_reward:score", "unit": "words", "calibration": "standardise"},
-        },
-        "training": training,
-        "sweep": {"grid": 2},
-        "evaluation": {"max_new_tokens": 4, "bootstrap": 20, "report_prompts": 1},
-        "output_dir": "run",
-        "cache_dir": "cache",
-    }
-    return json.dumps(sections, indent=1)  # JSON is YAML
 
 
 # --- what lies on disk --------------------------------------------------------------------------------------

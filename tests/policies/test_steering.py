@@ -13,53 +13,27 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modpo.base.errors import InputError, IntegrityError
-from modpo.base.files import new_folder, read_manifest
+from modpo.base.files import new_folder
 from modpo.cli import main
 from modpo.evaluation.evaluate import evaluate_sweep
 from modpo.experiment.file import read_experiment
-from modpo.forward.logprobs import padded_logps
 from modpo.methods.sweep import run_sweep
 from modpo.models.adapters import ADAPTER_WEIGHTS
 from modpo.models.combine import steer
 from modpo.policies.steered_front import load_front
 from modpo.policies.steering import CONTINUOUS, SteeredPolicy, Steering
-from tests.end_to_end.test_sweep import write_rows
-from tests.models.test_combine import PROMPTS, RESPONSES, dense, load_policy
+from tests.kit import at, flip_a_bit, manifest_of, preference_rows, write_experiment, write_rows
+from tests.models.adapters import PROMPTS, dense, load_policy, logps
 
 POINTS = {"kind0.75-concise0.25": 0.75, "kind0.25-concise0.75": 0.25}
 
 
-def sweep_into(tiny_model: Path, root: Path, *overrides: str) -> Path:
-    """A sweep of two points, measured."""
-    write_rows(root / "rows.jsonl")
-    (root / "experiment.yaml").write_text(
-        f"""
-model: {{model_name_or_path: {tiny_model}, dtype: float32}}
-lora: {{r: 4}}
-data: {{path: {root / "rows.jsonl"}, eval_prompts: 3, max_length: 64}}
-objectives:
-  kind: {{pairs: data}}
-  concise: {{reward: "modpo.rewards.text:word_count", maximize: false, scale: 0.5, unit: words}}
-training: {{per_device_train_batch_size: 4, learning_rate: 2e-2, num_train_epochs: 2}}
-sweep: {{grid: 2}}
-evaluation: {{max_new_tokens: 4, bootstrap: 20}}
-output_dir: {root / "run"}
-cache_dir: {root / "cache"}
-"""
-    )
-    experiment = read_experiment(root / "experiment.yaml", overrides)
-    assert run_sweep(experiment) == []
-    evaluate_sweep(experiment)
-    return experiment.output_dir
-
-
 @pytest.fixture(scope="module")
-def swept(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sweep_into(tiny_model, tmp_path_factory.mktemp("sweep"))
+def swept(finished_sweep: Path) -> Path:
+    return finished_sweep / "run"
 
 
 @pytest.fixture
@@ -77,15 +51,6 @@ def continuous(folder: Path) -> Path:
             for file in ("adapter_config.json", ADAPTER_WEIGHTS):
                 shutil.copy(folder / "points" / point / file, policy / name / file)
     return folder
-
-
-def at(kind: float) -> dict[str, float]:
-    return {"kind": kind, "concise": 1 - kind}
-
-
-def logps(model: Any) -> Tensor:
-    with torch.no_grad():
-        return padded_logps(model, PROMPTS, RESPONSES)
 
 
 def greedy(model: Any) -> list[list[int]]:
@@ -188,9 +153,7 @@ def test_where_to_begin(swept: Path, continuous: Path):
 
 def test_a_changed_adapter_is_found(folder: Path):
     path = folder / "points" / "kind0.75-concise0.25" / ADAPTER_WEIGHTS
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
+    flip_a_bit(path)
     for kind in (0.75, 0.5):
         with pytest.raises(IntegrityError, match="was changed"):
             load_front(folder).at(at(kind))
@@ -222,8 +185,7 @@ def test_baked_adapter_is_plain_peft(tiny_model: Path, swept: Path, tmp_path: Pa
     baked, model = plain_peft(tiny_model, tmp_path / "baked"), front.at(at(kind))
     assert greedy(baked) == greedy(model)
     torch.testing.assert_close(logps(baked), logps(model), rtol=0, atol=1e-4)
-    about = read_manifest(tmp_path / "baked")
-    assert about is not None
+    about = manifest_of(tmp_path / "baked")
     assert (about["weights"], about["beta"], about["error"]) == (at(kind), 0.1, 0)
     assert ("point" if kind == 0.75 else "interpolated") in about["made_of"]
 
@@ -265,8 +227,7 @@ def test_what_is_baked_over(swept: Path, tmp_path: Path):
     front = load_front(swept)
     front.bake(at(0.75), tmp_path / "baked")
     front.bake(at(0.5), tmp_path / "baked")
-    about = read_manifest(tmp_path / "baked")
-    assert about is not None
+    about = manifest_of(tmp_path / "baked")
     assert about["weights"] == at(0.5)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -332,7 +293,13 @@ def test_the_table(swept: Path):
 
 @pytest.fixture(scope="module")
 def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sweep_into(tiny_model, tmp_path_factory.mktemp("whole"), "lora=null", "training.learning_rate=1e-3")
+    root = tmp_path_factory.mktemp("whole")
+    write_rows(root / "rows.jsonl", preference_rows())
+    training = "{per_device_train_batch_size: 4, learning_rate: 1e-3, num_train_epochs: 2}"
+    experiment = read_experiment(write_experiment(root, tiny_model, lora="null", training=training))
+    assert run_sweep(experiment) == []
+    evaluate_sweep(experiment)
+    return experiment.output_dir
 
 
 def test_whole_models(whole: Path, tmp_path: Path):

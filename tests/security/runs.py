@@ -11,7 +11,7 @@ from typing import Any
 
 from modpo.base.files import MANIFEST, SEAL, sha256_file, write_sealed
 from modpo.front.schema import FailedPoint, FrontObjective, Point, write_front
-from tests.report.test_page import make_front, write_responses
+from tests.report.fronts import make_front, write_responses
 from tests.security.yard import Yard
 
 

@@ -30,7 +30,7 @@ from modpo.front.schema import read_front
 from modpo.report import write_report
 from modpo.report.page import page
 from modpo.report.responses import read_responses
-from tests.report.test_page import Page
+from tests.report.fronts import Page
 from tests.security.attack import TERMINAL, Attack
 from tests.security.browser import CHROMIUM, Host, payloads, rendered
 from tests.security.corpus import CORPUS

@@ -25,8 +25,8 @@ from modpo.scored.scorer import score_dataset
 from modpo.training.config import MODPOConfig
 from modpo.training.continuous import GRID, ContinuousConfig, ContinuousTrainer, draw, steer
 from modpo.training.trainer import MODPOTrainer
-from tests.models.test_combine import load_policy
-from tests.training.test_trainer import LORA, assert_same_training, log_column, logps_of, moved_weights, preference_rows
+from tests.models.adapters import load_policy
+from tests.training.runs import LORA, assert_same_training, log_column, logps_of, moved_weights, preference_rows
 
 WEIGHTS = {"better": 0.6, "short": 0.4}
 OBJECTIVES = {

@@ -19,7 +19,7 @@ from modpo.training.config import MODPOConfig
 from modpo.training.loss import modpo_loss
 from modpo.training.loss_weighting import LossWeightingTrainer, pair_weights
 from modpo.training.trainer import MODPOTrainer
-from tests.training.test_trainer import assert_same_training, log_column, moved_weights
+from tests.training.runs import assert_same_training, log_column, moved_weights
 
 WEIGHTS = {"true": 0.3, "kind": 0.7, "short": 0.0}
 BETA, RATE, STEPS = 0.5, 0.002, 3

@@ -23,35 +23,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from modpo.base.errors import InputError, NumericError
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective, RewardSection
-from modpo.forward.logprobs import padded_logps
 from modpo.scored.scorer import score_dataset
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
 from modpo.training.trainer import MODPOTrainer
+from tests.training.runs import LORA, assert_same_training, log_column, logps_of, moved_weights, preference_rows
 
 WEIGHTS = {"better": 0.6, "short": 0.4}
 PROMPTS = 8
-LORA = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-
-
-def preference_rows() -> Dataset:
-    """8 prompts with 1, 2 or 3 pairs each: 15 rows. The margin objective counts, below 0, the letters of a response."""
-    subjects = ["rain", "a clock", "salt", "the moon", "tea", "a bridge", "wool", "maps"]
-    rows = []
-    for p, subject in enumerate(subjects):
-        for i in range(1 + p % 3):
-            chosen = f"{subject} is useful, in {i + 1} ways" + " at least" * i
-            rejected = f"no idea{'!' * (i + p)}"
-            rows.append(
-                {
-                    "prompt": f"What is {subject} good for? ",
-                    "chosen": chosen,
-                    "rejected": rejected,
-                    "chosen_short": -len(chosen) / 20,
-                    "rejected_short": -len(rejected) / 20,
-                }
-            )
-    return Dataset.from_list(rows)
 
 
 @pytest.fixture(scope="module")
@@ -104,25 +83,6 @@ def trained(tiny_model: Path, args: MODPOConfig, rows: Dataset, **arguments: Any
     trainer = make_trainer(tiny_model, args, rows, **arguments)
     trainer.train()
     return trainer
-
-
-def moved_weights(trainer: MODPOTrainer) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
-
-
-def log_column(trainer: MODPOTrainer, name: str) -> list[float]:
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
-def assert_same_training(a: MODPOTrainer, b: MODPOTrainer, tolerance: float = 1e-4) -> None:
-    """The same losses, and weights that are apart by a small part of the way they went."""
-    assert log_column(a, "loss") == pytest.approx(log_column(b, "loss"), rel=tolerance, abs=1e-6)
-    ours, theirs = moved_weights(a), moved_weights(b)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        torch.testing.assert_close(
-            tensor, theirs[name], rtol=tolerance, atol=tolerance / 10, msg=lambda m, n=name: n + m
-        )
 
 
 # --- what it trains on ------------------------------------------------------------------------------------------
@@ -551,12 +511,6 @@ def test_another_beta_weight_and_seed_score_nothing_again(
 
 
 # --- adapters ----------------------------------------------------------------------------------------------------
-
-
-def logps_of(model: Any, scored: Dataset) -> list[float]:
-    model.eval()
-    with torch.no_grad():
-        return padded_logps(model, scored["prompt_ids"][:3], scored["responses_ids"][:3]).tolist()
 
 
 def test_saved_adapter_loads_with_plain_peft(tiny_model: Path, config, scored: Dataset, tmp_path: Path):
