@@ -13,7 +13,7 @@ FORBIDDEN = re.compile(
 )
 # Where a module is imported by its name: the package's own names, methods, a user’s reward, an optional library.
 IMPORTERS = ("__init__.py", "methods/run.py", "rewards/function.py", "forward/vllm.py")
-# Where templates are rendered, the report's own; and how: what they show is escaped, and a name unknown to them an error.
+# Where templates are rendered, the report's own; and how: what they show is escaped, an unknown name is an error.
 TEMPLATES = "report/page.py"
 STRICT = {"autoescape=True", "undefined=jinja2.StrictUndefined"}
 SAFE = {"shell": ["False"], "allow_pickle": ["False"], "Loader": ["yaml.SafeLoader"]}

@@ -11,17 +11,11 @@ from modpo.report.numbers import interval_text, number
 from modpo.report.panels import Axis, Layout, Panel, layout
 from modpo.report.policies import Policy, policies
 
-CONFIG = {
-    "displaylogo": False,
-    "responsive": True,
-    # only these: among plotly's own choice is a button that sends the data to a server
-    "modeBarButtons": [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
-    "plotlyServerURL": "",
-}
+UNNAMED = {"hoverinfo": "skip", "showlegend": False}  # a trace that is no policy
 
 
 def chart(front: Front) -> dict[str, Any]:
-    """`data`, `layout` and `config` for Plotly.newPlot, as plain JSON; the page adds its own ink and rules."""
+    """`data` and `layout` for Plotly.newPlot, as plain JSON; `chart.js` adds the look that all charts share."""
     from plotly.subplots import make_subplots
 
     plan, shown = layout(front), policies(front)
@@ -42,18 +36,9 @@ def chart(front: Front) -> dict[str, Any]:
         figure.update_xaxes(_axis(panel.x, panel.x.short_title), row=row, col=column)
         y_title = panel.y.title if panel.row_span > 1 else panel.y.short_title
         figure.update_yaxes(_axis(panel.y, y_title), row=row, col=column)
-    figure.update_layout(
-        template="none",
-        height=620 if plan.columns < 3 else 360 * plan.rows + 60,
-        margin={"l": 60, "r": 20, "t": 20, "b": 60},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12},
-        legend={"orientation": "h", "y": -0.12, "yanchor": "top"},
-        hoverlabel={"align": "left"},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#9aa1a9", "activecolor": "#5b8def"},
-    )
-    return {**figure.to_plotly_json(), "config": CONFIG}
+    figure.update_layout(template="none", height=620 if plan.columns < 3 else 360 * plan.rows + 60)
+    drawn: dict[str, Any] = figure.to_plotly_json()
+    return drawn
 
 
 def _cells(plan: Layout) -> list[list[dict[str, int] | None]]:
@@ -80,8 +65,7 @@ def _line(panel: Panel) -> dict[str, Any]:
         "x": [panel.x.values[i] for i in panel.line],
         "y": [panel.y.values[i] for i in panel.line],
         "line": {"color": "#a1a1aa", "width": 1.5},
-        "hoverinfo": "skip",
-        "showlegend": False,
+        **UNNAMED,
     }
 
 
@@ -125,8 +109,7 @@ def _ring(panel: Panel) -> dict[str, Any]:
             "line": {"width": 2.5},
             "opacity": [0] * len(panel.x.values),
         },
-        "hoverinfo": "skip",
-        "showlegend": False,
+        **UNNAMED,
     }
 
 

@@ -6,7 +6,6 @@ import base64
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
 from importlib import resources
 
 import jinja2
@@ -20,9 +19,9 @@ from modpo.report.escape import visible
 from modpo.report.facts import audited, measured, trained
 from modpo.report.numbers import interval_text, number, percent
 from modpo.report.panels import better
-from modpo.report.policies import policies
+from modpo.report.policies import policies, weights_of
 from modpo.report.responses import Responses, verdict
-from modpo.report.slider import CORNERS, slider_data, triangle_dots
+from modpo.report.slider import slider_data
 
 
 def page(front: Front, responses: Responses | None, png: bytes, ledger: Ledger | None = None) -> str:
@@ -32,26 +31,22 @@ def page(front: Front, responses: Responses | None, png: bytes, ledger: Ledger |
     shown = policies(front)
     slider = slider_data(front, shown) if len(front.points) > 1 else None  # one point leaves nothing to choose
     scripts = [get_plotlyjs().replace("\r\n", "\n"), asset("chart.js"), *([asset("slider.js")] if slider else [])]
-    return (
-        environment()
-        .get_template("page.html")
-        .render(
-            front=front,
-            policies=shown,
-            measured=[measured(front, policy) for policy in shown],
-            trained=[trained(front, policy) for policy in shown],
-            audited=audited(front),
-            better_than_reference=sum(_beats(front, point) for point in front.points),
-            chart=chart(front),
-            slider=slider,
-            dots=triangle_dots(front, shown) if slider and len(front.objectives) == 3 else [],
-            responses=responses,
-            ledger=ledger,
-            picture=base64.b64encode(png).decode(),
-            content_policy=_content_policy(scripts),
-            style=Markup(asset("style.css")),
-            scripts=[Markup(script) for script in scripts],
-        )
+    template = environment().get_template("page.html")
+    return template.render(
+        front=front,
+        policies=shown,
+        measured=[measured(front, policy) for policy in shown],
+        trained=[trained(front, policy) for policy in shown],
+        audited=audited(front),
+        better_than_reference=sum(_beats(front, point) for point in front.points),
+        chart=chart(front),
+        slider=slider,
+        responses=responses,
+        ledger=ledger,
+        picture=base64.b64encode(png).decode(),
+        digests=[_digest(script) for script in scripts],
+        style=Markup(asset("style.css")),
+        scripts=[Markup(script) for script in scripts],
     )
 
 
@@ -78,7 +73,7 @@ def environment() -> jinja2.Environment:
         "percent": percent,
         "thousands": "{:,}".format,
     }
-    made.globals |= {"better": better, "corners": CORNERS, "verdict": verdict}
+    made.globals |= {"better": better, "verdict": verdict, "weights_of": weights_of}
     made.policies["json.dumps_kwargs"] = {"allow_nan": False}
     return made
 
@@ -88,14 +83,8 @@ def asset(name: str) -> str:
     return resources.files("modpo.report").joinpath(name).read_text("utf-8")
 
 
-def _content_policy(scripts: Sequence[str]) -> str:
-    """Only the scripts written here run, known by their hash; nothing is fetched. Plotly sets styles as it draws."""
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _beats(front: Front, point: Point) -> bool:

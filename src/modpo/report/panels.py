@@ -21,8 +21,8 @@ class Axis:
     values: list[float]
     low: list[float]
     high: list[float]
-    is_score: bool  # else KL
-    reversed: bool  # a minimised objective runs backwards, so that up and right are better
+    is_score: bool = True  # else KL
+    reversed: bool = False  # a minimised objective runs backwards, so that up and right are better
 
     def bar(self, i: int) -> tuple[float, float]:
         """Down and up from the i-th value; a percentile interval need not hold it."""
@@ -83,7 +83,6 @@ def _score_axis(objective: FrontObjective, shown: Sequence[Policy]) -> Axis:
         values=[score.mean for score in scores],
         low=[score.ci_low for score in scores],
         high=[score.ci_high for score in scores],
-        is_score=True,
         reversed=not objective.maximize,
     )
 
@@ -94,14 +93,6 @@ def better(objective: FrontObjective) -> str:
 
 
 def _kl_axis(shown: Sequence[Policy]) -> Axis:
-    estimates = [policy.point.kl for policy in shown]
-    title = "KL from the reference (nats per answer)"
-    return Axis(
-        title=title,
-        short_title=title,
-        values=[kl.mean for kl in estimates],
-        low=[kl.mean - kl.se for kl in estimates],
-        high=[kl.mean + kl.se for kl in estimates],
-        is_score=False,
-        reversed=False,
-    )
+    title, estimates = "KL from the reference (nats per answer)", [policy.point.kl for policy in shown]
+    low, high = [kl.mean - kl.se for kl in estimates], [kl.mean + kl.se for kl in estimates]
+    return Axis(title, title, [kl.mean for kl in estimates], low, high, is_score=False)

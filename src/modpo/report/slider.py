@@ -6,7 +6,6 @@ too: `report.html#point=2` opens at the second point of the table. Without JavaS
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +13,6 @@ from modpo.front.schema import Front
 from modpo.report.escape import visible
 from modpo.report.facts import measured
 from modpo.report.policies import Policy, weights_of
-
-SIDE, LEFT, TOP = 192.0, 24.0, 26.0  # of the triangle, in units of its view box
-HEIGHT = SIDE * math.sqrt(3) / 2
-# Where the weight of the first, second and third objective is 1.
-CORNERS = [(LEFT + SIDE / 2, TOP), (LEFT, TOP + HEIGHT), (LEFT + SIDE, TOP + HEIGHT)]
 
 
 def slider_data(front: Front, shown: Sequence[Policy]) -> dict[str, Any]:
@@ -35,15 +29,3 @@ def slider_data(front: Front, shown: Sequence[Policy]) -> dict[str, Any]:
     names = [o.name for o in front.objectives]
     spread = [sum(weight**2 for weight in weights_of(policy.point, names)) for policy in shown[1:]]
     return {"policies": entries, "start": 1 + spread.index(min(spread))}  # the most even weights
-
-
-def triangle_dots(front: Front, shown: Sequence[Policy]) -> list[tuple[float, float]]:
-    """Each point at its barycentric coordinates; an objective alone is a corner."""
-    names = [o.name for o in front.objectives]
-    weights = [weights_of(policy.point, names) for policy in shown[1:]]
-    across, down = zip(*CORNERS, strict=True)
-    return [(_dot(w, across), _dot(w, down)) for w in weights]
-
-
-def _dot(weights: Sequence[float], places: Sequence[float]) -> float:
-    return sum(w * place for w, place in zip(weights, places, strict=True))
