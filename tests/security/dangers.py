@@ -11,8 +11,8 @@ FORBIDDEN = re.compile(
     r"|subprocess\.(getoutput|getstatusoutput)|yaml\.(load|full_load|unsafe_load)(_all)?"
     r"|tempfile\.mktemp|runpy\.\w+|(\w+\.)*extractall"
 )
-# Where a module is imported by its name: the package's own names, methods, a user’s reward, an optional library.
-IMPORTERS = ("__init__.py", "methods/run.py", "rewards/function.py", "forward/vllm.py")
+# Where a module is imported by its name: the package's own names, methods, a user’s function, an optional library.
+IMPORTERS = ("__init__.py", "methods/run.py", "base/user_function.py", "forward/vllm.py")
 # Where templates are rendered, the report's own; and how: what they show is escaped, an unknown name is an error.
 TEMPLATES = "report/page.py"
 STRICT = {"autoescape=True", "undefined=jinja2.StrictUndefined"}

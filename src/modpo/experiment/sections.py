@@ -45,7 +45,7 @@ class DataSection:
     """Preference rows, and how they are tokenized."""
 
     path: str  # a local .jsonl / .json / .parquet file (also .gz for the first two), or a Hub name
-    format: str = "preference"  # a name in modpo.data.formats.FORMATS
+    format: str = "preference"  # a name in modpo.data.formats.FORMATS, or "package.module:function"
     name: str | None = None  # the configuration of a Hub data set that has several
     data_dir: str | None = None  # the folder in a Hub data set's repository
     split: str = "train"  # of a Hub data set
