@@ -893,8 +893,8 @@ def refusal(format: str) -> str:
 def test_a_function_lays_rows_out_and_leaves_rows_out(write_module: WriteModule) -> None:
     groups = forum(f"{write_module(FORUM)}:forum_row")
     assert [group.prompt for group in groups] == ["q0", "q1", "q3"]
-    assert [group.pairs["data"] for group in groups] == [[(0, 1)], [(1, 0)], [(0, 1)]]
-    assert groups.warnings == ["1 row(s) hold nothing to learn from and are left out"]
+    assert [group.pairs["data"] for group in groups] == [((0, 1),), ((1, 0),), ((0, 1),)]
+    assert groups.warnings == ["1 rows left out: they hold nothing to learn from"]
     assert FORUM_ROWS[0]["question"] == "q0"  # the function took it out of its own copy
 
 
@@ -969,7 +969,7 @@ def test_an_experiment_names_functions_for_its_rows(write_module: WriteModule, t
     file.write_text(EXPERIMENT.format(format=f"{name}:forum_row", eval_format=f"{name}:ask"))
     train, held_out = load_groups(read_experiment(file))
     assert [group.prompt for group in train] == ["q1", "q3"]
-    assert [(group.prompt, group.responses) for group in held_out] == [("q0", [])]
+    assert [(group.prompt, group.responses) for group in held_out] == [("q0", ())]
     (tmp_path / "forum.jsonl").unlink()  # the function is looked for before the rows
     file.write_text(EXPERIMENT.format(format="preference", eval_format=f"{name}:ask_them"))
     with pytest.raises(InputError, match=rf"e\.yaml:3:data\.eval_format: {name} has no 'ask_them'; fix: "):
