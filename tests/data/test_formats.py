@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import json
+import linecache
 import os
 import random
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
@@ -15,16 +20,18 @@ import datasets
 import pytest
 
 from modpo.base.errors import InputError
-from modpo.data.formats import FORMATS, HUB, SEVERAL_RATERS
+from modpo.data.formats import FORMATS, HUB, RULES, SEVERAL_RATERS
 from modpo.data.formats.helpsteer import read_turns
 from modpo.data.formats.hh_rlhf import read_transcript
 from modpo.data.formats.qa_feedback_errors import AnswerFeedback, ErrorSpan
 from modpo.data.formats.qa_feedback_spans import balanced_pairs
 from modpo.data.formats.sentences import split_sentences
 from modpo.data.groups import PromptGroups, group_rows
+from modpo.data.loading import check_layouts, load_groups
 from modpo.data.prompt_group import PromptGroup
 from modpo.data.rows import rows_from_dataset, rows_from_list
 from modpo.data.sources import open_rows
+from modpo.experiment.file import read_experiment
 
 Row = dict[str, Any]
 
@@ -831,3 +838,160 @@ def test_real_hh_rlhf() -> None:
     for group in groups:
         roles = [message["role"] for message in group.prompt]  # type: ignore[index]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+
+
+# --- a function of the user's -------------------------------------------------------------------------------
+
+FORUM = """
+def forum_row(row):
+    if row["votes_a"] == row["votes_b"]:
+        return None
+    pair = [0, 1] if row["votes_a"] > row["votes_b"] else [1, 0]
+    return {"prompt": row.pop("question"), "responses": [row["a"], row["b"]], "pairs": [pair]}
+"""
+FORUM_ROWS = [
+    {"question": f"q{i}", "a": f"yes {i}", "b": f"no {i}", "votes_a": votes, "votes_b": 1}
+    for i, votes in enumerate([2, 0, 1, 5])
+]
+WriteModule = Callable[..., str]
+
+
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WriteModule]:
+    """Writes the source of a module in the working directory, of a fresh name, and gives that name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    written: list[str] = []
+
+    def write(source: str, name: str = "") -> str:
+        name = name or f"layouts_{len(written)}"
+        (tmp_path / f"{name}.py").write_text(source)
+        sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        written.append(name)
+        return name
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+def forum(format: str, rows: list[Row] = FORUM_ROWS, **options: Any) -> PromptGroups:
+    return group_rows(rows_from_list(rows, "forum.jsonl"), format=format, **options)
+
+
+def refusal(format: str) -> str:
+    """The one line that is said of a layout."""
+    with pytest.raises(InputError) as caught:
+        forum(format)
+    assert len(caught.value.problems) == 1
+    return str(caught.value)
+
+
+def test_a_function_lays_rows_out_and_leaves_rows_out(write_module: WriteModule) -> None:
+    groups = forum(f"{write_module(FORUM)}:forum_row")
+    assert [group.prompt for group in groups] == ["q0", "q1", "q3"]
+    assert [group.pairs["data"] for group in groups] == [((0, 1),), ((1, 0),), ((0, 1),)]
+    assert groups.warnings == ["1 rows left out: they hold nothing to learn from"]
+    assert FORUM_ROWS[0]["question"] == "q0"  # the function took it out of its own copy
+
+
+@pytest.mark.parametrize(
+    ("format", "said"),
+    [
+        (
+            "no_such_module:f",
+            "cannot import no_such_module: ModuleNotFoundError: .*; fix: run in the folder that holds",
+        ),
+        ("{}:missing", "has no 'missing'; fix: name a function of that module"),
+        ("{}:constant", "is of type int and cannot be called; fix: name a function"),
+        ("{}:two", r"cannot be called with one row: .*; fix: define it as f\(row\)"),
+        ("{}:later", "is an async function; fix: "),
+        ("{}:", "is not of the form package.module:function; fix: write for instance my_layouts:forum_row"),
+    ],
+)
+def test_a_function_that_cannot_be_had_is_refused(write_module: WriteModule, format: str, said: str) -> None:
+    source = "constant = 3\ndef two(a, b): ...\nasync def later(row): ...\n"
+    assert re.match(rf"forum\.jsonl:format: .*{said}", refusal(format.format(write_module(source))))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return row['answers']", ":format: {} raised KeyError: 'answers'; fix: handle this row in the function"),
+        ("return [row]", ":format: {} returned list, not a row; fix: return a dict as in the layout `preference`"),
+        ("return {1: 'a'}", ":format: {} returned a row with a field whose name is not text; fix: return a dict"),
+        ("return {'prompt': 'p', 'chosen': 3, 'rejected': 'r'}", ":chosen: 3 is neither text nor a list of messages"),
+        ("return {'prompt': 'p', 'responses': []}", ":responses: there is none; fix: give at least one"),
+    ],
+)
+def test_what_a_function_does_wrong_names_file_and_row(write_module: WriteModule, body: str, said: str) -> None:
+    source = f"def f(row):\n    if row['a'] != 'yes 1':\n        return None\n    {body}\n"
+    reference = f"{write_module(source)}:f"
+    assert refusal(reference).startswith(f"forum.jsonl:row 1{said.format(reference)}")
+
+
+def test_a_function_may_give_prompts_alone_where_nothing_is_trained_on_them(write_module: WriteModule) -> None:
+    source = "def f(row): return {'prompt': row['question'], 'responses': []}"
+    reference = f"{write_module(source)}:f"
+    assert len(forum(reference, unanswered=True)) == 4
+    with pytest.raises(InputError, match="responses: there is none"):
+        group_rows(rows_from_list([{"prompt": "p", "responses": []}]), format="preference", unanswered=True)
+
+
+def test_the_groups_fingerprint_holds_a_functions_source_and_of_others_the_name(write_module: WriteModule) -> None:
+    name = write_module(FORUM)
+    before = forum(f"{name}:forum_row").fingerprint
+    write_module(FORUM, name)
+    assert forum(f"{name}:forum_row").fingerprint == before
+    write_module(FORUM + "# edited\n", name)
+    assert forum(f"{name}:forum_row").fingerprint != before
+    rows = rows_from_list([{"prompt": "p", "chosen": "c", "rejected": "r"}])
+    groups = group_rows(rows)
+    content = json.dumps([rows.fingerprint, "preference", RULES]).encode() + groups.keys.tobytes()
+    assert groups.fingerprint == hashlib.sha256(content).hexdigest()
+
+
+EXPERIMENT = """
+model: {{model_name_or_path: none}}
+data: {{path: forum.jsonl, format: "{format}", eval_path: forum.jsonl, eval_format: "{eval_format}", eval_prompts: 1}}
+objectives: {{kind: {{pairs: data}}, brief: {{reward: modpo.rewards.text:word_count}}}}
+"""
+
+
+def test_an_experiment_names_functions_for_its_rows(write_module: WriteModule, tmp_path: Path) -> None:
+    source = FORUM + "def ask(row): return {'prompt': row['question'], 'responses': []}\n"
+    name = write_module(source)
+    (tmp_path / "forum.jsonl").write_text("".join(json.dumps(row) + "\n" for row in FORUM_ROWS))
+    file = tmp_path / "e.yaml"
+    file.write_text(EXPERIMENT.format(format=f"{name}:forum_row", eval_format=f"{name}:ask"))
+    train, held_out = load_groups(read_experiment(file))
+    assert [group.prompt for group in train] == ["q1", "q3"]
+    assert [(group.prompt, group.responses) for group in held_out] == [("q0", ())]
+    (tmp_path / "forum.jsonl").unlink()  # the function is looked for before the rows
+    file.write_text(EXPERIMENT.format(format="preference", eval_format=f"{name}:ask_them"))
+    with pytest.raises(InputError, match=rf"e\.yaml:3:data\.eval_format: {name} has no 'ask_them'; fix: "):
+        load_groups(read_experiment(file))
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [
+        ("sft: {path: x, format: 'no:f'}", "sft.format"),
+        ("sample: {prompts: x, format: 'no:f'}", "sample.format"),
+        (
+            "objectives: {a: {reward: {train: {kind: reward_model, format: 'no:f'}}}, b: {pairs: data}}",
+            "objectives.a.reward.train.format",
+        ),
+    ],
+)
+def test_functions_of_later_stages_are_looked_for_first(
+    write_module: WriteModule, tmp_path: Path, section: str, field: str
+) -> None:
+    file = tmp_path / "e.yaml"
+    lines = EXPERIMENT.format(format="preference", eval_format="preference").strip().splitlines()
+    file.write_text("\n".join([*(line for line in lines if line.split(":")[0] != section.split(":")[0]), section]))
+    with pytest.raises(InputError, match=rf"e\.yaml:\d:{re.escape(field)}: cannot import no"):
+        check_layouts(read_experiment(file))

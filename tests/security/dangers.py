@@ -9,10 +9,13 @@ MODULES = ("pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "mars
 FORBIDDEN = re.compile(
     r"eval|exec|compile|__import__|os\.(system|popen|exec\w+|spawn\w+|posix_spawnp?|startfile)"
     r"|subprocess\.(getoutput|getstatusoutput)|yaml\.(load|full_load|unsafe_load)(_all)?"
-    r"|tempfile\.mktemp|runpy\.\w+|jinja2\.Environment|(\w+\.)*extractall"
+    r"|tempfile\.mktemp|runpy\.\w+|(\w+\.)*extractall"
 )
-# Where a module is imported by its name: the package's own names, methods, a user’s reward, an optional library.
-IMPORTERS = ("__init__.py", "methods/run.py", "rewards/function.py", "forward/vllm.py")
+# Where a module is imported by its name: the package's own names, methods, a user’s function, an optional library.
+IMPORTERS = ("__init__.py", "methods/run.py", "base/user_function.py", "forward/vllm.py")
+# Where templates are rendered, the report's own; and how: what they show is escaped, an unknown name is an error.
+TEMPLATES = "report/page.py"
+STRICT = {"autoescape=True", "undefined=jinja2.StrictUndefined"}
 SAFE = {"shell": ["False"], "allow_pickle": ["False"], "Loader": ["yaml.SafeLoader"]}
 
 
@@ -41,8 +44,11 @@ def _is_pickle(name: str) -> bool:
 
 def _is_forbidden(name: str, path: str, keywords: list[ast.keyword] | None = None) -> bool:
     """Whether a function may not be called, or be imported from its module, which would hide the call."""
+    given = {ast.unparse(keyword) for keyword in keywords or []}
     if name == "torch.load":
-        return "weights_only=True" not in [ast.unparse(keyword) for keyword in keywords or []]
+        return "weights_only=True" not in given
+    if name == "jinja2.Environment":
+        return path != TEMPLATES or not given >= STRICT
     if name == "importlib.import_module":
         return path not in IMPORTERS
     return FORBIDDEN.fullmatch(name) is not None

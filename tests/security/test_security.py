@@ -210,6 +210,8 @@ def test_the_source_asks_for_nothing_dangerous(path: Path):
         "auto.from_pretrained(x, trust_remote_code=True)",
         "archive.extractall(folder)",
         "importlib.import_module(name)",
+        "from jinja2 import Environment",
+        "jinja2.Environment(loader=x, autoescape=True, undefined=jinja2.StrictUndefined)",
         "def f():\n    class A:\n        x = [eval(y) for y in z]",
     ],
 )
@@ -232,6 +234,13 @@ def test_what_is_dangerous_is_seen(source: str):
 )
 def test_what_is_harmless_is_let_be(source: str):
     assert dangers(source) == []
+
+
+@pytest.mark.parametrize("missing", ["", "autoescape", "undefined"])
+def test_templates_are_rendered_in_one_place_and_escaped(missing: str):
+    settings = {"loader": "x", "autoescape": "True", "undefined": "jinja2.StrictUndefined"}
+    given = ", ".join(f"{name}={value}" for name, value in settings.items() if name != missing)
+    assert bool(dangers(f"jinja2.Environment({given})", "report/page.py")) is bool(missing)
 
 
 def test_only_the_command_line_trusts():
@@ -380,7 +389,7 @@ def test_hostile_text_is_no_element_of_the_report(tmp_path: Path):
     html = html_of(run_folder(tmp_path, "\n".join(payloads("http://127.0.0.1:9"))))
     seen = Page(html)
     own = [attributes.get("type") != "application/json" for attributes in seen.all("script")]
-    assert sum(own) == html.count("&#x27;sha256-") + html.count("'sha256-")
+    assert sum(own) == html.count("'sha256-")
     assert {tag for tag, _ in seen.elements}.isdisjoint(
         {"a", "base", "embed", "form", "iframe", "link", "object", "video"}
     )
@@ -395,7 +404,7 @@ def test_hostile_text_is_no_element_of_the_report(tmp_path: Path):
 def test_a_secret_in_a_setting_is_not_in_the_report(tmp_path: Path):
     html = html_of(run_folder(tmp_path, f"my_rewards:judge (api_key='{OPENAI}')"))
     assert OPENAI not in html
-    assert "my_rewards:judge (api_key=&#x27;***&#x27;)" in html
+    assert "my_rewards:judge (api_key=&#39;***&#39;)" in html
 
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

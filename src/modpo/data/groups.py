@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, IntegrityError, Problem
-from modpo.data.formats import FORMATS, PROMPTS, RULES, SEVERAL_RATERS
+from modpo.data.formats import PROMPTS, RULES, SEVERAL_RATERS, Layout, find_layout, is_function
 from modpo.data.group_builder import GroupBuilder
 from modpo.data.preference_row import PreferenceRow, read_preference_row
 from modpo.data.prompt_group import PromptGroup
@@ -91,7 +91,7 @@ class PromptGroups(Sequence[PromptGroup]):
     @property
     def fingerprint(self) -> str:
         """sha256 of the content: the rows, the rules they are read by, and which groups these are."""
-        settings = [self._reader.rows.fingerprint, self._reader.format, RULES]
+        settings = [self._reader.rows.fingerprint, self._reader.layout.identity, RULES]
         return hashlib.sha256(json.dumps(settings).encode() + self.keys.tobytes()).hexdigest()
 
     def select(self, indices: Sequence[int] | np.ndarray) -> PromptGroups:
@@ -122,22 +122,23 @@ def overlap(a: PromptGroups, b: PromptGroups) -> int:
     return len(np.intersect1d(a.keys, b.keys))
 
 
-def group_rows(rows: Rows, *, format: str = "preference", columns: Sequence[str] = ()) -> PromptGroups:
+def group_rows(
+    rows: Rows, *, format: str = "preference", columns: Sequence[str] = (), unanswered: bool = False
+) -> PromptGroups:
     """Check every row once, and group the rows by prompt.
 
     Args:
         rows: from `modpo.data.rows`.
-        format: how a row is laid out, a name in `modpo.data.formats.FORMATS`.
+        format: how a row is laid out, see `modpo.data.formats.find_layout`.
         columns: numbers that every response must have.
+        unanswered: whether a row may have no response where a function lays it out: it is measured on, or answered.
 
     Raises:
         InputError: up to 20 bad rows at once; no rows; no pair left; two values for one response in a column.
     """
-    if format not in FORMATS:
-        raise InputError(
-            Problem(rows.name, "format", f"unknown format {format!r}", f"use one of: {', '.join(FORMATS)}")
-        )
-    reader = _Reader(rows, format, tuple(columns))
+    layout = find_layout(format, where=rows.name)
+    answered = format != PROMPTS and not (unanswered and is_function(format))
+    reader = _Reader(rows, layout, tuple(columns), answered)
     scan = _scan(reader)
     if not scan.numbers:
         problem = "holds no rows" if not rows else f"holds nothing to learn from: all {len(rows)} rows are left out"
@@ -159,8 +160,9 @@ class _Reader:
     """Rows and how to read one."""
 
     rows: Rows
-    format: str
+    layout: Layout
     columns: tuple[str, ...]
+    answered: bool  # whether every row must have a response
 
     def read(self, number: int) -> PreferenceRow | None:
         """A checked row; None if the format leaves it out."""
@@ -173,13 +175,13 @@ class _Reader:
 
     def _checked(self, row: Row, where: str) -> PreferenceRow | None:
         try:
-            laid_out = FORMATS[self.format](row)
+            laid_out = self.layout.read(row)
         except InputError as error:  # a format knows the row, not where it stands
             raise InputError([replace(problem, where=where) for problem in error.problems]) from None
         if laid_out is None:
             return None
         read = read_preference_row(laid_out, where, self.columns)
-        if not read.responses and self.format != PROMPTS:
+        if self.answered and not read.responses:
             fix = f"give at least one, or read the file as `format: {PROMPTS}`"
             raise InputError(Problem(where, "responses", "there is none", fix))
         return read
@@ -216,7 +218,7 @@ class _Scan:
 
 
 def _scan(reader: _Reader) -> _Scan:
-    scan = _Scan(reader.format in SEVERAL_RATERS)
+    scan = _Scan(reader.layout.name in SEVERAL_RATERS)
     problems = _Problems()
     for number in range(len(reader.rows)):
         with problems:
@@ -307,7 +309,7 @@ def _count_merged(reader: _Reader, index: _Index) -> None:
 
 
 def _build(reader: _Reader, numbers: Sequence[int]) -> GroupBuilder:
-    builder = GroupBuilder(reader.rows.where(numbers[0]), several_raters=reader.format in SEVERAL_RATERS)
+    builder = GroupBuilder(reader.rows.where(numbers[0]), several_raters=reader.layout.name in SEVERAL_RATERS)
     for number in numbers:
         if (row := reader.read(number)) is not None:
             builder.add(row, reader.rows.where(number))

@@ -6,7 +6,7 @@ import numpy as np
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.progress import say
-from modpo.data.formats import PROMPTS
+from modpo.data.formats import PROMPTS, find_layout, is_function
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.sources import open_rows
 from modpo.experiment.sections import Experiment, RewardSection
@@ -18,6 +18,7 @@ def load_groups(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
     Raises:
         InputError: bad rows, nothing to train an objective on, or more held-out prompts than there are.
     """
+    check_layouts(experiment)
     data = experiment.data
     if data.format == PROMPTS:
         fix = "name rows with answers; `prompts` is for `eval_format`"
@@ -51,8 +52,27 @@ def load_held_out(experiment: Experiment) -> PromptGroups:
     data = experiment.data
     assert data.eval_path is not None
     rows = open_rows(data.eval_path, split=data.eval_split or data.split, name=data.name, data_dir=data.data_dir)
-    held_out = group_rows(rows, format=data.eval_format or data.format, columns=required_columns(experiment))
+    format, columns = data.eval_format or data.format, required_columns(experiment)
+    held_out = group_rows(rows, format=format, columns=columns, unanswered=True)
     return held_out.select(range(min(len(held_out), data.eval_prompts)))
+
+
+def check_layouts(experiment: Experiment) -> None:
+    """Import every function that the experiment names as a layout, before any row is read.
+
+    Raises:
+        InputError: one that cannot be had or called; the experiment's line and key are named.
+    """
+    named = {"data.format": experiment.data.format, "data.eval_format": experiment.data.eval_format}
+    named |= {"sft.format": experiment.sft.format} if experiment.sft else {}
+    named |= {"sample.format": experiment.sample.format} if experiment.sample else {}
+    for name, objective in experiment.objectives.items():
+        for role, reward in (("reward", objective.reward), ("proxy", objective.proxy)):
+            if reward and reward.train:
+                named[f"objectives.{name}.{role}.train.format"] = reward.train.format
+    for field, format in named.items():
+        if format and is_function(format):
+            find_layout(format, where=experiment.where(field), field=field)
 
 
 def _without(groups: PromptGroups, held_out: PromptGroups, path: str) -> PromptGroups:

@@ -59,7 +59,7 @@ class DataSection:
     path: Annotated[str, NAMED]
     """a `.jsonl`, `.json` or `.parquet` file (the first two also `.gz`), or a data set's name on the Hub"""
     format: str = "preference"
-    """how a row is laid out; see [layouts](#layouts)"""
+    """how a row is laid out: a name or `package.module:function`; see [layouts](#layouts)"""
     name: str | None = None
     """the configuration of a data set on the Hub that has several"""
     data_dir: str | None = None

@@ -15,7 +15,7 @@ from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
-from modpo.data.loading import load_groups
+from modpo.data.loading import check_layouts, load_groups
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
 from modpo.experiment.sections import Experiment, resolved
 from modpo.models.folders import lora_config, require_device_dtype, skeleton, tensor_shapes
@@ -58,6 +58,7 @@ def check_experiment(experiment: Experiment) -> None:
         NumericError: a reward that is not finite. EnvironmentFault: see `require_writable`; a dtype the device lacks.
     """
     require_writable(experiment.cache_dir, "cache_dir")
+    check_layouts(experiment)
     groups = None if experiment.sample is not None else load_groups(experiment)[0]
     require_device_dtype(experiment)
     reference = ReferenceModel.of(experiment)

@@ -10,6 +10,7 @@ from pathlib import Path
 from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.data.formats import PROMPTS
 from modpo.data.groups import PromptGroups, group_rows
+from modpo.data.loading import check_layouts
 from modpo.data.sources import open_rows
 from modpo.data.tokens import require_usable
 from modpo.experiment.sections import Experiment, SampleSection
@@ -49,8 +50,9 @@ def sample_prompts(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
         InputError: no `sample` section, bad rows, or more held-out prompts than there are.
     """
     section = _section(experiment)
+    check_layouts(experiment)
     rows = open_rows(section.prompts, split=section.split, name=section.name, data_dir=section.data_dir)
-    prompts = group_rows(rows, format=section.format)
+    prompts = group_rows(rows, format=section.format, unanswered=True)
     answered, held_out = prompts.split_held_out(section.held_out, experiment.data.split_seed)
     if section.max_prompts is not None:
         answered = answered[: section.max_prompts]

@@ -6,24 +6,20 @@ from typing import Any
 
 from modpo.front.schema import Front
 from modpo.report.escape import escape
+from modpo.report.facts import kl_error
 from modpo.report.numbers import interval_text, number
-from modpo.report.panels import Axis, Layout, Panel, colours, layout, policies, policy_title, short_labels
-from modpo.report.points import flag
+from modpo.report.panels import Axis, Layout, Panel, layout
+from modpo.report.policies import Policy, policies
 
-CONFIG = {
-    "displaylogo": False,
-    "responsive": True,
-    # only these: among plotly's own choice is a button that sends the data to a server
-    "modeBarButtons": [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
-    "plotlyServerURL": "",
-}
+UNNAMED = {"hoverinfo": "skip", "showlegend": False}  # a trace that is no policy
 
 
 def chart(front: Front) -> dict[str, Any]:
-    """`data`, `layout` and `config` for Plotly.newPlot, as plain JSON; the page adds its own ink and rules."""
+    """`data` and `layout` for Plotly.newPlot, as plain JSON; `chart.js` adds the look that all charts share."""
     from plotly.subplots import make_subplots
 
-    plan = layout(front)
+    plan, shown = layout(front), policies(front)
+    hovers = [_hover(front, policy) for policy in shown]
     figure = make_subplots(
         plan.rows,
         plan.columns,
@@ -34,23 +30,15 @@ def chart(front: Front) -> dict[str, Any]:
     )
     for panel in plan.panels:
         row, column = panel.row + 1, panel.column + 1
-        traces = [_line(panel), *_marks(front, panel, named=panel is plan.panels[0]), _ring(panel)]
+        marks = [_mark(panel, i, policy, hovers[i]) for i, policy in enumerate(shown)]
+        traces = [_line(panel), *marks, _ring(panel)]
         figure.add_traces(traces, rows=row, cols=column)
         figure.update_xaxes(_axis(panel.x, panel.x.short_title), row=row, col=column)
         y_title = panel.y.title if panel.row_span > 1 else panel.y.short_title
         figure.update_yaxes(_axis(panel.y, y_title), row=row, col=column)
-    figure.update_layout(
-        template="none",
-        height=620 if plan.columns < 3 else 360 * plan.rows + 60,
-        margin={"l": 60, "r": 20, "t": 20, "b": 60},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12},
-        legend={"orientation": "h", "y": -0.12, "yanchor": "top"},
-        hoverlabel={"align": "left"},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#9aa1a9", "activecolor": "#5b8def"},
-    )
-    return {**figure.to_plotly_json(), "config": CONFIG}
+    figure.update_layout(template="none", height=620 if plan.columns < 3 else 360 * plan.rows + 60)
+    drawn: dict[str, Any] = figure.to_plotly_json()
+    return drawn
 
 
 def _cells(plan: Layout) -> list[list[dict[str, int] | None]]:
@@ -77,43 +65,34 @@ def _line(panel: Panel) -> dict[str, Any]:
         "x": [panel.x.values[i] for i in panel.line],
         "y": [panel.y.values[i] for i in panel.line],
         "line": {"color": "#a1a1aa", "width": 1.5},
-        "hoverinfo": "skip",
-        "showlegend": False,
+        **UNNAMED,
     }
 
 
-def _marks(front: Front, panel: Panel, *, named: bool) -> list[dict[str, Any]]:
-    """One trace a policy, so that the legend hides and shows it in all panels."""
-    with_text = panel.row_span > 1 or panel.x.is_score
-    marks = []
-    drawn = zip(policies(front), colours(front), short_labels(front), strict=True)
-    for i, (policy, colour, mark) in enumerate(drawn):
-        hollow = i > 0 and policy.dominated
-        marks.append(
-            {
-                "type": "scatter",
-                "mode": "markers+text" if with_text else "markers",
-                "name": escape(policy_title(front, i)),
-                "legendgroup": str(i),
-                "showlegend": named,
-                "x": [panel.x.values[i]],
-                "y": [panel.y.values[i]],
-                "error_x": _bars(panel.x, i, colour),
-                "error_y": _bars(panel.y, i, colour),
-                "marker": {
-                    "symbol": "star" if i == 0 else "circle-open" if hollow else "circle",
-                    "size": 13 if i == 0 else 10,
-                    "color": colour,
-                    "line": {"width": 2 if hollow else 0, "color": colour},
-                },
-                "opacity": 0.6 if hollow else 1.0,
-                "text": [escape(mark)],
-                "textposition": "top right",
-                "textfont": {"size": 10},
-                "hovertemplate": _hover(front, i) + "<extra></extra>",
-            }
-        )
-    return marks
+def _mark(panel: Panel, i: int, policy: Policy, hover: str) -> dict[str, Any]:
+    """One trace a policy, so that the legend hides and shows it in all panels; its name stands there once."""
+    return {
+        "type": "scatter",
+        "mode": "markers+text" if panel.row_span > 1 or panel.x.is_score else "markers",
+        "name": escape(policy.title),
+        "legendgroup": str(i),
+        "showlegend": panel.row == panel.column == 0,
+        "x": [panel.x.values[i]],
+        "y": [panel.y.values[i]],
+        "error_x": _bars(panel.x, i, policy.colour),
+        "error_y": _bars(panel.y, i, policy.colour),
+        "marker": {
+            "symbol": "star" if policy.is_reference else "circle-open" if policy.faded else "circle",
+            "size": 13 if policy.is_reference else 10,
+            "color": policy.colour,
+            "line": {"width": 2 if policy.faded else 0, "color": policy.colour},
+        },
+        "opacity": 0.6 if policy.faded else 1.0,
+        "text": [escape(policy.mark)],
+        "textposition": "top right",
+        "textfont": {"size": 10},
+        "hovertemplate": f"{hover}<extra></extra>",
+    }
 
 
 def _ring(panel: Panel) -> dict[str, Any]:
@@ -130,33 +109,32 @@ def _ring(panel: Panel) -> dict[str, Any]:
             "line": {"width": 2.5},
             "opacity": [0] * len(panel.x.values),
         },
-        "hoverinfo": "skip",
-        "showlegend": False,
+        **UNNAMED,
     }
 
 
 def _bars(axis: Axis, i: int, colour: str) -> dict[str, Any]:
+    down, up = axis.bar(i)
     return {
         "type": "data",
         "symmetric": False,
-        "array": [max(axis.high[i] - axis.values[i], 0.0)],
-        "arrayminus": [max(axis.values[i] - axis.low[i], 0.0)],
+        "array": [up],
+        "arrayminus": [down],
         "color": colour,
         "thickness": 1.2,
         "width": 0,
     }
 
 
-def _hover(front: Front, i: int) -> str:
-    policy = policies(front)[i]
-    lines = [f"<b>{escape(policy_title(front, i))}</b>"]
+def _hover(front: Front, policy: Policy) -> str:
+    point = policy.point
+    lines = [f"<b>{escape(policy.title)}</b>"]
     for objective in front.objectives:
-        score = policy.scores[objective.name]
+        score = point.scores[objective.name]
         unit = f" {objective.unit}" if objective.unit else ""
         lines.append(escape(f"{objective.name} {interval_text(score.mean, score.ci_low, score.ci_high)}{unit}"))
-    off = "at most" if policy.best_of_n else f"± {number(policy.kl.se)}"
-    lines.append(f"KL {number(policy.kl.mean)} {off} nats per answer")
-    lines.append(f"length {number(policy.response_length.mean)} tokens")
-    lines += ["dominated by another point"] * policy.dominated
-    lines += [f"{flag(front, i)}, by its audit"] if flag(front, i) else []
+    lines.append(f"KL {number(point.kl.mean)} {kl_error(policy)} nats per answer")
+    lines.append(f"length {number(point.response_length.mean)} tokens")
+    lines += ["dominated by another point"] * point.dominated
+    lines += [f"{policy.flag}, by its audit"] if policy.flag else []
     return "<br>".join(lines).replace("%{", "%&#123;")  # a name is no template

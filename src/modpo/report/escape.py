@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
-from typing import Any
 
 from modpo.base.text import JOINERS, printable
 
@@ -23,10 +21,5 @@ def short(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """For HTML, as content or as an attribute's value."""
+    """For what plotly takes for HTML; the page's templates escape by themselves."""
     return html.escape(visible(text), quote=True)
-
-
-def embed_json(value: Any) -> str:
-    """For a <script type="application/json">: ASCII only, and no `<` that could end the element."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

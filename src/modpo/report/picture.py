@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from modpo.front.schema import Front
 from modpo.report.escape import short
 from modpo.report.labels import place_labels
 from modpo.report.numbers import interval_text
-from modpo.report.panels import Layout, Panel, colours, layout, policies, short_labels, weights_text
+from modpo.report.panels import Layout, Panel, layout
+from modpo.report.policies import REFERENCE_COLOUR, Policy, policies, weights_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,19 +44,19 @@ def picture(front: Front) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    plan = layout(front)
+    plan, shown = layout(front), policies(front)
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in scripts that the font lacks
         figure = Figure(figsize=_size(plan), layout="constrained")
         axes = _axes(figure, plan)
         for panel, ax in zip(plan.panels, axes, strict=True):
-            _draw(ax, panel, front)
+            _draw(ax, panel, shown)
         _head(figure, front)
         _legend(figure, front)
         figure.draw_without_rendering()  # settles the layout, so that pixels are known ...
         figure.set_layout_engine("none")  # ... and stay what they are
         for panel, ax in zip(plan.panels, axes, strict=True):
-            _label(ax, panel, front)
+            _label(ax, panel, shown)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=DPI, facecolor="white")
     return file.getvalue()
@@ -71,32 +73,31 @@ def _axes(figure: Figure, plan: Layout) -> list[Axes]:
     return [figure.add_subplot(grid[p.row : p.row + p.row_span, p.column]) for p in plan.panels]
 
 
-def _draw(ax: Axes, panel: Panel, front: Front) -> None:
+def _draw(ax: Axes, panel: Panel, shown: Sequence[Policy]) -> None:
     """Every policy with its intervals: a hollow, paler marker if dominated, a star for the reference."""
     x, y, large = panel.x, panel.y, panel.row_span > 1
     line = [x.values[i] for i in panel.line], [y.values[i] for i in panel.line]
     ax.plot(*line, color="#a1a1aa", linewidth=1.2, zorder=1)
-    for i, (policy, colour) in enumerate(zip(policies(front), colours(front), strict=True)):
-        hollow = i > 0 and policy.dominated
+    for i, policy in enumerate(shown):
+        edge = _paler(policy.colour) if policy.faded else policy.colour
         ax.errorbar(
             x.values[i],
             y.values[i],
-            xerr=_lengths(x.values[i], x.low[i], x.high[i]),
-            yerr=_lengths(y.values[i], y.low[i], y.high[i]),
+            xerr=[[length] for length in x.bar(i)],
+            yerr=[[length] for length in y.bar(i)],
             fmt="none",
-            ecolor=_paler(colour) if hollow else colour,
+            ecolor=edge,
             elinewidth=1.1,
             zorder=2,
         )
-        size = (7.5 if large else 5.5) * (1.9 if i == 0 else 1)
         ax.plot(
             x.values[i],
             y.values[i],
-            marker="*" if i == 0 else "o",
-            markersize=size,
-            markerfacecolor="white" if hollow else colour,
-            markeredgecolor=_paler(colour) if hollow else "white",
-            markeredgewidth=1.4 if hollow else 0.8,
+            marker="*" if policy.is_reference else "o",
+            markersize=(7.5 if large else 5.5) * (1.9 if policy.is_reference else 1),
+            markerfacecolor="white" if policy.faded else edge,
+            markeredgecolor=edge if policy.faded else "white",
+            markeredgewidth=1.4 if policy.faded else 0.8,
             zorder=3,
         )
     ax.margins(0.1)
@@ -115,17 +116,12 @@ def _paler(colour: str) -> str:
     return "#" + "".join(f"{(int(colour[i : i + 2], 16) + 255) // 2:02x}" for i in (1, 3, 5))
 
 
-def _lengths(value: float, low: float, high: float) -> list[list[float]]:
-    """Down and up from the mean; a percentile interval need not hold it."""
-    return [[max(value - low, 0.0)], [max(high - value, 0.0)]]
-
-
-def _label(ax: Axes, panel: Panel, front: Front) -> None:
+def _label(ax: Axes, panel: Panel, shown: Sequence[Policy]) -> None:
     """Each policy's mark beside it; needs the figure's final layout."""
     from matplotlib.patheffects import withStroke
     from matplotlib.text import Text
 
-    labels, size = short_labels(front), 8.5 if panel.row_span > 1 else 7.0
+    labels, size = [policy.mark for policy in shown], 8.5 if panel.row_span > 1 else 7.0
     figure = ax.figure.get_figure(root=True)
     extents = [Text(0, 0, label, fontsize=size, figure=figure).get_window_extent() for label in labels]
     sizes = np.array([(extent.width, extent.height) for extent in extents])
@@ -176,15 +172,15 @@ def _legend(figure: Figure, front: Front) -> None:
 
     names = [o.name for o in front.objectives]
     shown = [short(name) for name in names]
-    handles = [marker("reference policy", colours(front)[0], symbol="*"), marker("non-dominated", "#3f3f46")]
+    handles = [marker("reference policy", REFERENCE_COLOUR, symbol="*"), marker("non-dominated", "#3f3f46")]
     if any(point.dominated for point in front.points):
         handles.append(marker("dominated by another point", "#a1a1aa", face="white"))
     title = f"labels: weights of {' / '.join(shown)}" if len(names) == 2 else None
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, title=title)
     if len(names) > 2:
         key = [
-            Line2D([], [], ls="", label=f"{number}:  {weights_text(point, names)}")
-            for number, point in enumerate(policies(front)[1:], start=1)
+            Line2D([], [], ls="", label=f"{policy.mark}:  {weights_text(policy.point, names)}")
+            for policy in policies(front)[1:]
         ]
         figure.legend(
             handles=key,

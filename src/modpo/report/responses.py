@@ -9,7 +9,7 @@ from typing import Any
 from modpo.base.decode import WrongFieldError, decode
 from modpo.base.errors import InputError, Problem
 from modpo.data.prompt_group import Text
-from modpo.front.schema import Front
+from modpo.front.schema import Front, FrontObjective
 
 FILE = "responses.jsonl"
 PROMPTS_SHOWN = 8  # unless evaluation.report_prompts says otherwise
@@ -96,3 +96,10 @@ def _read_line(line: bytes) -> Response:
 
 def _is_message(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+def verdict(objective: FrontObjective, reward: float | None, reference: float | None) -> str:
+    """How a reward compares with that of the reference's answer; "" where it does not."""
+    if reward is None or reference is None or reward == reference:
+        return ""
+    return "better" if (reward > reference) == objective.maximize else "worse"

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import inspect
 import json
-import operator
-import os
-import re
-import sys
 from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
 from modpo.base.errors import InputError, ModpoError, Problem, is_out_of_memory
 from modpo.base.text import without_secrets
+from modpo.base.user_function import (
+    Refusal,
+    depends_on,
+    described,
+    import_function,
+    refused_at,
+    signature_of,
+    source_identity,
+)
 from modpo.data.prompt_group import Text
 from modpo.rewards.batch import RewardBatch, check_scores
 
-REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+__all__ = ["FunctionReward", "depends_on", "identified_by"]
+
 RETURNS = "return one finite number per completion"
-
-
-def depends_on(*distributions: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Mark a reward function whose numbers change with the version of other installed packages.
-
-    Their versions join the reward's identity, and so the cache key.
-    """
-
-    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
-        function.distributions = distributions  # type: ignore[attr-defined]
-        return function
-
-    return mark
 
 
 def identified_by(**settings: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -86,14 +75,12 @@ class FunctionReward:
         self.reference = reference
         self.name = name
         self._kwargs = dict(kwargs or {})
-        try:
-            module, self._function = _import_function(reference)
+        with refused_at(where, field):
+            module, self._function = import_function(reference, example="my_rewards:brevity")
             self._parameters = _parameters(self._function, reference)
             self._settings: dict[str, Callable[[Any], Any]] = getattr(self._function, "reward_settings", {})
             self._check_kwargs()
             self.identity = self._identity(module)
-        except _Refusal as refusal:
-            raise InputError(Problem(where, field, *refusal.args)) from refusal.__cause__
 
     def __call__(self, batch: RewardBatch) -> list[float]:
         """Raw scores, (B,).
@@ -130,7 +117,7 @@ class FunctionReward:
             if len(batch) > 1:  # row by row, to find the one it stumbles over
                 for i in range(len(batch)):
                     self._call(batch.rows(i, i + 1))
-            problem = f"{self.reference} raised {_one_line(error)} on {len(batch)} response(s)"
+            problem = f"{self.reference} raised {described(error)} on {len(batch)} response(s)"
             fix = "handle this row in the function, or take it out of the data"
             raise InputError(Problem(batch.where[0], self.name, problem, fix)) from error
 
@@ -162,27 +149,19 @@ class FunctionReward:
     def _check_kwargs(self) -> None:
         for name in self._kwargs:
             if name in ("prompts", "completions"):
-                raise _Refusal(f"`kwargs` sets {name!r}, which the batch provides", f"remove {name!r} from `kwargs`")
+                raise Refusal(f"`kwargs` sets {name!r}, which the batch provides", f"remove {name!r} from `kwargs`")
             if not self._takes(name):
                 known = ", ".join(self._parameters)
-                raise _Refusal(f"{self.reference} takes no argument {name!r}", f"use one of: {known}")
+                raise Refusal(f"{self.reference} takes no argument {name!r}", f"use one of: {known}")
         try:
             json.dumps(self._kwargs, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise _Refusal(f"`kwargs` cannot be written as JSON: {error}", "use numbers, text and lists") from error
+            raise Refusal(f"`kwargs` cannot be written as JSON: {error}", "use numbers, text and lists") from error
 
     def _identity(self, module: ModuleType) -> dict[str, Any]:
-        definer = inspect.getmodule(inspect.unwrap(self._function)) or module  # where a re-exported function lives
-        top_level = definer.__name__.partition(".")[0]
-        distributions = {
-            *metadata.packages_distributions().get(top_level, ()),
-            *getattr(self._function, "distributions", ()),
-        }
-        source = _source(module) + (_source(definer) if definer is not module else b"")
         return {
             "function": self.reference,
-            "source_sha256": hashlib.sha256(source).hexdigest(),
-            "distributions": {name: _version(name) for name in sorted(distributions)},
+            **source_identity(self._function, module),
             "kwargs": without_secrets(self._kwargs | self._identified_settings()),  # it is written to disk
         }
 
@@ -191,56 +170,21 @@ class FunctionReward:
         for name, identify in self._settings.items():
             value = self._kwargs.get(name, self._parameters[name].default)
             if value is inspect.Parameter.empty:
-                raise _Refusal(f"{self.reference} needs the argument {name!r}", "give it in `kwargs`")
+                raise Refusal(f"{self.reference} needs the argument {name!r}", "give it in `kwargs`")
             try:
                 identified[name] = identify(value)
             except InputError as error:
                 refused = error.problems[0]
-                raise _Refusal(refused.problem, refused.fix) from error
+                raise Refusal(refused.problem, refused.fix) from error
         return identified
 
 
-class _Refusal(Exception):
-    """(problem, fix)"""
-
-
-def _import_function(reference: str) -> tuple[ModuleType, Callable[..., Any]]:
-    if not REFERENCE.fullmatch(reference):
-        raise _Refusal(
-            f"{reference!r} is not of the form package.module:function",
-            "write for instance my_rewards:brevity",
-        )
-    module_name, _, attribute = reference.partition(":")
-    top_level = module_name.partition(".")[0]
-    if top_level not in sys.modules and not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a user's module can raise anything while it is imported
-        raise _Refusal(
-            f"cannot import {module_name}: {_one_line(error)}",
-            "run in the folder that holds the module, or install it",
-        ) from error
-    try:
-        function = operator.attrgetter(attribute)(module)
-    except AttributeError as error:
-        raise _Refusal(f"{module_name} has no {attribute!r}", "name a function of that module") from error
-    if not callable(function):
-        raise _Refusal(f"{reference} is of type {type(function).__name__} and cannot be called", "name a function")
-    return module, function
-
-
 def _parameters(function: Callable[..., Any], reference: str) -> dict[str, inspect.Parameter]:
-    if inspect.iscoroutinefunction(function):
-        raise _Refusal(f"{reference} is an async function", "give a plain one, for instance one with asyncio.run")
-    try:
-        parameters = dict(inspect.signature(function).parameters)
-    except (TypeError, ValueError) as error:
-        raise _Refusal(f"{reference} has no readable signature", "wrap it in a Python function") from error
+    parameters = dict(signature_of(function, reference).parameters)
     if any(p.kind is p.POSITIONAL_ONLY for p in parameters.values()):
-        raise _Refusal(f"{reference} has positional-only arguments", "arguments are passed by name: remove the `/`")
+        raise Refusal(f"{reference} has positional-only arguments", "arguments are passed by name: remove the `/`")
     if "completions" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        raise _Refusal(f"{reference} takes no `completions`", "define it as f(prompts, completions, **kwargs)")
+        raise Refusal(f"{reference} takes no `completions`", "define it as f(prompts, completions, **kwargs)")
     return parameters
 
 
@@ -251,26 +195,3 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 
 def _copy(text: Text) -> Text:
     return text if isinstance(text, str) else [dict(message) for message in text]
-
-
-def _source(module: ModuleType) -> bytes:
-    try:
-        return inspect.getsource(module).encode()
-    except (OSError, TypeError) as error:  # compiled, or an empty file
-        if file := getattr(module, "__file__", None):
-            return Path(file).read_bytes()
-        raise _Refusal(
-            f"the source of {module.__name__} cannot be read, so its scores cannot be cached",
-            "wrap the function in a module of your own",
-        ) from error
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,10 +1,17 @@
-"""Public data sets, one file each: a raw row into a row as `modpo.data.preference_row` reads it."""
+"""Layouts of rows: a raw row into one as `modpo.data.preference_row` reads it.
+
+Those of public data sets have a file each; `function` is for a function of the user's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+from modpo.base.errors import InputError, Problem
 from modpo.data.formats.beavertails import beavertails_row
+from modpo.data.formats.function import FunctionFormat
 from modpo.data.formats.helpsteer import helpsteer_row
 from modpo.data.formats.hh_rlhf import hh_rlhf_row
 from modpo.data.formats.hub import HUB
@@ -17,7 +24,7 @@ from modpo.data.formats.summarize_from_feedback import summarize_from_feedback_r
 from modpo.data.formats.ultrafeedback import ultrafeedback_row
 from modpo.data.rows import Row
 
-__all__ = ["FORMATS", "HUB", "PROMPTS", "RULES", "SEVERAL_RATERS", "Format"]
+__all__ = ["FORMATS", "HUB", "PROMPTS", "RULES", "SEVERAL_RATERS", "Format", "Layout", "find_layout", "is_function"]
 
 RULES = 1  # raise it when rows of the same file are read into other rows or groups, so that caches are not reused
 PROMPTS = "prompts"  # the format of rows that have a prompt and no answers yet
@@ -53,3 +60,36 @@ FORMATS: dict[str, Format] = {
 SEVERAL_RATERS = frozenset(
     {"beavertails", "helpsteer", "pku_saferlhf", "shp", "summarize_from_feedback", "ultrafeedback"}
 )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of one source are laid out."""
+
+    name: str  # in FORMATS, or "package.module:function"
+    read: Format
+    identity: str | dict[str, Any]  # what decides how rows are read: the name; of a function, its source
+
+
+def find_layout(name: str, *, where: str, field: str = "format") -> Layout:
+    """The layout of that name.
+
+    Args:
+        name: in FORMATS, or "package.module:function", which is imported.
+        where, field: what an error names.
+
+    Raises:
+        InputError: no such layout; a function that cannot be imported, or does not take one row.
+    """
+    if is_function(name):
+        function = FunctionFormat(name, where=where, field=field)
+        return Layout(name, function, function.identity)
+    if name not in FORMATS:
+        fix = f"use one of: {', '.join(FORMATS)}; or a function of your own, as package.module:function"
+        raise InputError(Problem(where, field, f"unknown format {name!r}", fix))
+    return Layout(name, FORMATS[name], name)
+
+
+def is_function(name: str) -> bool:
+    """Whether a layout's name means a function of the user's."""
+    return ":" in name

@@ -1,10 +1,7 @@
-"""The slider's script. It runs after the chart's, whose `chart`, `rings` and `drawn` it uses.
-
-All that it shows is set as text. It keeps the chosen point in the page's address, as `#point=2`, and obeys such an
-address, so that a point can be linked to.
-"""
-
-SLIDE = """
+// The weight slider. It runs after chart.js, whose `chart`, `rings` and `drawn` it uses.
+//
+// All that it shows is set as text. It keeps the chosen point in the page's address, as `#point=2`, and obeys such an
+// address, so that a point can be linked to.
 {
   const {policies, start} = JSON.parse(document.getElementById("slider-data").textContent);
   const section = document.getElementById("slider");
@@ -142,4 +139,3 @@ SLIDE = """
   section.append(document.getElementById("answers"));
   show();
 }
-"""
