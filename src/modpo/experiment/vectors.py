@@ -36,13 +36,13 @@ def check_trainable(
     if METHODS[method].one_objective and sum(weight > 0 for weight in weights.values()) > 1:
         fix = "give one objective all the weight"
         raise InputError(Problem(where, field, f"lies between objectives, and `method: {method}` takes one", fix))
-    problem = trainable_problem(weights, objectives, named) if METHODS[method].margins else None
+    problem = _trainable_problem(weights, objectives, named) if METHODS[method].margins else None
     if problem:
         fix = "give all but one of them a reward, for instance `reward: {train: implicit}`, or the weight 0"
         raise InputError(Problem(where, field, problem, fix))
 
 
-def trainable_problem(weights: Weights, objectives: dict[str, Objective], named: str | None = None) -> str | None:
+def _trainable_problem(weights: Weights, objectives: dict[str, Objective], named: str | None = None) -> str | None:
     """Why nothing can be trained at a vector: too little is known of an objective with a weight.
 
     One objective may enter by its pairs, every other needs a reward.
