@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -426,6 +428,36 @@ def test_the_page_is_readable_at_100_columns_and_safe(experiment, capsys):
     assert max(map(len, page.splitlines())) <= inspection_tables.WIDTH
     assert len(page.splitlines()) < 60
     assert sorted(Path(asked.data.path).parent.rglob("*")) == before
+
+
+def test_no_character_is_invisible_wherever_it_stands(experiment, capsys):
+    """Unicode's control and format characters, separators and some lone surrogates, in a text and as tokens."""
+    characters = [chr(i) for i in range(sys.maxunicode + 1) if not 0xD800 < i < 0xDFFF]
+    hidden = [c for c in characters if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    hidden = sorted(set(hidden) - {"\u200c", "\u200d"})  # they shape letters and emoji
+    found = look(experiment())
+    for few in (hidden[i : i + 4] for i in range(0, len(hidden), 4)):
+        text = "".join(f"<{c}>" for c in few)
+        example = dataclasses.replace(found.example, where=text, prompt=text, before=list(few), after=list(few))
+        inspection_tables.show(dataclasses.replace(found, example=example, warnings=[text]))
+        page = capsys.readouterr().out.replace("\n", "")
+        assert not set(few) & set(page)
+        for c in few:
+            assert page.count(f"<{repr(c)[1:-1]}>") == 3
+            assert page.count(f"[{repr(c)[1:-1]}]") == 2
+
+
+@pytest.mark.parametrize("side", ["prompt", "response"])
+def test_no_secret_is_shown_in_a_row_or_piece_by_piece(experiment, capsys, side):
+    secret = "hf_" + "aB3" * 8
+    prompt, response = (f"key {secret}", "x") if side == "prompt" else ("aaaa\n", f"{secret} is it")
+    inspect_experiment(experiment([{"prompt": prompt, "chosen": response, "rejected": "y"}], max_length=256))
+    page = capsys.readouterr().out
+    assert "***" in page
+    assert "aB3" not in page
+    assert "[***]" in page
+    pieces = "[a] [B] [3]" if side == "prompt" else "[h] [f] [_]"
+    assert pieces not in page
 
 
 def test_from_the_command_line(experiment, tmp_path, capsys):

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TextIO
 
 from modpo.base.errors import EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line
 from modpo.base.interrupts import raised
-from modpo.base.text import printable
+from modpo.base.text import first_line, printable
 from modpo.base.version import installed_version
 from modpo.cli import bake, chat, evaluate, inspect, quickstart, report, reward, sample, score, sft, sweep, train
 
@@ -140,7 +140,7 @@ def _explain(error: BaseException) -> tuple[list[str], int]:
         return [str(Problem(str(error.filename or "disk"), "", problem, fix))], EnvironmentFault.exit_code
     if is_out_of_memory(error):
         return [one_line(error)], EnvironmentFault.exit_code
-    message = f"{type(error).__name__}: {_first_line(error)}"
+    message = f"{type(error).__name__}: {first_line(error)}"
     return [f"{message}; fix: run again with --debug and report it"], ModpoError.exit_code
 
 
@@ -157,10 +157,6 @@ def _show_warning(
     text = f"warning: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
     with contextlib.suppress(OSError):
         print(text, end="", file=file or sys.stderr)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _open_closed_streams() -> None:

@@ -20,12 +20,11 @@ from modpo.base import simplex
 from modpo.base.errors import InputError, ModpoError, Problem
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
-from modpo.base.text import printable
+from modpo.base.text import printable, visible
 from modpo.forward.conversation import Conversation
 from modpo.forward.generate import bare_generation
 from modpo.policies.steered_front import load_front
 from modpo.policies.steering import SteeredPolicy, Steering
-from modpo.report.escape import visible
 
 WIDE = 100  # columns of a terminal that has room for two answers side by side
 CTRL_C = 130  # the exit code of an interruption from the keyboard

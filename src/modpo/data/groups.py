@@ -15,7 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, IntegrityError, Problem
+from modpo.base.errors import InputError, IntegrityError, Problem, Problems
 from modpo.data.formats import FORMATS, PROMPTS, RULES, SEVERAL_RATERS
 from modpo.data.group_builder import GroupBuilder
 from modpo.data.preference_row import PreferenceRow, read_preference_row
@@ -217,7 +217,7 @@ class _Scan:
 
 def _scan(reader: _Reader) -> _Scan:
     scan = _Scan(reader.format in SEVERAL_RATERS)
-    problems = _Problems()
+    problems = Problems()
     for number in range(len(reader.rows)):
         with problems:
             row = reader.read(number)
@@ -225,27 +225,6 @@ def _scan(reader: _Reader) -> _Scan:
                 scan.add(number, row, reader.rows.where(number))
     problems.raise_any()
     return scan
-
-
-class _Problems:
-    """Collects the problems of bad rows, and stops when there are as many as are shown."""
-
-    def __init__(self) -> None:
-        self._found: list[Problem] = []
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, InputError):
-            return False
-        self._found += error.problems
-        if len(self._found) >= MOST_PROBLEMS_SHOWN:
-            self.raise_any()
-        return True
-
-    def raise_any(self) -> None:
-        if self._found:
-            raise InputError(self._found) from None
 
 
 # --- grouping ---------------------------------------------------------------------------------------------
@@ -297,7 +276,7 @@ def _index(scan: _Scan) -> _Index:
 
 def _count_merged(reader: _Reader, index: _Index) -> None:
     """Build each group of several rows once: count what they share, find values that contradict others."""
-    problems = _Problems()
+    problems = Problems()
     for number in np.flatnonzero(index.tallies["rows"] > 1).tolist():
         with problems:
             builder = _build(reader, index.rows_of(number))

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modpo.base.errors import InputError, Problem
+from modpo.base.errors import InputError, Problem, Problems
 from modpo.data.prompt_group import Message, PromptGroup, Text
 
 if TYPE_CHECKING:
@@ -62,9 +62,7 @@ def tokenize_group(
     boundary = min(shared)
     responses = [_end_once(ids[boundary:], group.prompt, tokenizer, special) for ids in whole_ids]
     _check_nothing_empty(boundary, responses, special, group.where)
-    if max_prompt_length is None:
-        max_prompt_length = max(max_length // 2, max_length - max(map(len, responses)))
-    kept = prompt_ids[:boundary][-max_prompt_length:]
+    kept = prompt_ids[:boundary][-prompt_room(max_length, max_prompt_length, max(map(len, responses))) :]
     room = max_length - len(kept)
     return TokenizedGroup(
         prompt_ids=kept,
@@ -74,6 +72,38 @@ def tokenize_group(
         merged_boundary=sum(length < len(prompt_ids) for length in shared),
         special_in_text=_count_special(group, tokenizer, special),
     )
+
+
+def tokenize_groups(
+    groups: Iterable[PromptGroup],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    max_prompt_length: int | None = None,
+) -> list[TokenizedGroup]:
+    """`tokenize_group` of each group.
+
+    Raises:
+        InputError: what is wrong with the groups, up to 20 problems at once; a group without responses.
+    """
+    tokenized: list[TokenizedGroup] = []
+    problems = Problems()
+    for group in groups:
+        with problems:
+            if not group.responses:
+                fix = "give responses, or take the row out"
+                raise InputError(Problem(group.where, "responses", "no response to train on", fix))
+            tokenized.append(
+                tokenize_group(group, tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
+            )
+    problems.raise_any()
+    return tokenized
+
+
+def prompt_room(max_length: int, max_prompt_length: int | None, response: int) -> int:
+    """Most tokens of a prompt: `max_prompt_length`, else what a response of so many tokens leaves of `max_length`, but
+    at least half of it."""
+    return max_prompt_length or max(max_length // 2, max_length - response)
 
 
 def tokenize_prompt(prompt: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -35,7 +35,7 @@ from modpo.policies.best_of_n import read_best_of_n
 from modpo.rewards.accuracy import held_out_accuracies
 from modpo.scored.calibration import UNCALIBRATED, Calibration
 from modpo.scored.data import REWARD_PREFIX, ScoredData
-from modpo.scored.scorer import Scorer, experiment_scorer, load_rewards
+from modpo.scored.scorer import Scorer, experiment_scorer, load_ready_rewards
 
 SCORES = "scores.jsonl"
 
@@ -92,8 +92,7 @@ def require_measurable(experiment: Experiment) -> None:
     """
     _, held_out = load_groups(experiment)
     to_train = {n for n, o in experiment.objectives.items() if o.reward is not None and o.reward.train is not None}
-    there = {name: o for name, o in experiment.objectives.items() if name not in to_train}
-    scoring = set(measuring_rewards(experiment, load_rewards(replace(experiment, objectives=there)))) | to_train
+    scoring = set(measuring_rewards(experiment, load_ready_rewards(experiment))) | to_train
     probe_evaluation_rewards(experiment, _measured_prompts(experiment, held_out, scoring))
 
 

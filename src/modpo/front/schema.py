@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
@@ -13,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from modpo.base.costs import Cost
+from modpo.base.csv_text import csv_text
 from modpo.base.decode import WrongFieldError, decode
 from modpo.base.errors import InputError, IntegrityError, NumericError, Problem
 from modpo.base.files import SEAL, new_file, sealed, unsealed
@@ -167,7 +166,7 @@ def write_front(front: Front) -> None:
     _refuse_nonfinite(content, "")
     text = sealed(content)
     _parse(text, front.folder / FILE)  # what is written can be read
-    for name, written in (("front.csv", _csv(front)), (FILE, text)):
+    for name, written in (("front.csv", csv_text(_rows(front))), (FILE, text)):
         with new_file(front.folder / name) as temporary:
             temporary.write_text(written, "utf-8")
 
@@ -190,15 +189,6 @@ def _rows(front: Front) -> list[dict[str, Any]]:
         row["best_of_n"] = policy.best_of_n
         rows.append(row)
     return rows
-
-
-def _csv(front: Front) -> str:
-    rows = _rows(front)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return table.getvalue()
 
 
 def _refuse_nonfinite(value: Any, at: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from modpo.base.errors import InputError, Problem
+from modpo.base.text import first_line
 from modpo.data.prompt_group import Pair
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.sections import Experiment
@@ -146,7 +147,7 @@ def _shape(experiment: Experiment, reference: ReferenceModel) -> ModelShape:
     try:
         return model_shape(reference.folder, experiment.model, lora)
     except ValueError as error:
-        problem = f"do not fit the model: {str(error).splitlines()[0]}"
+        problem = f"do not fit the model: {first_line(error)}"
         fix = "set `target_modules: all-linear`, or name modules of this model"
         raise InputError(Problem(experiment.where("lora"), "lora", problem, fix)) from error
 

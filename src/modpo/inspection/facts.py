@@ -6,20 +6,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, Problem
+from modpo.base.errors import InputError, Problem
 from modpo.base.progress import Progress
 from modpo.data.groups import PromptGroups
 from modpo.data.loading import load_groups
 from modpo.data.prompt_group import Pair
-from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
+from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group, tokenize_groups
 from modpo.evaluation.scorers import scorer_warnings
 from modpo.experiment.primary import Margins, choose
-from modpo.experiment.sections import Experiment, RewardSection
+from modpo.experiment.sections import Experiment
 from modpo.forward.packing import pack
 from modpo.inspection.cost import expected_cost
 from modpo.inspection.inspection import DataSummary, Example, Inspection
@@ -32,9 +31,9 @@ from modpo.inspection.reward_statistics import (
 from modpo.inspection.token_statistics import lengths_of, reading, token_statistics
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
-from modpo.rewards.loading import probe
+from modpo.rewards.loading import probe, quick_rewards
 from modpo.scored.labels import draw_bradley_terry
-from modpo.scored.scorer import GROUPS_PER_REWARD_CALL, load_rewards
+from modpo.scored.scorer import GROUPS_PER_REWARD_CALL, load_ready_rewards
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized and scored; of more, a sample
 BOUNDARY_TOKENS = 3  # shown one by one on either side of the prompt's end
@@ -57,7 +56,7 @@ def look(experiment: Experiment) -> Inspection:
     """Gather what `inspect_experiment` shows."""
     _require_sampled(experiment)
     train, held_out = load_groups(experiment)
-    rewards = {name: reward for name, reward in _loaded(experiment).items() if _is_quick(experiment, name)}
+    rewards = quick_rewards(experiment.objectives, load_ready_rewards(experiment))
     reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
     indices = sample_indices(len(train), experiment.seed)
     tokens = _tokenize(experiment, train, indices, reference)
@@ -115,29 +114,13 @@ def _tokenize(
     """The sampled groups as training reads them, or the problems of up to 20 rows."""
     tokenizer, data = reference.tokenizer, experiment.data
     require_usable(tokenizer, conversational=groups.conversational, where=experiment.where("model"))
-    tokenized: list[TokenizedGroup] = []
-    problems: list[Problem] = []
     with Progress("tokens", len(indices), "prompts") as progress:
-        for i in indices.tolist():
-            progress.advance()
-            group = groups[i]
-            if not group.responses:
-                fix = "give responses, or take the row out"
-                problems.append(Problem(group.where, "responses", "no response to train on", fix))
-                continue
-            try:
-                tokenized.append(
-                    tokenize_group(
-                        group, tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
-                    )
-                )
-            except InputError as error:
-                problems += error.problems
-            if len(problems) >= MOST_PROBLEMS_SHOWN:
-                break
-    if problems:
-        raise InputError(problems)
-    return tokenized
+        return tokenize_groups(
+            (groups[i] for i in progress.over(indices.tolist())),
+            tokenizer,
+            max_length=data.max_length,
+            max_prompt_length=data.max_prompt_length,
+        )
 
 
 def _uncut_length(
@@ -166,22 +149,6 @@ def _score(groups: PromptGroups, indices: np.ndarray, name: str, reward: Reward)
             scores += [[next(flat) for _ in groups[i].responses] for i in part]
             progress.advance(len(part))
     return scores
-
-
-def _loaded(experiment: Experiment) -> dict[str, Reward]:
-    """The rewards that are there: one that is still to be trained is not."""
-    there = {n: o for n, o in experiment.objectives.items() if o.reward is None or o.reward.train is None}
-    return load_rewards(replace(experiment, objectives=there))
-
-
-def _is_quick(experiment: Experiment, name: str) -> bool:
-    """Whether a reward is scored for an inspection: not where that reads a model."""
-    reward = experiment.objectives[name].reward
-    return reward is not None and reward.reward_model is None and reward.implicit is None and not _sums_models(reward)
-
-
-def _sums_models(reward: RewardSection) -> bool:
-    return any(part.reward_model or part.implicit or _sums_models(part) for part in reward.sum or [])
 
 
 def _labels(

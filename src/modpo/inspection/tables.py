@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from modpo.base.progress import duration
 from modpo.base.simplex import Weights
+from modpo.base.text import printable, redacted
 from modpo.data.prompt_group import UNNAMED
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.primary import able_objectives
@@ -27,8 +27,6 @@ from modpo.inspection.token_statistics import Reading, Spread, TokenStatistics
 WIDTH = 100  # where standard output is no terminal
 MOST_VECTORS, MOST_RESPONSES, MOST_PAIRS = 20, 6, 10  # lines shown of each
 HEAD, TAIL = 150, 90  # characters shown of a long text
-# Control characters, and those that turn the direction of text round: what a file says must not steer the terminal.
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def show(inspection: Inspection) -> None:
@@ -68,17 +66,12 @@ def render(inspection: Inspection) -> Iterator[RenderableType]:
             "expected", "an estimate, for one process on this machine", _cost(inspection.cost, experiment)
         )
     for warning in inspection.warnings:
-        yield Text(f"warning: {visible(warning)}", style="yellow")
-
-
-def visible(text: str) -> str:
-    """The text on one line, with every character that would not show spelled out."""
-    return UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
+        yield Text(f"warning: {printable(warning)}", style="yellow")
 
 
 def _section(title: str, remark: str, table: Table) -> Iterator[RenderableType]:
     heading = Text(f"\n{title}", style="bold")
-    yield heading.append(f"  {visible(remark)}" if remark else "", style="not bold dim")
+    yield heading.append(f"  {printable(remark)}" if remark else "", style="not bold dim")
     yield Padding(table, (0, 2))
 
 
@@ -92,7 +85,7 @@ def _table(*headers: str, left: int = 1) -> Table:
 
 def _row(table: Table, *cells: object) -> None:
     # Text, not markup: brackets in a cell are brackets.
-    table.add_row(*[cell if isinstance(cell, Text) else Text(visible(str(cell))) for cell in cells])
+    table.add_row(*[cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in cells])
 
 
 # --- data and tokens ----------------------------------------------------------------------------------------
@@ -165,7 +158,7 @@ def _range(first: int, end: int) -> str:
 
 
 def _shortened(text: str) -> str:
-    shown = visible(text)
+    shown = printable(text)
     if len(shown) <= HEAD + TAIL + 40:
         return shown
     return f"{shown[:HEAD]} [... {len(shown) - HEAD - TAIL:,} characters ...] {shown[-TAIL:]}"
@@ -174,14 +167,15 @@ def _shortened(text: str) -> str:
 def _ended(text: str, end: str) -> Text:
     """A response with its end standing out. The last token is predicted, and not read."""
     shown = Text(_shortened(text.removesuffix(end) if end else text))
-    return shown.append(visible(end), style="reverse bold") if end else shown.append(" [cut: no end]", style="yellow")
+    return shown.append(printable(end), style="reverse bold") if end else shown.append(" [cut: no end]", style="yellow")
 
 
 def _boundary(example: Example) -> Text:
     pairs = [f"{chosen} over {rejected}" for chosen, rejected in example.pairs]
     more = f" and {len(pairs) - MOST_PAIRS} more" if len(pairs) > MOST_PAIRS else ""
     ends = sorted({end for end in example.ends if end})
-    before, after = _one_by_one(example.before), _one_by_one(example.after)
+    text = example.prompt + example.responses[0]
+    before, after = _one_by_one(example.before, text), _one_by_one(example.after, text)
     lines = [
         f"the prompt ends with  {before}  and response 0 begins with  {after}",
         f"each response ends with  {_one_by_one(ends) or 'nothing'}, which is predicted and not read",
@@ -190,8 +184,12 @@ def _boundary(example: Example) -> Text:
     return Text("\n".join(lines))
 
 
-def _one_by_one(tokens: Sequence[str]) -> str:
-    return " ".join(f"[{visible(token)}]" for token in tokens)
+def _one_by_one(tokens: Sequence[str], text: str = "") -> str:
+    """Tokens of a text, each in brackets; `***` where they may be a piece of a secret in it."""
+    known = redacted(text)
+    if known != text and "".join(tokens) not in known:
+        return "[***]"
+    return " ".join(f"[{printable(token)}]" for token in tokens)
 
 
 # --- objectives ---------------------------------------------------------------------------------------------

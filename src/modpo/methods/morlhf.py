@@ -17,6 +17,7 @@ from modpo.base import simplex
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
+from modpo.data.tokens import prompt_room
 from modpo.experiment.sections import Experiment
 from modpo.methods.point import point_parts, train_policy
 from modpo.methods.run import Maker, Run
@@ -212,7 +213,7 @@ def max_completion_length(experiment: Experiment) -> int:
 def max_prompt_length(experiment: Experiment) -> int:
     """Tokens of a prompt: what the answer leaves of `max_length`, half at least, as in evaluation."""
     data = experiment.data
-    return data.max_prompt_length or max(data.max_length // 2, data.max_length - max_completion_length(experiment))
+    return prompt_room(data.max_length, data.max_prompt_length, max_completion_length(experiment))
 
 
 def _active(weights: Weights) -> list[str]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import sha256_file
 from modpo.base.finite import nonfinite_tensors
-from modpo.models.folders import ADAPTER_CONFIG, first_line, tensor_shapes
+from modpo.base.text import first_line
+from modpo.models.folders import ADAPTER_CONFIG, tensor_shapes
 
 if TYPE_CHECKING:
     from peft import PeftModel

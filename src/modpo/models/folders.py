@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.base.files import sha256_file
+from modpo.base.text import first_line
 from modpo.experiment.sections import LoraSection, ModelSection
 
 if TYPE_CHECKING:
@@ -153,11 +154,6 @@ def _snapshot(section: ModelSection, where: str, field: str) -> Path:
         )
         fix = f"give a local folder, a Hub name, or {EMBEDDED!r}, the embedded default"
         raise InputError(Problem(where, field, problem, fix)) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line; its kind where it says nothing."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 # --- what a folder holds, without reading a model's weights -------------------------------------------------

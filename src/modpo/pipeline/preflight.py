@@ -9,21 +9,21 @@ import os
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
+from modpo.base.text import first_line
 from modpo.data.groups import PromptGroups
 from modpo.data.loading import load_groups
-from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
+from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_groups
 from modpo.experiment.sections import Experiment
 from modpo.models.folders import lora_config, require_device_dtype, skeleton, tensor_shapes
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
-from modpo.rewards.loading import PROBE_ROWS, probe, reads_model
-from modpo.scored.scorer import load_proxies, load_rewards
+from modpo.rewards.loading import PROBE_ROWS, probe, quick_rewards
+from modpo.scored.scorer import load_proxies, load_ready_rewards
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized here; the rest is found out when it is scored
 
@@ -67,9 +67,11 @@ def check_experiment(experiment: Experiment) -> None:
     tokenizer = reference.tokenizer
     if groups is not None:
         require_usable(tokenizer, conversational=groups.conversational, where=where)
-        tokens = _tokenize(experiment, groups, reference)
-    there = {n: o for n, o in experiment.objectives.items() if o.reward is None or o.reward.train is None}
-    rewards = load_rewards(replace(experiment, objectives=there))
+        data = experiment.data
+        tokens = tokenize_groups(
+            groups[:MOST_GROUPS], tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
+        )
+    rewards = load_ready_rewards(experiment)
     load_proxies(experiment)
     if groups is not None:
         _probe(experiment, groups, rewards)
@@ -91,34 +93,13 @@ def require_writable(folder: Path, field: str) -> None:
         raise EnvironmentFault(f"{there}: may not be written; fix: change its permissions, or choose another `{field}`")
 
 
-def _tokenize(experiment: Experiment, groups: PromptGroups, reference: ReferenceModel) -> list[TokenizedGroup]:
-    """The first groups as training reads them, or everything that is wrong with them."""
-    data = experiment.data
-    found: list[TokenizedGroup] = []
-    problems: list[Problem] = []
-    for group in groups[:MOST_GROUPS]:
-        try:
-            found.append(
-                tokenize_group(
-                    group, reference.tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
-                )
-            )
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(problems)
-    return found
-
-
 def _probe(experiment: Experiment, groups: PromptGroups, rewards: Mapping[str, Reward]) -> None:
     """Score a few responses by each reward that reads no model."""
     batch = reward_batch(groups, range(min(PROBE_ROWS, len(groups))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scoring probes again, and says what it thinks of it
-        for name, reward in rewards.items():
-            section = experiment.objectives[name].reward
-            if section is not None and not reads_model(section):
-                probe(reward, batch)
+        for reward in quick_rewards(experiment.objectives, rewards).values():
+            probe(reward, batch)
 
 
 def _check_adapters(experiment: Experiment) -> None:
@@ -138,7 +119,7 @@ def _check_adapters(experiment: Experiment) -> None:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             get_peft_model(outline, lora_config(experiment.lora))
     except ValueError as error:
-        problem = f"do not fit the model: {str(error).splitlines()[0]}"
+        problem = f"do not fit the model: {first_line(error)}"
         fix = "set `target_modules: all-linear`, or name modules of this model"
         raise InputError(Problem(experiment.where("lora"), "lora", problem, fix)) from error
 

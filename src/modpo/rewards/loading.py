@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from modpo.base.errors import InputError, Problem
 from modpo.data.prompt_group import plain_text
-from modpo.experiment.sections import RewardSection
+from modpo.experiment.sections import Objective, RewardSection
 from modpo.rewards.batch import Reward, RewardBatch
 from modpo.rewards.context import RewardContext
 
@@ -102,7 +102,13 @@ def probe(reward: Reward, batch: RewardBatch) -> Sequence[float | None]:
     return first
 
 
+def quick_rewards(objectives: Mapping[str, Objective], rewards: Mapping[str, Reward]) -> dict[str, Reward]:
+    """Those of some objectives' rewards that read no language model."""
+    slow = {name for name, o in objectives.items() if o.reward is not None and reads_model(o.reward)}
+    return {name: reward for name, reward in rewards.items() if name not in slow}
+
+
 def reads_model(section: RewardSection) -> bool:
-    """Whether scoring reads a language model, which takes long."""
+    """Whether scoring reads a language model, which takes long; a reward that is still to be trained will be one."""
     named = (section.reward_model, section.implicit, section.train)
     return any(source is not None for source in named) or any(map(reads_model, section.sum or []))

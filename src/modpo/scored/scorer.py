@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -221,6 +221,12 @@ def load_rewards(experiment: Experiment) -> dict[str, Reward]:
         for name, objective in experiment.objectives.items()
         if objective.reward is not None
     }
+
+
+def load_ready_rewards(experiment: Experiment) -> dict[str, Reward]:
+    """`load_rewards` without those that are still to be trained."""
+    ready = {n: o for n, o in experiment.objectives.items() if o.reward is None or o.reward.train is None}
+    return load_rewards(replace(experiment, objectives=ready))
 
 
 def load_proxies(experiment: Experiment) -> dict[str, Reward]:
