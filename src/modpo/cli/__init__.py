@@ -24,6 +24,7 @@ from modpo.base.interrupts import raised
 from modpo.base.text import first_line, printable
 from modpo.base.version import installed_version
 from modpo.cli import bake, chat, evaluate, inspect, quickstart, report, reward, sample, score, sft, sweep, train
+from modpo.cli.wording import typed
 
 SUBCOMMANDS = {
     "quickstart": quickstart,
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 def _explain(error: BaseException) -> tuple[list[str], int]:
     """The lines that say what went wrong, and the exit code."""
     if isinstance(error, ModpoError):
-        return str(error).split("\n"), error.exit_code
+        return typed(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         line = "interrupted; fix: run the same command again to go on"
         return [line], getattr(error, "exit_code", INTERRUPTED)

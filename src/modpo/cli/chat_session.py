@@ -21,6 +21,7 @@ from modpo.base.errors import InputError, ModpoError, Problem
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
 from modpo.base.text import printable, visible
+from modpo.cli.wording import typed
 from modpo.forward.conversation import Conversation
 from modpo.forward.generate import bare_generation
 from modpo.policies.steered_front import load_front
@@ -107,7 +108,7 @@ class Chat:
                 _require_ctrl_c(interruption)
                 _write("\n/quit or Ctrl-D leaves\n")
             except ModpoError as error:
-                for problem in str(error).splitlines():
+                for problem in typed(error):
                     say(f"error: {problem}")
 
     def do(self, line: str) -> bool:

@@ -368,7 +368,7 @@ def _check_sum(parts: list[RewardSection], path: str, reader: SectionReader) -> 
     for i, part in enumerate(parts):
         if part.train is not None or part.missing != "error":
             what = "trained" if part.train is not None else "with gaps"
-            fix = "make it an objective of its own" if part.train is None else "train it with `modpo reward` first"
+            fix = "make it an objective of its own" if part.train is None else "train the part first"
             reader.report(f"{path}[{i}]", f"a reward that is {what} cannot be part of a sum", fix)
         else:
             _check_reward(part, f"{path}[{i}]", reader, inside_sum=True)

@@ -281,7 +281,7 @@ class Experiment:
     comparison: ComparisonSection | None = None
     seed: int = 0
     source: str = field(default="experiment", compare=False)  # the file, for error messages
-    lines: dict[str, int] = field(default_factory=dict, compare=False)  # "training.beta" -> line; 0 for --set
+    lines: dict[str, int] = field(default_factory=dict, compare=False)  # "training.beta" -> line; 0: set over the file
     asked: Experiment | None = field(default=None, compare=False)  # as the file says it, before stages filled it in
 
     @property

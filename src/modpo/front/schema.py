@@ -51,7 +51,7 @@ __all__ = [
 SCHEMA = 1
 FILE = "front.json"
 REFERENCE = "reference"  # the reference policy's name, here and in responses.jsonl
-_MEASURE_AGAIN = "run `modpo evaluate` again"
+_MEASURE_AGAIN = "measure it again"
 VERDICTS = ("", "undertrained", "broken")  # of an audit
 ROUNDING = 1e-9  # by which R2 may leave [0, 1]
 
@@ -146,7 +146,7 @@ def read_front(folder: str | Path) -> Front:
     try:
         text = path.read_bytes().decode()  # line breaks as they are: they are sealed too
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        fix = "name the folder of an evaluated sweep, or run `modpo evaluate` first"
+        fix = "name the folder of an evaluated sweep, or measure it first"
         raise InputError(Problem(str(path), "", "no such file", fix)) from None
     except UnicodeDecodeError as error:
         raise InputError(Problem(str(path), "", f"not UTF-8: {error.reason}", _MEASURE_AGAIN)) from None

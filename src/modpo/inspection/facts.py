@@ -94,7 +94,7 @@ def look(experiment: Experiment) -> Inspection:
 def _require_sampled(experiment: Experiment) -> None:
     path = experiment.data.path
     if experiment.sample is not None and not Path(path).is_file():
-        fix = "run `modpo sample` first: the reference policy answers the prompts"
+        fix = "sample the answers first: the reference policy answers the prompts"
         raise InputError(Problem(path, "", "the answers to train on are not there yet", fix))
 
 

@@ -57,7 +57,7 @@ ELSEWHERE = {
     "bf16": "model.dtype",
     "fp16": "model.dtype",
     "model_init_kwargs": "model",
-    "trust_remote_code": "--trust-remote-code",
+    "trust_remote_code": "trust_remote_code",
     "beta": "training.beta",
     "reward_weights": "sweep.weights",
     "learning_rate": "morlhf.learning_rate",

@@ -106,7 +106,7 @@ def _alone(experiment: Experiment, output: Path | None) -> Iterator[Run]:
     train, _ = load_groups(experiment)
     if output is not None and output.is_dir() and any(output.iterdir()) and read_manifest(output) is None:
         fix = "name a new folder, or an empty one"
-        raise InputError(Problem("--output", str(output), "holds something that is no policy of modpo", fix))
+        raise InputError(Problem(str(output), "", "holds something that is no policy of modpo", fix))
     with locked(output.parent if output else experiment.output_dir):
         if output is None:
             claim_folder(experiment)

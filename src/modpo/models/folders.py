@@ -209,7 +209,7 @@ def skeleton(
             return auto.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # a configuration can make transformers raise anything
         problem = f"{folder} is no model for {auto.__name__} ({first_line(error)})"
-        fix = "name a model that transformers knows; --trust-remote-code runs code that comes with a model"
+        fix = "name a model that transformers knows; `trust_remote_code` runs code that comes with a model"
         raise InputError(Problem(where, field, problem, fix)) from error
 
 
@@ -255,7 +255,7 @@ def read_tokenizer(folder: Path, where: str, field: str, *, trust_remote_code: b
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # a tokenizer's files can make it raise anything
         problem = f"the tokenizer of {folder} cannot be read ({first_line(error)})"
-        fix = "fetch or save it again; --trust-remote-code runs code that comes with a model"
+        fix = "fetch or save it again; `trust_remote_code` runs code that comes with a model"
         raise InputError(Problem(where, field, problem, fix)) from error
 
 

@@ -42,7 +42,7 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
     from modpo.methods.run import check_settings
     from modpo.methods.sweep import require_same_experiment
 
-    require_writable(output or experiment.output_dir, "--output" if output else "output_dir")
+    require_writable(output or experiment.output_dir, "output" if output else "output_dir")
     if output is None:
         require_same_experiment(experiment)
     check_experiment(experiment)

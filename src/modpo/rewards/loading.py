@@ -64,7 +64,7 @@ def _source(section: RewardSection, context: RewardContext, where: str, name: st
                 [(p.weight, load_reward(p, context, where=where, name=name, field=field)) for p in parts]
             )
         case ["train"]:
-            problem, fix = "is not trained yet", "run `modpo reward` or `modpo sweep`"
+            problem, fix = "is not trained yet", "train the rewards first"
         case _:
             problem, fix = "needs exactly one source", f"give one of {', '.join(SOURCES)}"
     raise InputError(Problem(where, field, problem, fix))
