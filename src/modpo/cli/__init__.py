@@ -1,4 +1,4 @@
-"""The command line: one file a subcommand here, each with HELP, add_arguments and run.
+"""The command line: each subcommand has HELP, add_arguments and run, and a file of its own if it has options.
 
 Nothing heavy is imported before a subcommand runs. Whatever goes wrong leaves as one line on standard error
 and an exit code: 2 bad input, 3 environment, 4 integrity, 5 some points failed, 6 numeric, 130 and 143 interrupted,
@@ -17,16 +17,18 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
 from modpo.base.errors import EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line
 from modpo.base.interrupts import raised
 from modpo.base.text import first_line, printable
 from modpo.base.version import installed_version
-from modpo.cli import bake, chat, evaluate, inspect, quickstart, report, reward, sample, score, sft, sweep, train
+from modpo.cli import bake, chat, quickstart, report, sweep, train
+from modpo.cli.stages import ExperimentCommand, evaluate, inspect, reward, sample, score, sft
 from modpo.cli.wording import typed
 
-SUBCOMMANDS = {
+SUBCOMMANDS: dict[str, ModuleType | ExperimentCommand] = {
     "quickstart": quickstart,
     "inspect": inspect,
     "sft": sft,
