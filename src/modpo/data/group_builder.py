@@ -10,6 +10,8 @@ from modpo.base.errors import InputError, IntegrityError, Problem
 from modpo.data.preference_row import PreferenceRow
 from modpo.data.prompt_group import Pair, PromptGroup, Text
 
+TALLIES = ("responses", "pairs", "identical_pairs")  # distinct ones, of all label sets; those that were dropped
+
 
 class GroupBuilder:
     """Rows of one prompt: a response that stands in several of them is one response."""
@@ -49,9 +51,9 @@ class GroupBuilder:
                     self.pairs.setdefault(label_set, {})[slots[chosen], slots[rejected]] = None
 
     @property
-    def pair_count(self) -> int:
-        """Distinct pairs, over all label sets."""
-        return sum(map(len, self.pairs.values()))
+    def tallies(self) -> tuple[int, int, int]:
+        """How many of each of `TALLIES` there are."""
+        return len(self.responses), sum(map(len, self.pairs.values())), self.identical_pairs
 
     def _add_column(self, name: str, values: Iterable[tuple[int, float | None]], where: str) -> None:
         column = self._columns.setdefault(name, {})
