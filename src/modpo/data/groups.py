@@ -243,7 +243,7 @@ def _index(scanned: np.ndarray, *, conversational: bool) -> _Index:
     bounds = np.concatenate([[0], np.cumsum(sizes)])
     repeats = np.ones(len(numbers), dtype=np.int64)
     repeats[np.unique(contents, return_index=True)[1]] = 0
-    counted = {"duplicate_rows": repeats, **dict(zip(TALLIES, scanned[:, 3:].T.astype(np.int64), strict=True))}
+    counted = dict(zip(TALLIES, scanned[:, 3:].T.astype(np.int64), strict=True)) | {"duplicate_rows": repeats}
     tallies = {name: np.add.reduceat(counts[order], bounds[:-1]) for name, counts in counted.items()}
     return _Index(numbers[order], bounds, keys[by_first_row], {"rows": sizes, **tallies}, conversational)
 

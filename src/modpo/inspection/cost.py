@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -128,16 +127,11 @@ def measured_rates(shape: ModelShape, dtype: str, rows: int, *, device: str) -> 
 
 def _seconds(operation: Callable[[], Tensor]) -> float:
     """Seconds that one call takes, measured for about `MEASURED_SECONDS`."""
+    import torch
+    from torch.utils.benchmark import Timer
 
-    def run(times: int) -> float:
-        started = time.perf_counter()
-        for _ in range(times):
-            result = operation()
-        result[0, 0].item()  # waits for an accelerator
-        return (time.perf_counter() - started) / times
-
-    run(1)  # what the first call sets up
-    return run(max(1, int(MEASURED_SECONDS / max(run(2), 1e-6))))
+    timer = Timer("operation()", globals={"operation": operation}, num_threads=torch.get_num_threads())
+    return float(timer.blocked_autorange(min_run_time=MEASURED_SECONDS).mean)
 
 
 def _shape(experiment: Experiment, reference: ReferenceModel) -> ModelShape:

