@@ -965,7 +965,7 @@ def test_the_same_command_again_keeps_what_is_there(rerun: House, capsys) -> Non
         (yaml("1e-2", "2e-2"), "the folder holds another experiment (training"),
         (yaml("r: 2", "r: 4"), "the folder holds another experiment (lora"),
         (yaml("maximize: false", "maximize: true"), "the folder holds another experiment (objectives"),
-        (edit(3, chosen="a better rain"), "kind0.5-concise0.5: holds a policy of other data"),
+        (edit(3, chosen="a better rain"), "kind0.5-concise0.5: was made from other data"),
     ],
     ids=["rate", "adapters", "objectives", "rows"],
 )

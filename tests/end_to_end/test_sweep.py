@@ -15,10 +15,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 
+from modpo.base.artifact import Artifact
 from modpo.base.errors import LESS_MEMORY, EnvironmentFault, IntegrityError, NumericError
 from modpo.base.files import locked
 from modpo.cli import main
 from modpo.evaluation.evaluate import evaluate_sweep
+from modpo.evaluation.measured import Measured, read_or_measure
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
 from modpo.methods.sweep import finished_points, run_sweep
@@ -92,25 +94,24 @@ def test_from_rows_to_front(experiment: Experiment, experiment_file: Path) -> No
     assert front.points[0].scores["concise"].mean == pytest.approx(np.mean(words))
 
 
-def test_kl_is_the_log_ratio_of_the_answers(experiment: Experiment) -> None:
+@pytest.mark.parametrize("merged", [True, False])
+def test_kl_is_the_log_ratio_of_the_answers(experiment: Experiment, merged: bool) -> None:
     """log pi(y|x) - log pi_ref(y|x), packed, against two plain forward passes with and without the adapter."""
-    from modpo.data.groups import group_rows
-    from modpo.data.sources import open_rows
-    from modpo.evaluation.measurer import Measurer, Policy
     from modpo.forward.logprobs import padded_logps
+    from modpo.forward.policy import Policy
     from modpo.models.reference import ReferenceModel
 
     run_sweep(experiment)
     point = next(finished_points(experiment))
     reference = ReferenceModel(experiment.model, experiment.cache_dir)
-    measurer = Measurer(experiment, reference, group_rows(open_rows(experiment.data.path)), {}, None)
     prompts, answers = [[5, 6, 7], [8, 9]], [[10, 11, 12, 13], [14, 15]]
-    policy = Policy(point.name, point.weights, point.folder, point.files)
-    with measurer._loaded(policy) as model:
-        found = measurer._log_ratios(policy, model, prompts, answers)
+    policy = Policy(reference, point.folder)
+    with policy.loaded(merged=merged) as model:
+        found = policy.log_ratios(model, prompts, [[a] for a in answers], packing=True)
         with torch.no_grad():
             ours = padded_logps(model, prompts, [[a] for a in answers])
-            theirs = padded_logps(reference.model, prompts, [[a] for a in answers])
+    with torch.no_grad():  # the base is what it was, once the adapter is off
+        theirs = padded_logps(reference.model, prompts, [[a] for a in answers])
     assert (ours - theirs).abs().max() > 0.01  # training has moved the policy
     torch.testing.assert_close(torch.tensor(found), ours - theirs, atol=2e-3, rtol=1e-3)
 
@@ -301,7 +302,7 @@ def test_a_folder_that_holds_something_else_is_not_replaced(
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     options = ["--weights", "kind=0.5,concise=0.5", "--output", str(tmp_path / "mine")]
     assert main(["train", str(experiment_file), *options]) == 2
-    assert "holds something that is no policy" in capsys.readouterr().err
+    assert "holds something that modpo did not make" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
@@ -322,18 +323,11 @@ def test_what_cannot_be_measured_is_refused_before_training(
     assert not experiment.output_dir.exists()
 
 
-def test_answers_with_any_character_are_read_back(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modpo.data.loading import load_groups
-    from modpo.evaluation.measurer import Measurer, reference_policy
-    from modpo.models.reference import ReferenceModel
-
+def test_answers_with_any_character_are_read_back(tmp_path: Path) -> None:
     strange = "one\u2028two\x85three\x1cfour"
     answer = {"policy": "reference", "prompt_index": 0, "prompt": "?", "response": strange, "tokens": 3, "kl": 0.0}
     answer["rewards"] = {"tokens": 7.0}  # an objective may be called like another number of the answer
-    monkeypatch.setattr(Measurer, "_answers", lambda self, policy, model: [answer])
-    _, held_out = load_groups(experiment)
-    reference = ReferenceModel(experiment.model, experiment.cache_dir)
-    measured = Measurer(experiment, reference, held_out, {}, None).measure(reference_policy())
+    measured = read_or_measure(Artifact(tmp_path / "kept", {"of": "a test"}), lambda: Measured([answer], {}, []))
     assert measured.answers == [answer]
     assert measured.scores("tokens").tolist() == [7.0]
     assert measured.numbers("tokens").tolist() == [3.0]

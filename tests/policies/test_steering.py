@@ -270,7 +270,7 @@ def test_what_is_baked_over(swept: Path, tmp_path: Path):
     assert about["weights"] == at(0.5)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="mine: holds something that is no policy of modpo"):
+    with pytest.raises(InputError, match="mine: holds something that modpo did not make"):
         front.bake(at(0.5), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
@@ -417,7 +417,7 @@ def test_examples_of_the_page(swept: Path, tmp_path: Path, monkeypatch: pytest.M
     """docs/front.md from top to bottom, on this front."""
     page = (Path(__file__).parents[2] / "docs" / "front.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.M | re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     script = tmp_path / "page.py"
     script.write_text(re.sub(r"runs/quickstart(-separate)?", str(swept), "\n".join(blocks)).replace("positive", "kind"))
     monkeypatch.chdir(tmp_path)

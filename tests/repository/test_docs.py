@@ -1,4 +1,4 @@
-"""The documents say what the code does: names, defaults, commands and examples are read out of them and tried."""
+"""The documents agree with the code: names, defaults, commands and examples are read out of them and tried."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pkgutil
 import re
 import runpy
 import shlex
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "modpo"
 README = (ROOT / "README.md").read_text("utf-8")
 EXPERIMENT = (ROOT / "docs" / "experiment.md").read_text("utf-8")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = (ROOT / "docs" / "commands.md").read_text("utf-8")
+FRONT = (ROOT / "docs" / "front.md").read_text("utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
 DOCUMENTS += sorted((ROOT / "recipes").rglob("*.md"))
 
 SECTIONS = {  # heading in docs/experiment.md -> the dataclass behind it
@@ -58,8 +62,13 @@ IN_WORDS = {"output_dir", "cache_dir"}  # defaults that depend on the file's nam
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.M | re.S)
+    """The fenced blocks of one language; those of no language for ""."""
+    return [code for name, code in fenced(text) if name == language]
+
+
+def fenced(text: str) -> list[tuple[str, str]]:
+    """Language and content of every fenced block, in order."""
+    return re.findall(r"^```(\S*)\n(.*?)^```$", text, flags=re.M | re.S)
 
 
 def section(text: str, heading: str) -> str:
@@ -77,7 +86,12 @@ def table(text: str) -> list[list[str]]:
 
 def inline_code(text: str) -> list[str]:
     """What stands in single backticks, outside of fenced blocks."""
-    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
+    return re.findall(r"`([^`\n]+)`", prose(text))
+
+
+def prose(text: str) -> str:
+    """The text outside of fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
 
 
 # --- docs/experiment.md -------------------------------------------------------------------------------------
@@ -150,15 +164,9 @@ def test_yaml_examples_are_experiments(tmp_path: Path, example: str) -> None:
     assert [vector["helpful"] for vector in experiment.sweep.weights] == [0.9, 0.7, 0.5, 0.3, 0.1]
 
 
-def test_readme_has_two_python_examples() -> None:
-    training, reading = blocks(README, "python")
-    assert "MODPOTrainer(" in training
-    assert "load_front(" in reading
-
-
 def test_training_example_runs(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it stands in the README, on a tiny model and a CPU."""
-    example = blocks(README, "python")[0]
+    (example,) = blocks(README, "python")
     assert example.count('"HuggingFaceTB/SmolLM2-135M-Instruct"') == 1
     script = tmp_path / "example.py"
     script.write_text(example.replace('"HuggingFaceTB/SmolLM2-135M-Instruct"', repr(str(tiny_model))))
@@ -171,7 +179,7 @@ def test_training_example_runs(tmp_path: Path, tiny_model: Path, monkeypatch: py
 
 def test_word_counts_of_the_training_example() -> None:
     """Its column holds minus the words of each response."""
-    example = blocks(README, "python")[0]
+    (example,) = blocks(README, "python")
     for side in ("chosen", "rejected"):
         (response,) = re.findall(rf'"{side}": \[{{"role": "assistant", "content": "(.*?)"', example)
         (number,) = re.findall(rf'"{side}_concise": (\S+),', example)
@@ -181,6 +189,7 @@ def test_word_counts_of_the_training_example() -> None:
 def test_front_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The first of docs/front.md; tests/policies/test_steering.py runs all of them, which needs policies."""
     folder = tmp_path / "runs" / "quickstart"
     folder.mkdir(parents=True)
     score, estimate = Score(0.4, 0.3, 0.5), Estimate(2.5, 0.1)
@@ -200,7 +209,7 @@ def test_front_example_runs(
         )
     )
     script = tmp_path / "example.py"
-    script.write_text(blocks(README, "python")[1])
+    script.write_text(blocks(FRONT, "python")[0])
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(script))
     assert capsys.readouterr().out.splitlines() == [
@@ -236,21 +245,26 @@ def test_commands_are_understood(arguments: tuple[str, ...]) -> None:
         assert cli._parser().parse_args(arguments).run
 
 
-def test_readme_lists_every_command() -> None:
-    listed = [cells[0].strip("`").split()[1] for cells in table(section(README, "Commands"))]
-    assert sorted(listed) == sorted(cli.SUBCOMMANDS)
+def test_every_command_is_documented() -> None:
+    listed = {cells[0].strip("`").split()[1] for cells in table(section(COMMANDS, "Commands")) if "modpo" in cells[0]}
+    assert listed == set(cli.SUBCOMMANDS)
 
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), flags=re.M))
     mentioned = {arguments[0] for arguments in commands("make")}
     assert {"demo", "test"} <= mentioned <= targets
+    assert {"make demo", "make test"} <= {
+        line.partition("#")[0].strip() for line in blocks(README, "sh")[0].splitlines()
+    }
+    assert {cells[0].strip("`").split()[1] for cells in table(section(COMMANDS, "Make targets"))} == targets
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:
-    (sentence,) = re.findall(r"Exit codes: (.*?)\.\n", README, flags=re.S)
-    codes = {kind.exit_code for kind in errors.ModpoError.__subclasses__()}
-    assert set(map(int, re.findall(r"\b\d+\b", sentence))) == {0, errors.ModpoError.exit_code, 130, 143} | codes
+    documented = re.findall(r"^\| (\d+) \|", section(COMMANDS, "Errors and exit codes"), flags=re.M)
+    codes = {kind.exit_code for kind in errors.ModpoError.__subclasses__()} | {0, errors.ModpoError.exit_code}
+    signals = {cli.INTERRUPTED, cli.BROKEN_PIPE, 128 + signal.SIGTERM}
+    assert sorted(map(int, documented)) == sorted(codes | signals)
 
 
 # --- names and files ----------------------------------------------------------------------------------------

@@ -238,15 +238,14 @@ def test_a_probe_scores_twice_the_same_and_a_released_model_is_read_again(tiny_m
         reward = reward_of(folder, context(tiny_model))
         before = probe(reward, PLAIN)
         reward.release()
-        assert "model" not in vars(reward._policies)
+        assert "_model" not in vars(reward)
         assert list(reward(PLAIN)) == list(before)
 
 
 def test_the_number_format_is_the_sections_or_the_experiments(tiny_model, adapter):
     half = replace(context(tiny_model), model=ModelSection(str(tiny_model), dtype="bfloat16"))
     for reward in (reward_of(adapter, half), reward_of(adapter, context(tiny_model), dtype="bfloat16")):
-        with reward._policies.policy() as model:
-            assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        assert {p.dtype for p in reward._model.parameters()} == {torch.bfloat16}
         assert reward(PLAIN) == pytest.approx(reward_of(adapter, context(tiny_model))(PLAIN), abs=0.3)
 
 

@@ -62,7 +62,9 @@ def tokenize_group(
     boundary = min(shared)
     responses = [_end_once(ids[boundary:], group.prompt, tokenizer, special) for ids in whole_ids]
     _check_nothing_empty(boundary, responses, special, group.where)
-    kept = prompt_ids[:boundary][-prompt_room(max_length, max_prompt_length, max(map(len, responses))) :]
+    if max_prompt_length is None:
+        max_prompt_length = max(max_length // 2, max_length - max(map(len, responses)))
+    kept = prompt_ids[:boundary][-max_prompt_length:]
     room = max_length - len(kept)
     return TokenizedGroup(
         prompt_ids=kept,
@@ -98,12 +100,6 @@ def tokenize_groups(
             )
     problems.raise_any()
     return tokenized
-
-
-def prompt_room(max_length: int, max_prompt_length: int | None, response: int) -> int:
-    """Most tokens of a prompt: `max_prompt_length`, else what a response of so many tokens leaves of `max_length`, but
-    at least half of it."""
-    return max_prompt_length or max(max_length // 2, max_length - response)
 
 
 def tokenize_prompt(prompt: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -19,7 +19,9 @@ from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.loading import load_groups
 from modpo.data.prompt_group import PromptGroup
 from modpo.data.rows import rows_from_list
-from modpo.evaluation.measurer import RESPONSES, Measured, Measurer, Policy, reference_policy
+from modpo.evaluation.answers import Questions
+from modpo.evaluation.measured import RESPONSES, Measured
+from modpo.evaluation.measurer import Measurer
 from modpo.evaluation.scorers import is_separate, measuring_rewards, probe_evaluation_rewards, scorer_warnings
 from modpo.evaluation.sweep_costs import sweep_ledger
 from modpo.experiment.methods import CONTINUOUS
@@ -29,9 +31,9 @@ from modpo.front.audit import Audit, audit
 from modpo.front.ledger import took, write_ledger
 from modpo.front.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
 from modpo.front.schema import Estimate, FailedPoint, Front, FrontObjective, HeldOut, Point, write_front
-from modpo.methods.sweep import TrainedPoint, failures, finished_points, require_same_experiment
+from modpo.methods.sweep import failures, finished_points, require_same_experiment
 from modpo.models.reference import ReferenceModel
-from modpo.policies.best_of_n import read_best_of_n
+from modpo.policies.point import REFERENCE_POINT, SweptPoint
 from modpo.rewards.accuracy import held_out_accuracies
 from modpo.scored.calibration import UNCALIBRATED, Calibration
 from modpo.scored.data import REWARD_PREFIX, ScoredData
@@ -56,20 +58,20 @@ def evaluate_sweep(experiment: Experiment) -> Front:
         return _measure(experiment, trained)
 
 
-def _measure(experiment: Experiment, trained: list[TrainedPoint]) -> Front:
-    reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
+def _measure(experiment: Experiment, trained: list[SweptPoint]) -> Front:
+    reference = ReferenceModel.of(experiment)
     scorer = experiment_scorer(experiment, reference)
     for warning in scorer_warnings(experiment):
         say(f"warning: {warning}")
     train, held_out = load_groups(experiment)
     scored = scorer.score(train)
     measurer = _measurer(experiment, reference, scorer, held_out, scored.calibrations)
-    measured = [measurer.measure(reference_policy())]
+    measured = [measurer.measure(REFERENCE_POINT)]
     measurer = replace(measurer, audited=_audited(experiment, scorer, measurer, measured[0]))
-    measured += [measurer.measure(_policy(point)) for point in trained]
+    measured += [measurer.measure(point) for point in trained]
     front = _front(experiment, measurer, trained, measured)
     _write_responses(experiment, measured)
-    names = [reference_policy().name, *(point.name for point in trained)]
+    names = [point.name for point in (REFERENCE_POINT, *trained)]
     _write_scores(experiment, names, measured)
     ledger = sweep_ledger(experiment, scored, trained, {n: m.cost for n, m in zip(names, measured, strict=True)})
     write_ledger(ledger, experiment.output_dir)
@@ -77,10 +79,6 @@ def _measure(experiment: Experiment, trained: list[TrainedPoint]) -> Front:
     say(f"from scratch: {took(ledger)}")
     say(f"front: {experiment.output_dir / 'front.json'}")
     return front
-
-
-def _policy(point: TrainedPoint) -> Policy:
-    return Policy(point.name, point.weights, point.folder, point.files, read_best_of_n(point.folder))
 
 
 def require_measurable(experiment: Experiment) -> None:
@@ -125,7 +123,23 @@ def _measurer(
     rewards = measuring_rewards(experiment, scorer.rewards)
     prompts = _measured_prompts(experiment, held_out, rewards)
     scored = None if len(rewards) == len(experiment.objectives) else scorer.score(prompts, calibrations)
-    return Measurer(experiment, reference, prompts, rewards, scored, calibrations, scorer.rewards)
+    return Measurer(
+        questions_of(experiment, reference, prompts),
+        experiment.objectives,
+        rewards,
+        experiment.output_dir,
+        experiment.cache_dir,
+        scored,
+        calibrations,
+        scorer.rewards,
+    )
+
+
+def questions_of(experiment: Experiment, reference: ReferenceModel, prompts: PromptGroups) -> Questions:
+    """The held-out prompts as the experiment has them answered."""
+    settings = experiment.evaluation
+    room = experiment.data.prompt_room(settings.max_new_tokens)
+    return Questions(reference, prompts, settings, room, experiment.training.packing)
 
 
 def _audited(experiment: Experiment, scorer: Scorer, measurer: Measurer, reference: Measured) -> ScoredData | None:
@@ -135,25 +149,25 @@ def _audited(experiment: Experiment, scorer: Scorer, measurer: Measurer, referen
     """
     if any(objective.reward is None for objective in experiment.objectives.values()):
         return None
-    own = [i for i, group in enumerate(measurer.prompts) if len(group.responses) > 1]
+    own = [i for i, group in enumerate(measurer.questions.prompts) if len(group.responses) > 1]
     if own:
-        return scorer.score(measurer.prompts.select(own), measurer.calibrations)
+        return scorer.score(measurer.questions.prompts.select(own), measurer.calibrations)
     if not all(reward.scores_new_text for reward in scorer.rewards.values()):
         return None
     given: dict[int, list[Any]] = {}
     for answer in reference.answers:
         if answer["response"]:
             text = answer["response"]
-            chat = [{"role": "assistant", "content": text}] if measurer.prompts.conversational else text
+            chat = [{"role": "assistant", "content": text}] if measurer.questions.prompts.conversational else text
             given.setdefault(answer["prompt_index"], []).append(chat)
-    groups = {i: measurer.prompts[i] for i, texts in given.items() if len(texts) > 1}
+    groups = {i: measurer.questions.prompts[i] for i, texts in given.items() if len(texts) > 1}
     rows = [{**group.fields, "prompt": group.prompt, "responses": given[i]} for i, group in groups.items()]
     if not rows:
         return None
     return scorer.score(group_rows(rows_from_list(rows, "answers of the reference")), measurer.calibrations)
 
 
-def _audit(experiment: Experiment, measurer: Measurer, point: TrainedPoint, measured: Measured) -> Audit | None:
+def _audit(experiment: Experiment, measurer: Measurer, point: SweptPoint, measured: Measured) -> Audit | None:
     """The point's audit on `measurer.audited`."""
     if measurer.audited is None:
         return None
@@ -165,10 +179,10 @@ def _audit(experiment: Experiment, measurer: Measurer, point: TrainedPoint, meas
         ]
         for name, calibration in measurer.audited.calibrations.items()
     }
-    return audit(point.weights, measured.log_ratios, margins, beta=experiment.training.beta)
+    return audit(point.weights or {}, measured.log_ratios, margins, beta=experiment.training.beta)
 
 
-def _front(experiment: Experiment, measurer: Measurer, trained: list[TrainedPoint], measured: list[Measured]) -> Front:
+def _front(experiment: Experiment, measurer: Measurer, trained: list[SweptPoint], measured: list[Measured]) -> Front:
     """Everything in raw units; intervals by bootstrap over prompts."""
     settings, names = experiment.evaluation, list(experiment.objectives)
     measured_with = {name: value for name, value in asdict(settings).items() if name != "rewards"}
@@ -185,7 +199,7 @@ def _front(experiment: Experiment, measurer: Measurer, trained: list[TrainedPoin
         names=names,
     )
     reference_dominated = dominated_flags(samples.mean(axis=1), maximize)[0]
-    reference = _point(experiment, measured[0], None, samples[0], dominated=bool(reference_dominated))
+    reference = _point(experiment, measured[0], REFERENCE_POINT, samples[0], dominated=bool(reference_dominated))
     points = [
         replace(
             _point(experiment, m, p, s, dominated=bool(d), contribution=float(c)),
@@ -199,7 +213,7 @@ def _front(experiment: Experiment, measurer: Measurer, trained: list[TrainedPoin
         reference=reference,
         points=points,
         hypervolume=hypervolume,
-        evaluation={**measured_with, "prompts": len(measurer.prompts)},
+        evaluation={**measured_with, "prompts": len(measurer.questions.prompts)},
         failed=[FailedPoint(**record) for record in failures(experiment)],
         continuous=_continuous_cost(experiment),
     )
@@ -240,7 +254,7 @@ def _objective(experiment: Experiment, measurer: Measurer, name: str) -> FrontOb
 def _point(
     experiment: Experiment,
     measured: Measured,
-    trained: TrainedPoint | None,
+    point: SweptPoint,
     samples: np.ndarray,
     *,
     dominated: bool,
@@ -253,16 +267,17 @@ def _point(
         )
         for k, name in enumerate(experiment.objectives)
     }
-    best = read_best_of_n(trained.folder) if trained else None
+    best = point.best_of_n
+    folder = None if best else point.folder
     return Point(
-        name=trained.name if trained else reference_policy().name,
+        name=point.name,
         scores=scores,
         kl=Estimate(best.kl_bound, 0.0) if best else _estimate(measured.numbers("kl")),
         response_length=_estimate(measured.numbers("tokens")),
-        cost=trained.cost if trained else NOTHING,
+        cost=point.cost,
         dominated=dominated,
-        weights=trained.weights if trained else None,
-        adapter=trained.folder.relative_to(experiment.output_dir).as_posix() if trained and not best else None,
+        weights=point.weights,
+        adapter=folder.relative_to(experiment.output_dir).as_posix() if folder else None,
         best_of_n=best.n if best else None,
         hypervolume_contribution=contribution,
     )

@@ -11,13 +11,13 @@ from modpo.base.costs import Cost
 from modpo.base.files import MANIFEST, read_manifest, read_sealed
 from modpo.experiment.sections import Experiment
 from modpo.front.ledger import Entry, Ledger
-from modpo.methods.sweep import TrainedPoint
+from modpo.policies.point import SweptPoint
 from modpo.scored.answers import SAMPLE, answers_cost
 from modpo.scored.calibrator import CALIBRATED_ON
 from modpo.scored.data import Costs, ScoredData
 
 
-def sweep_ledger(experiment: Experiment, scored: ScoredData, trained: list[TrainedPoint], measured: Costs) -> Ledger:
+def sweep_ledger(experiment: Experiment, scored: ScoredData, trained: list[SweptPoint], measured: Costs) -> Ledger:
     """What a sweep took.
 
     Args:
@@ -75,13 +75,13 @@ def _manifest(folder: str) -> dict[str, Any]:
     return {}
 
 
-def _trainings(experiment: Experiment, trained: list[TrainedPoint]) -> Iterator[tuple[str, Cost]]:
+def _trainings(experiment: Experiment, trained: list[SweptPoint]) -> Iterator[tuple[str, Cost]]:
     """Of the policies that were trained, each once, however many points were made of it."""
     for point in trained:
-        if point.made_of is None:
+        if point.combined_from is None:
             yield f"train {point.name}", point.cost
-    for made_of in dict.fromkeys(point.made_of for point in trained if point.made_of is not None):
-        folder = experiment.output_dir / made_of
+    for combined_from in dict.fromkeys(point.combined_from for point in trained if point.combined_from is not None):
+        folder = experiment.output_dir / combined_from
         for source in [folder] if (folder / MANIFEST).is_file() else sorted(folder.iterdir()):
             manifest = read_manifest(source)
             if manifest is not None:

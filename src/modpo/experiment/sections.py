@@ -58,6 +58,10 @@ class DataSection:
     max_length: int = 1024  # tokens, prompt and response together
     max_prompt_length: int | None = None  # tokens; a longer prompt loses its beginning
 
+    def prompt_room(self, answer: int) -> int:
+        """Tokens of a prompt that is to be answered: what an answer of so many tokens leaves, half at least."""
+        return self.max_prompt_length or max(self.max_length // 2, self.max_length - answer)
+
 
 @dataclass(frozen=True)
 class RewardTraining:

@@ -57,7 +57,7 @@ def look(experiment: Experiment) -> Inspection:
     _require_sampled(experiment)
     train, held_out = load_groups(experiment)
     rewards = quick_rewards(experiment.objectives, load_ready_rewards(experiment))
-    reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
+    reference = ReferenceModel.of(experiment)
     indices = sample_indices(len(train), experiment.seed)
     tokens = _tokenize(experiment, train, indices, reference)
     scores = {name: _score(train, indices, name, reward) for name, reward in rewards.items()}

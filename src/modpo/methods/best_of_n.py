@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from modpo.base import simplex
+from modpo.base.artifact import Artifact
 from modpo.base.costs import NOTHING
-from modpo.base.files import new_folder, sha256_json, write_json
+from modpo.base.files import write_json
 from modpo.base.simplex import Weights
-from modpo.methods.point import is_there, point_parts
+from modpo.methods.point import point_parts
 from modpo.methods.run import Maker, Run
 from modpo.policies.best_of_n import FILE, BestOfN
 
@@ -25,9 +26,7 @@ def maker(run: Run) -> Maker:
 
 def _describe(run: Run, weights: Weights, folder: Path) -> None:
     best = BestOfN(run.experiment.best_of_n.n, weights)
-    key = sha256_json({**point_parts(run, weights), "best_of_n": best.n})
-    if is_there(folder, key, simplex.name(weights)):
-        return
-    about = {"key": key, "weights": weights, "seed": run.experiment.seed, "cost": NOTHING.written()}
-    with new_folder(folder, about) as temporary:
-        write_json(temporary / FILE, asdict(best))
+    point = Artifact(folder, {**point_parts(run, weights), "best_of_n": best.n}, simplex.name(weights))
+    if point.there() is None:
+        with point.making(weights=weights, seed=run.experiment.seed, cost=NOTHING.written()) as new:
+            write_json(new.folder / FILE, asdict(best))

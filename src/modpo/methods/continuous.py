@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modpo.base import simplex
+from modpo.base.artifact import Artifact
 from modpo.base.costs import Cost
 from modpo.base.errors import InputError, Problem
-from modpo.base.files import new_folder, read_manifest, sha256_json
+from modpo.base.files import read_manifest
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
 from modpo.experiment.methods import CONTINUOUS
-from modpo.methods.modpo import training_arguments
-from modpo.methods.point import is_there, shared_parts, train_policy
+from modpo.methods.modpo import new_trainer
+from modpo.methods.point import about_combined, shared_parts, train_policy
 from modpo.methods.run import Maker, Run
 from modpo.models.combine import combine_adapters
-from modpo.models.folders import lora_config
 
 if TYPE_CHECKING:
     from modpo.training.continuous import ContinuousTrainer
@@ -64,35 +64,23 @@ def _save(trainer: ContinuousTrainer, folder: Path) -> None:
 
 
 def _new_trainer(run: Run, work: Path, settings: Mapping[str, Any]) -> ContinuousTrainer:
-    from transformers import PrinterCallback
-
     from modpo.training.continuous import ContinuousConfig, ContinuousTrainer
 
-    experiment = run.experiment
-    assert experiment.lora is not None
-    middle = simplex.middle(list(experiment.objectives))
-    trainer = ContinuousTrainer(
-        run.reference.model,
-        training_arguments(experiment, middle, work, kind=ContinuousConfig, more=settings),
-        run.scored.dataset(),
-        peft_config=lora_config(experiment.lora),
-        processing_class=run.reference.tokenizer,
-        objectives=experiment.objectives,
-        calibrations=run.scored.calibrations,
+    middle = simplex.middle(list(run.experiment.objectives))
+    trainer: ContinuousTrainer = new_trainer(
+        run, middle, work, kind=ContinuousTrainer, config=ContinuousConfig, more=settings
     )
-    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
 def _bake(run: Run, policy: Path, manifest: Mapping[str, Any], weights: Weights, folder: Path) -> None:
     """The policy at a vector as a plain adapter, its cost a share of the one training."""
-    key, label = sha256_json({"continuous": manifest["key"], "weights": weights}), simplex.name(weights)
-    if is_there(folder, key, label):
+    point = Artifact(folder, {"continuous": manifest["key"], "weights": weights}, simplex.name(weights))
+    if point.there():
         return
     experiment = run.experiment
     cost = Cost.of(manifest["cost"]).share(len(experiment.sweep.weights)).written()
-    about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost, "beta": experiment.training.beta}
-    with new_folder(folder, {**about, "made_of": CONTINUOUS}) as temporary:
+    with point.making(**about_combined(experiment, weights, cost), made_of=CONTINUOUS) as new:
         scales = simplex.spread_out(weights, manifest["spread"])
-        combine_adapters({policy / name: scale for name, scale in scales.items()}, temporary)
-    say(f"{label}: baked from the continuous policy")
+        combine_adapters({policy / name: scale for name, scale in scales.items()}, new.folder)
+    say(f"{point.label}: baked from the continuous policy")

@@ -40,8 +40,21 @@ def train(run: Run, weights: Weights, folder: Path, *, kind: type[MODPOTrainer] 
     train_policy(run, folder, parts, simplex.name(weights), make, about={"weights": weights})
 
 
-def new_trainer(run: Run, weights: Weights, work: Path, *, kind: type[MODPOTrainer] | None = None) -> MODPOTrainer:
-    """A trainer that has not trained yet."""
+def new_trainer(
+    run: Run,
+    weights: Weights,
+    work: Path,
+    *,
+    kind: type[MODPOTrainer] | None = None,
+    config: type[MODPOConfig] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> Any:
+    """A trainer that has not trained yet.
+
+    Args:
+        kind, config: the trainer and its configuration; default: MODPO's.
+        more: fields of the configuration besides those of the experiment's training section.
+    """
     from transformers import PrinterCallback
 
     from modpo.training.trainer import MODPOTrainer
@@ -49,7 +62,7 @@ def new_trainer(run: Run, weights: Weights, work: Path, *, kind: type[MODPOTrain
     experiment = run.experiment
     trainer = (kind or MODPOTrainer)(
         run.reference.model,
-        args=training_arguments(experiment, weights, work),
+        args=training_arguments(experiment, weights, work, kind=config, more=more),
         train_dataset=run.scored.dataset(),
         processing_class=run.reference.tokenizer,
         objectives=experiment.objectives,

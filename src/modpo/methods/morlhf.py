@@ -17,7 +17,6 @@ from modpo.base import simplex
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
-from modpo.data.tokens import prompt_room
 from modpo.experiment.sections import Experiment
 from modpo.methods.point import point_parts, train_policy
 from modpo.methods.run import Maker, Run
@@ -106,6 +105,7 @@ def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
     experiment, prompts = run.experiment, run.prompts
     arguments = training_arguments(experiment, weights, work)
     _require_prompts(experiment, arguments, len(prompts))
+    room = experiment.data.prompt_room(max_completion_length(experiment))
     trainer = (OnPolicyRLOO if experiment.morlhf.algorithm == "rloo" else OnPolicyGRPO)(
         run.reference.model,
         reward_funcs=reward_functions(run, weights),
@@ -114,7 +114,7 @@ def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
         processing_class=run.reference.tokenizer,
         peft_config=lora_config(experiment.lora) if experiment.lora else None,
         callbacks=[FiniteGradients()],
-        reading=Reading(max_prompt_length(experiment), prompts.conversational, experiment.training.packing),
+        reading=Reading(room, prompts.conversational, experiment.training.packing),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -208,12 +208,6 @@ def _require_prompts(experiment: Experiment, arguments: RLOOConfig | GRPOConfig,
 def max_completion_length(experiment: Experiment) -> int:
     """Tokens of an answer: as in evaluation, if nothing else is said."""
     return experiment.morlhf.max_completion_length or experiment.evaluation.max_new_tokens
-
-
-def max_prompt_length(experiment: Experiment) -> int:
-    """Tokens of a prompt: what the answer leaves of `max_length`, half at least, as in evaluation."""
-    data = experiment.data
-    return prompt_room(data.max_length, data.max_prompt_length, max_completion_length(experiment))
 
 
 def _active(weights: Weights) -> list[str]:

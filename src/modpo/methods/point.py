@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from modpo.base.errors import IntegrityError
-from modpo.base.files import new_folder, read_manifest, sha256_json, write_json
+from modpo.base.artifact import Artifact
+from modpo.base.files import write_json
 from modpo.base.progress import duration, say
 from modpo.base.simplex import Weights
 from modpo.experiment.sections import Experiment
@@ -47,20 +47,9 @@ def point_parts(run: Run, weights: Weights) -> dict[str, Any]:
     return {**shared_parts(run.experiment, run.scored), "weights": weights}
 
 
-def is_there(folder: Path, key: str, label: str) -> bool:
-    """Whether `folder` holds what `key` stands for; then it is kept, and that is said.
-
-    Raises:
-        IntegrityError: it holds something else, or was changed.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return False
-    if manifest.get("key") != key:
-        raise IntegrityError(f"{folder}: holds a policy of other data or settings; fix: delete it and run again")
-    shutil.rmtree(work_folder(folder), ignore_errors=True)  # where the run ended between the two
-    say(f"{label}: finished before, kept")
-    return True
+def about_combined(experiment: Experiment, weights: Weights, cost: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a point that is combined from trained adapters or models; `cost` is its share."""
+    return {"weights": weights, "seed": experiment.seed, "cost": cost, "beta": experiment.training.beta}
 
 
 def work_folder(folder: Path) -> Path:
@@ -92,22 +81,24 @@ def train_policy(
     from modpo.training.checkpoints import Checkpoints, trained
 
     experiment, section = run.experiment, run.experiment.training
-    key, work = sha256_json(parts), work_folder(folder)
-    if is_there(folder, key, label):
+    policy, work = Artifact(folder, parts, label), work_folder(folder)
+    if policy.there():
+        shutil.rmtree(work, ignore_errors=True)  # where a run ended between publishing and cleaning up
         return
     identity = {**parts, "model": run.reference.fingerprint}
     checkpoints = Checkpoints(work, identity, every=section.save_steps, keep=section.save_total_limit)
     trainer = new_trainer(work)
     try:
-        with trained(trainer, checkpoints, label) as cost:
-            manifest = {"key": key, "seed": experiment.seed, "cost": cost, **about}
-            manifest["beta"] = section.beta  # what makes the policy an implicit reward
-            with new_folder(folder, manifest) as temporary:
-                if save:
-                    save(trainer, temporary)
-                else:
-                    _save(run, trainer, temporary)
-                write_json(temporary / TRAINING_LOG, trainer.state.log_history)
+        with (
+            trained(trainer, checkpoints, label) as cost,
+            # beta is what makes the policy an implicit reward
+            policy.making(seed=experiment.seed, cost=cost, **about, beta=section.beta) as new,
+        ):
+            if save:
+                save(trainer, new.folder)
+            else:
+                _save(run, trainer, new.folder)
+            write_json(new.folder / TRAINING_LOG, trainer.state.log_history)
     finally:
         give_base_back(trainer, run.reference)
     say(f"{label}: trained in {duration(cost['seconds'])}")

@@ -16,12 +16,13 @@ from functools import partial
 from pathlib import Path
 
 from modpo.base import simplex
+from modpo.base.artifact import Artifact
 from modpo.base.costs import NOTHING, Cost
-from modpo.base.files import new_folder, read_manifest, sha256_json
+from modpo.base.files import read_manifest
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
 from modpo.methods.modpo import train
-from modpo.methods.point import is_there
+from modpo.methods.point import about_combined
 from modpo.methods.run import Maker, Run
 from modpo.models.combine import average_models, combine_adapters
 
@@ -46,17 +47,16 @@ def maker(run: Run) -> Maker:
 def _average(run: Run, ends: Mapping[str, Path], weights: Weights, folder: Path) -> None:
     """The policy at a vector, its cost a share of the ends."""
     manifests = {name: read_manifest(end) or {} for name, end in ends.items()}
-    key = sha256_json({"ends": {name: m["key"] for name, m in manifests.items()}, "weights": weights})
-    label = simplex.name(weights)
-    if is_there(folder, key, label):
+    parts = {"ends": {name: m["key"] for name, m in manifests.items()}, "weights": weights}
+    point = Artifact(folder, parts, simplex.name(weights))
+    if point.there():
         return
     experiment = run.experiment
     cost = sum((Cost.of(m["cost"]) for m in manifests.values()), NOTHING).share(len(experiment.sweep.weights)).written()
-    about = {"key": key, "weights": weights, "seed": experiment.seed, "cost": cost, "beta": experiment.training.beta}
-    with new_folder(folder, {**about, "made_of": ENDS}) as temporary:
+    with point.making(**about_combined(experiment, weights, cost), made_of=ENDS) as new:
         coefficients = {ends[name]: weight for name, weight in weights.items()}
         if experiment.lora is None:
-            average_models(coefficients, temporary)
+            average_models(coefficients, new.folder)
         else:
-            combine_adapters(coefficients, temporary)
-    say(f"{label}: averaged from the ends")
+            combine_adapters(coefficients, new.folder)
+    say(f"{point.label}: averaged from the ends")

@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from modpo.base import simplex
+from modpo.base.artifact import require_free
 from modpo.base.costs import Cost
 from modpo.base.errors import InputError, IntegrityError, Problem
 from modpo.base.failures import done_or_recorded
@@ -24,7 +25,6 @@ from modpo.base.files import locked, new_file, read_manifest, remove_unfinished
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
 from modpo.base.text import without_secrets
-from modpo.data.groups import PromptGroups
 from modpo.data.loading import load_groups
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment, to_yaml
 from modpo.experiment.methods import CONTINUOUS
@@ -33,19 +33,8 @@ from modpo.experiment.sections import Experiment
 from modpo.methods.run import Maker, Run, maker
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
+from modpo.policies.point import SweptPoint
 from modpo.scored.scorer import experiment_scorer
-
-
-@dataclass(frozen=True)
-class TrainedPoint:
-    """A finished point of a sweep, as found on disk."""
-
-    name: str
-    weights: Weights
-    folder: Path
-    cost: Cost  # of training it, or its share of what it was made of
-    files: dict[str, str]  # sha256 of each file
-    made_of: str | None = None  # the folder beside `points` of the trainings that it was made of, if not of its own
 
 
 def run_sweep(experiment: Experiment) -> list[str]:
@@ -61,17 +50,12 @@ def run_sweep(experiment: Experiment) -> list[str]:
     if not vectors:
         fix = "add `sweep: {grid: 5}`, a `lattice`, or a list of `weights`"
         raise InputError(Problem(experiment.where("sweep"), "sweep", "no preference vectors", fix))
-    require_device_dtype(experiment.model.dtype, experiment.where("model"))
-    train, _ = load_groups(experiment)
-    with locked(experiment.output_dir):
-        claim_folder(experiment)
-        remove_unfinished(experiment.output_dir)
-        reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
-        make = maker(_run(experiment, train, reference))
-        failed = []
+    failed = []
+    with _started(experiment) as run:
+        make = maker(run)
         for number, weights in enumerate(vectors, start=1):
             say(f"point {number} of {len(vectors)}: {simplex.label(weights)}")
-            if not _made_or_recorded(experiment, weights, make, reference):
+            if not _made_or_recorded(run, weights, make):
                 failed.append(simplex.name(weights))
     return failed
 
@@ -79,7 +63,7 @@ def run_sweep(experiment: Experiment) -> list[str]:
 def train_point(experiment: Experiment, weights: Weights, output: Path | None = None) -> Path:
     """Make the policy of one vector in `output` (default: its place in the sweep's folder) and return the folder."""
     folder = output or point_folder(experiment, weights)
-    with _alone(experiment, output) as run:
+    with _started(experiment, output) as run:
         maker(run)(weights, folder)
         if output is None:
             _failure_record(experiment, weights).unlink(missing_ok=True)
@@ -91,35 +75,29 @@ def train_continuous(experiment: Experiment, output: Path | None = None) -> Path
     from modpo.methods.continuous import train
 
     folder = output or experiment.output_dir / CONTINUOUS
-    with _alone(experiment, output) as run:
+    with _started(experiment, output) as run:
         train(run, folder)
     return folder
 
 
 @contextmanager
-def _alone(experiment: Experiment, output: Path | None) -> Iterator[Run]:
-    """What a single training starts from, under the lock of where it goes.
+def _started(experiment: Experiment, output: Path | None = None) -> Iterator[Run]:
+    """What every method starts from, the data scored, under the lock of where the policies go.
 
     Args:
-        output: a folder of its own; None: its place in the sweep's.
+        output: a folder of its own; None: the sweep's.
     """
-    require_device_dtype(experiment.model.dtype, experiment.where("model"))
+    require_device_dtype(experiment)
     train, _ = load_groups(experiment)
-    if output is not None and output.is_dir() and any(output.iterdir()) and read_manifest(output) is None:
-        fix = "name a new folder, or an empty one"
-        raise InputError(Problem(str(output), "", "holds something that is no policy of modpo", fix))
+    if output is not None:
+        require_free(output)
     with locked(output.parent if output else experiment.output_dir):
         if output is None:
             claim_folder(experiment)
             remove_unfinished(experiment.output_dir)
-        reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
-        yield _run(experiment, train, reference)
-
-
-def _run(experiment: Experiment, train: PromptGroups, reference: ReferenceModel) -> Run:
-    """What every method starts from, the data scored."""
-    scorer = experiment_scorer(experiment, reference)
-    return Run(experiment, scorer.score(train), reference, train, scorer.rewards)
+        reference = ReferenceModel.of(experiment)
+        scorer = experiment_scorer(experiment, reference)
+        yield Run(experiment, scorer.score(train), reference, train, scorer.rewards)
 
 
 def claim_folder(experiment: Experiment) -> None:
@@ -179,14 +157,14 @@ def point_folder(experiment: Experiment, weights: Weights) -> Path:
     return experiment.output_dir / "points" / simplex.name(weights)
 
 
-def finished_points(experiment: Experiment) -> Iterator[TrainedPoint]:
+def finished_points(experiment: Experiment) -> Iterator[SweptPoint]:
     """The points of the experiment that are there and verify, in the experiment's order."""
     for weights in experiment.sweep.weights:
         folder = point_folder(experiment, weights)
         manifest = read_manifest(folder)
         if manifest is not None:
-            cost, made_of = Cost.of(manifest["cost"]), manifest.get("made_of")
-            yield TrainedPoint(simplex.name(weights), weights, folder, cost, manifest["files"], made_of)
+            cost, combined_from = Cost.of(manifest["cost"]), manifest.get("made_of")
+            yield SweptPoint(simplex.name(weights), weights, folder, manifest["files"], cost, combined_from)
 
 
 def failures(experiment: Experiment) -> list[dict[str, Any]]:
@@ -199,10 +177,10 @@ def _failure_record(experiment: Experiment, weights: Weights) -> Path:
     return experiment.output_dir / "failed" / f"{simplex.name(weights)}.json"
 
 
-def _made_or_recorded(experiment: Experiment, weights: Weights, make: Maker, reference: ReferenceModel) -> bool:
-    name, folder = simplex.name(weights), point_folder(experiment, weights)
-    record, about = _failure_record(experiment, weights), {"name": name, "weights": weights}
+def _made_or_recorded(run: Run, weights: Weights, make: Maker) -> bool:
+    name, folder = simplex.name(weights), point_folder(run.experiment, weights)
+    record, about = _failure_record(run.experiment, weights), {"name": name, "weights": weights}
     made = done_or_recorded(lambda: make(weights, folder), f"point {name}", record, about)
     if not made:
-        reference.release()
+        run.reference.release()
     return made

@@ -74,6 +74,14 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default
     return PeftModel.from_pretrained(model, folder, adapter_name=name, autocast_adapter_dtype=False).eval()
 
 
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """A saved adapter merged into the weights of its base, which is changed."""
+    from peft import PeftModel
+
+    merged: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
+    return merged
+
+
 def fit_adapter(folder: Path, base: PreTrainedModel, where: str, field: str) -> PeftModel:
     """Put an adapter on the skeleton of its base and hold its file against what belongs there.
 

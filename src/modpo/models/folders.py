@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.base.files import sha256_file
 from modpo.base.text import first_line
-from modpo.experiment.sections import LoraSection, ModelSection
+from modpo.experiment.sections import Experiment, LoraSection, ModelSection
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -284,7 +284,8 @@ def save_policy(model: PreTrainedModel | PeftModel, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def require_device_dtype(dtype: str, where: str) -> None:
+def require_device_dtype(experiment: Experiment) -> None:
     """Refuse a number format that this machine's device cannot train in."""
-    if dtype == "float16" and device() == "cpu":
+    if experiment.model.dtype == "float16" and device() == "cpu":
+        where = experiment.where("model")
         raise EnvironmentFault(f"{where}:dtype: float16 does not train on a CPU; fix: use bfloat16 or float32")

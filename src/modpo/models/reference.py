@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modpo.base.errors import InputError, Problem
-from modpo.experiment.sections import ModelSection
+from modpo.experiment.sections import Experiment, ModelSection
 from modpo.models.folders import (
     FIELD,
     PROVENANCE,
@@ -45,9 +45,14 @@ class ReferenceModel:
     """
 
     def __init__(self, section: ModelSection, cache_dir: Path, where: str = "model", field: str = FIELD) -> None:
-        self.section, self.where, self.field = section, where, field
+        self.section, self.cache_dir, self.where, self.field = section, cache_dir, where, field
         self.folder = find_folder(section, cache_dir, where, field)
         require_model(self.folder, where, field)
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> ReferenceModel:
+        """The model of an experiment's file."""
+        return cls(experiment.model, experiment.cache_dir, experiment.where("model"))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

@@ -60,13 +60,12 @@ def check_experiment(experiment: Experiment) -> None:
     """
     require_writable(experiment.cache_dir, "cache_dir")
     groups = None if experiment.sample is not None else load_groups(experiment)[0]
-    where = experiment.where("model")
-    require_device_dtype(experiment.model.dtype, where)
-    reference = ReferenceModel(experiment.model, experiment.cache_dir, where)
-    tensor_shapes(sorted(reference.folder.glob("*.safetensors")), where, reference.field)  # whole files
+    require_device_dtype(experiment)
+    reference = ReferenceModel.of(experiment)
+    tensor_shapes(sorted(reference.folder.glob("*.safetensors")), reference.where, reference.field)  # whole files
     tokenizer = reference.tokenizer
     if groups is not None:
-        require_usable(tokenizer, conversational=groups.conversational, where=where)
+        require_usable(tokenizer, conversational=groups.conversational, where=reference.where)
         data = experiment.data
         tokens = tokenize_groups(
             groups[:MOST_GROUPS], tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
@@ -110,7 +109,7 @@ def _check_adapters(experiment: Experiment) -> None:
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    reference = ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model"))
+    reference = ReferenceModel.of(experiment)
     trust = experiment.model.trust_remote_code
     outline = skeleton(
         AutoModelForCausalLM, reference.folder, reference.where, reference.field, trust_remote_code=trust

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modpo.base.artifact import Artifact
 from modpo.base.errors import InputError, Problem
-from modpo.base.files import locked, new_folder, remove_unfinished, sha256_json
+from modpo.base.files import locked, remove_unfinished
 from modpo.base.progress import duration, say
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.loading import load_groups
@@ -33,7 +34,6 @@ from modpo.rewards.accuracy import held_out_accuracy
 from modpo.rewards.context import RewardContext
 from modpo.rewards.loading import load_reward
 from modpo.scored.scorer import experiment_scorer
-from modpo.training.arguments import is_finished
 
 if TYPE_CHECKING:
     from trl import RewardConfig
@@ -58,17 +58,16 @@ def train_reward(experiment: Experiment, name: str, role: str = REWARD) -> Path:
         InputError: nothing to train, bad rows or settings, before any model is loaded.
         IntegrityError: the folder holds a reward of other data or settings. NumericError: a number is not finite.
     """
-    require_device_dtype(experiment.model.dtype, experiment.where("model"))
+    require_device_dtype(experiment)
     task = _task(experiment, name, role)
     config = _config(task)
-    where = experiment.where("model")
-    reference = ReferenceModel(experiment.model, experiment.cache_dir, where)
-    require_usable(reference.tokenizer, conversational=task.learned.conversational, where=where)
-    key = _key(task, config, reference)
-    if not is_finished(task.folder, key, task.label):
+    reference = ReferenceModel.of(experiment)
+    require_usable(reference.tokenizer, conversational=task.learned.conversational, where=reference.where)
+    trained = Artifact(task.folder, _parts(task, config, reference), task.label)
+    if trained.there() is None:
         with locked(experiment.output_dir):
             remove_unfinished(task.folder.parent)
-            _train(task, config, reference, key)
+            _train(task, config, reference, trained)
     return task.folder
 
 
@@ -156,47 +155,45 @@ def _config(task: RewardTask) -> RewardConfig | MODPOConfig:
     return reward_model_config(task)
 
 
-def _key(task: RewardTask, config: RewardConfig | MODPOConfig, reference: ReferenceModel) -> str:
+def _parts(task: RewardTask, config: RewardConfig | MODPOConfig, reference: ReferenceModel) -> dict[str, Any]:
     """Everything that decides the weights, and the accuracy beside them."""
     experiment, data = task.experiment, task.experiment.data
     of_policies = {"training": experiment.training.deciding()} if task.training.kind == "implicit" else {}
-    return sha256_json(
-        {
-            "kind": task.training.kind,
-            "pairs": task.label_set,
-            "learned": task.learned.fingerprint,
-            "held_out": task.held_out.fingerprint,
-            "model": reference.fingerprint,
-            "tokenizer": tokenizer_identity(reference.tokenizer, data.max_length, data.max_prompt_length),
-            "lora": asdict(experiment.lora) if experiment.lora else None,
-            "arguments": task.training.arguments,
-            "max_length": config.max_length,
-            "seed": experiment.seed,
-            **of_policies,
-        }
-    )
+    return {
+        "kind": task.training.kind,
+        "pairs": task.label_set,
+        "learned": task.learned.fingerprint,
+        "held_out": task.held_out.fingerprint,
+        "model": reference.fingerprint,
+        "tokenizer": tokenizer_identity(reference.tokenizer, data.max_length, data.max_prompt_length),
+        "lora": asdict(experiment.lora) if experiment.lora else None,
+        "arguments": task.training.arguments,
+        "max_length": config.max_length,
+        "seed": experiment.seed,
+        **of_policies,
+    }
 
 
-def _train(task: RewardTask, config: Any, reference: ReferenceModel, key: str) -> None:
-    about: dict[str, Any] = {"key": key, "kind": task.training.kind, "pairs": task.label_set}
-    about["of_data"] = task.training.path is None  # then it took what the data took
+def _train(task: RewardTask, config: Any, reference: ReferenceModel, trained: Artifact) -> None:
+    # `of_data`: the data's own answers were learned from, so what they cost counts too.
+    about = {"kind": task.training.kind, "pairs": task.label_set, "of_data": task.training.path is None}
     try:
-        with new_folder(task.folder, about) as temporary:
+        with trained.making(**about) as new:
             if task.training.kind == "implicit":
                 from modpo.pipeline.implicit_reward import train_implicit_reward
 
-                about["beta"] = config.beta
-                cost = train_implicit_reward(task, config, reference, temporary)
+                new.about["beta"] = config.beta
+                cost = train_implicit_reward(task, config, reference, new.folder)
             else:
                 from modpo.pipeline.reward_model import train_reward_model
 
-                cost = train_reward_model(task, config, reference, temporary)
-            about["cost"] = cost.written()
+                cost = train_reward_model(task, config, reference, new.folder)
+            new.about["cost"] = cost.written()
             gc.collect()  # trainers hold their model in cycles: two would be in memory while the reward is tried
-            about["held_out"] = _held_out(task, temporary)
+            new.about["held_out"] = held_out = _held_out(task, new.folder)
     finally:
         shutil.rmtree(task.work, ignore_errors=True)
-    say(f"{task.label}: trained in {duration(cost.seconds)}, {_said(about['held_out'])}")
+    say(f"{task.label}: trained in {duration(cost.seconds)}, {_said(held_out)}")
 
 
 # --- held-out accuracy --------------------------------------------------------------------------------------

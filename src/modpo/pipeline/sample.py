@@ -28,9 +28,8 @@ def sample_experiment(experiment: Experiment) -> None:
     answered, held_out = sample_prompts(experiment)
     answers_path, prompts_path = _outputs(experiment, section)
     engine = _engine(section, experiment.where("sample.engine"))
-    where = experiment.where("model")
-    reference = ReferenceModel(experiment.model, experiment.cache_dir, where)
-    require_usable(reference.tokenizer, conversational=answered.conversational, where=where)
+    reference = ReferenceModel.of(experiment)
+    require_usable(reference.tokenizer, conversational=answered.conversational, where=reference.where)
     if prompts_path is not None:
         write_prompts(held_out, prompts_path)
     settings = SampleSettings(

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modpo.base.artifact import Artifact
 from modpo.base.errors import InputError, Problem
-from modpo.base.files import locked, new_folder, remove_unfinished, sha256_json, write_json
+from modpo.base.files import locked, remove_unfinished, write_json
 from modpo.base.progress import duration, say
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.data.tokens import require_usable
@@ -21,7 +22,6 @@ from modpo.models.reference import ReferenceModel
 from modpo.pipeline.demonstrations import Demonstrations, load_demonstrations
 from modpo.pipeline.held_out import held_out_prompts
 from modpo.training.arguments import (
-    is_finished,
     modest_batches,
     one_progress_bar,
     quiet_settings,
@@ -54,19 +54,18 @@ def train_sft(experiment: Experiment) -> Path:
     if experiment.sft is None:
         fix = "add `sft: {path: demonstrations.jsonl}`"
         raise InputError(Problem(experiment.source, "sft", "there is no such section", fix))
-    require_device_dtype(experiment.model.dtype, experiment.where("model"))
+    require_device_dtype(experiment)
     folder = experiment.output_dir / "sft"
     config = _config(experiment, folder.with_name(".work-sft"))
     seed = experiment.data.split_seed
     data = load_demonstrations(experiment.sft, never=held_out_prompts(experiment), seed=seed)
-    where = experiment.where("model")
-    reference = ReferenceModel(experiment.model, experiment.cache_dir, where)
-    require_usable(reference.tokenizer, conversational=data.conversational, where=where)
-    key = _key(experiment, reference, data)
-    if not is_finished(folder, key, LABEL):
+    reference = ReferenceModel.of(experiment)
+    require_usable(reference.tokenizer, conversational=data.conversational, where=reference.where)
+    model = Artifact(folder, _parts(experiment, reference, data), LABEL)
+    if model.there() is None:
         with locked(experiment.output_dir):
             remove_unfinished(experiment.output_dir)
-            _train(experiment, reference, config, data, folder, key)
+            _train(experiment, reference, config, data, model)
     return folder
 
 
@@ -82,38 +81,35 @@ def _config(experiment: Experiment, work: Path) -> SFTConfig:
     return training_config(SFTConfig, defaults, asked, where=where, field="sft.arguments")
 
 
-def _key(experiment: Experiment, reference: ReferenceModel, data: Demonstrations) -> str:
+def _parts(experiment: Experiment, reference: ReferenceModel, data: Demonstrations) -> dict[str, Any]:
     """Everything that decides the weights."""
     assert experiment.sft is not None
-    return sha256_json(
-        {
-            "data": data.fingerprint,
-            "model": reference.fingerprint,
-            "tokenizer": tokenizer_identity(reference.tokenizer, experiment.data.max_length, None),
-            "lora": asdict(experiment.lora) if experiment.lora else None,
-            "arguments": experiment.sft.arguments,
-            "seed": experiment.seed,
-        }
-    )
+    return {
+        "data": data.fingerprint,
+        "model": reference.fingerprint,
+        "tokenizer": tokenizer_identity(reference.tokenizer, experiment.data.max_length, None),
+        "lora": asdict(experiment.lora) if experiment.lora else None,
+        "arguments": experiment.sft.arguments,
+        "seed": experiment.seed,
+    }
 
 
 def _train(
-    experiment: Experiment, reference: ReferenceModel, config: SFTConfig, data: Demonstrations, folder: Path, key: str
+    experiment: Experiment, reference: ReferenceModel, config: SFTConfig, data: Demonstrations, model: Artifact
 ) -> None:
-    about: dict[str, Any] = {"key": key, "demonstrations": len(data.learned)}
     try:
-        with new_folder(folder, about) as temporary, one_progress_bar():
+        with model.making(demonstrations=len(data.learned)) as new, one_progress_bar():
             trainer = _trainer(experiment, reference, config, data)
             cost = run_training(trainer, LABEL)
-            about["cost"] = cost.written()
+            new.about["cost"] = cost.written()
             said = f"{LABEL}: trained in {duration(cost.seconds)}"
             if data.held_out:
-                about["held_out_loss"] = trainer.evaluate()["eval_loss"]
-                require_finite(about["held_out_loss"], f"{LABEL}: the held-out loss")
-                said += f", {about['held_out_loss']:.3f} nats per token on {len(data.held_out)} held-out demonstrations"
-            _save(experiment, trainer, temporary)
-            reference.tokenizer.save_pretrained(temporary)
-            write_json(temporary / TRAINING_LOG, trainer.state.log_history)
+                new.about["held_out_loss"] = loss = trainer.evaluate()["eval_loss"]
+                require_finite(loss, f"{LABEL}: the held-out loss")
+                said += f", {loss:.3f} nats per token on {len(data.held_out)} held-out demonstrations"
+            _save(experiment, trainer, new.folder)
+            reference.tokenizer.save_pretrained(new.folder)
+            write_json(new.folder / TRAINING_LOG, trainer.state.log_history)
     finally:
         shutil.rmtree(config.output_dir, ignore_errors=True)
     say(said)

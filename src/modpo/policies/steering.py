@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modpo.base import simplex
+from modpo.base.artifact import require_free
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import new_folder, read_manifest
 from modpo.base.progress import say
@@ -20,8 +21,9 @@ from modpo.base.simplex import Weights
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment
 from modpo.experiment.methods import CONTINUOUS  # also the folder of a continuous policy, beside `points`
 from modpo.experiment.sections import Experiment
+from modpo.forward.policy import Policy
 from modpo.front.schema import Front, Point
-from modpo.models.adapters import ADAPTER_WEIGHTS, attach_adapter, require_adapter
+from modpo.models.adapters import ADAPTER_WEIGHTS, attach_adapter, merge_adapter, require_adapter
 from modpo.models.combine import combine_adapters, plain_config, steer
 from modpo.models.folders import ADAPTER_CONFIG, is_adapter
 from modpo.models.reference import ReferenceModel
@@ -140,7 +142,7 @@ class Steering:
         """The policy at a vector, ready to generate. Says what it is made of."""
         source = self._said(weights)
         if source.whole_model:
-            return self._whole(source.whole_model)
+            return self.whole_model(source.whole_model)
         from tempfile import TemporaryDirectory
 
         with TemporaryDirectory() as folder:
@@ -160,9 +162,7 @@ class Steering:
         """
         if merge and rank is not None:
             raise InputError(Problem("bake", "rank", "does not go with `merge`", "leave one of them out"))
-        if folder.exists() and read_manifest(folder) is None and any(folder.iterdir()):
-            fix = "name a new folder, or an empty one"
-            raise InputError(Problem(str(folder), "", "holds something that is no policy of modpo", fix))
+        require_free(folder)
         source = self._said(weights)
         if source.whole_model and not merge:
             problem = "was trained without adapters, so there is none to write"
@@ -181,20 +181,18 @@ class Steering:
         say(f"{simplex.label(self.vector(weights))}: {source.description}")
         return source
 
-    def _whole(self, folder: Path) -> PreTrainedModel:
-        section = replace(self.experiment.model, model_name_or_path=str(folder), revision=None)
-        return ReferenceModel(section, self.experiment.cache_dir).model
+    def whole_model(self, folder: Path) -> PreTrainedModel:
+        """The model of a point that was trained without adapters."""
+        return Policy(self.reference, folder).own_model.model
 
     def _write_merged(self, source: Source, output: Path) -> None:
-        from peft import PeftModel
-
         if source.whole_model:
-            merged = self._whole(source.whole_model)
+            merged = self.whole_model(source.whole_model)
         else:
             adapter = output / "adapter"
             adapter.mkdir()
             _write_adapter(source, adapter)
-            merged = PeftModel.from_pretrained(self.reference.model, adapter).merge_and_unload()
+            merged = merge_adapter(self.reference.model, adapter)
             shutil.rmtree(adapter)
             self.reference.release()  # its weights are the policy's now
         merged.save_pretrained(output)
@@ -229,7 +227,7 @@ class SteeredPolicy:
 
         source = self._steering.source(weights)
         if source.whole_model:  # nothing to scale: each is read when it is asked for
-            self.model = self._steering._whole(source.whole_model)
+            self.model = self._steering.whole_model(source.whole_model)
             return source.description
         scales = {self._loaded(folder): c for folder, c in source.adapters.items()}
         assert isinstance(self.model, PeftModel)

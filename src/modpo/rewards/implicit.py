@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import read_manifest
@@ -17,8 +17,9 @@ from modpo.data.tokens import identity as tokenizer_identity
 from modpo.data.tokens import require_usable, stop_ids, tokenize_group, tokenize_prompt
 from modpo.experiment.sections import RewardSection
 from modpo.forward.packing import runs
-from modpo.models.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_fingerprint, attach_adapter, fit_adapter
-from modpo.models.folders import find_folder, is_adapter, skeleton, tensor_shapes
+from modpo.forward.policy import Policy
+from modpo.models.adapters import ADAPTER_WEIGHTS, adapter_config, fit_adapter
+from modpo.models.folders import find_folder, skeleton, tensor_shapes
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import RewardBatch, check_scores
 from modpo.rewards.context import RewardContext
@@ -32,16 +33,6 @@ TASK = "CAUSAL_LM"  # PEFT's name for language modelling
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 Group = tuple[list[int], list[list[int]]]  # a prompt's ids, and those of each response
-
-
-class Policies(Protocol):
-    """pi and pi_ref, each ready to read within its context."""
-
-    @property
-    def fingerprint(self) -> dict[str, Any]: ...
-    def policy(self) -> AbstractContextManager[PreTrainedModel | PeftModel]: ...
-    def reference(self) -> AbstractContextManager[PreTrainedModel | PeftModel]: ...
-    def release(self) -> None: ...
 
 
 class ImplicitReward:
@@ -78,16 +69,13 @@ class ImplicitReward:
             reference = ReferenceModel(other, context.cache_dir, where, f"{field}.reference")
         self._tokenizer = reference.tokenizer
         self._packing = context.packing
-        self._policies: Policies
-        if is_adapter(folder):
-            self._policies = AdapterOverBase(folder, reference, where, f"{field}.implicit")
-            self._packing = context.packing and not self._policies.adapts_head
+        self._policy = Policy(reference, folder, where, f"{field}.implicit")
+        if self._policy.is_adapter:
+            # Packed reading takes the head's plain weights, without what an adapter adds to them.
+            self._packing = context.packing and not adapts_head(folder, reference, where, f"{field}.implicit")
         else:
-            policy = ReferenceModel(
-                replace(named, model_name_or_path=str(folder)), context.cache_dir, where, f"{field}.implicit"
-            )
-            _require_one_vocabulary(policy, reference, where, f"{field}.implicit")
-            self._policies = TwoModels(policy, reference)
+            _require_one_vocabulary(self._policy.own_model, reference, where, f"{field}.implicit")
+        self._open = ExitStack()  # what is loaded until it is released
 
     def __call__(self, batch: RewardBatch) -> list[float]:
         """Raw scores, (B,), in the batch's order.
@@ -96,11 +84,9 @@ class ImplicitReward:
             InputError: a text that cannot be tokenized. NumericError: a score that is not finite.
         """
         groups = [part for group in self._groups(batch) for part in _parts(*group)]
-        with self._policies.policy() as model:
-            ours = self._logps(model, groups)
-        with self._policies.reference() as model:
-            theirs = self._logps(model, groups)
-        scores = [self._beta * (a - b) for a, b in zip(ours, theirs, strict=True)]
+        prompts_ids, responses_ids = [prompt for prompt, _ in groups], [responses for _, responses in groups]
+        ratios = self._policy.log_ratios(self._model, prompts_ids, responses_ids, packing=self._packing)
+        scores = [self._beta * ratio for ratio in ratios]
         return check_scores(scores, batch, field=self.name, fix="check the weights and dtype of policy and reference")
 
     @cached_property
@@ -109,15 +95,22 @@ class ImplicitReward:
         lengths = self._context.max_length, self._context.max_prompt_length
         return {
             "version": 2,  # 2: buffers keep their float32
-            "implicit": self._policies.fingerprint,
+            "implicit": self._policy.fingerprint,
             "beta": self._beta,
             "tokenizer": tokenizer_identity(self._tokenizer, *lengths),
             "packing": self._packing,
         }
 
+    @cached_property
+    def _model(self) -> PreTrainedModel | PeftModel:
+        """The policy, loaded at the first call and kept for those that follow."""
+        return self._open.enter_context(self._policy.loaded())
+
     def release(self) -> None:
         """Forget the weights; the next call reads them again."""
-        self._policies.release()
+        self._open.close()
+        self.__dict__.pop("_model", None)
+        self._policy.release()
 
     def _groups(self, batch: RewardBatch) -> Iterator[Group]:
         """Runs of entries with the same prompt, as ids."""
@@ -144,13 +137,6 @@ class ImplicitReward:
         end = [_end(prompt, self._tokenizer)]
         return prompt_ids, [next(said_ids) if plain_text(response).strip() else end for response in responses]
 
-    def _logps(self, model: PreTrainedModel | PeftModel, groups: Sequence[Group]) -> list[float]:
-        """Log-probs of all responses, one flat list."""
-        from modpo.forward.logprobs import logps_by_group
-
-        prompts_ids, responses_ids = [prompt for prompt, _ in groups], [responses for _, responses in groups]
-        return [x for group in logps_by_group(model, prompts_ids, responses_ids, packing=self._packing) for x in group]
-
 
 def _parts(prompt_ids: list[int], responses_ids: list[list[int]]) -> Iterator[Group]:
     """A group in parts that one forward pass can read: evaluation may bring very many answers to a prompt."""
@@ -166,73 +152,25 @@ def _end(prompt: Text, tokenizer: PreTrainedTokenizerBase) -> int:
     return next((id for id in ends if id != tokenizer.eos_token_id), ends[0])
 
 
-# --- where pi and pi_ref come from --------------------------------------------------------------------------
+# --- models that belong together ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TwoModels:
-    """pi and pi_ref are models of their own."""
-
-    pi: ReferenceModel
-    pi_ref: ReferenceModel
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        return {"policy": self.pi.fingerprint, "reference": self.pi_ref.fingerprint}
-
-    def policy(self) -> AbstractContextManager[PreTrainedModel]:
-        return nullcontext(self.pi.model)
-
-    def reference(self) -> AbstractContextManager[PreTrainedModel]:
-        return nullcontext(self.pi_ref.model)
-
-    def release(self) -> None:
-        self.pi.release()
-        self.pi_ref.release()
-
-
-class AdapterOverBase:
-    """pi is a base with an adapter, pi_ref the base without it: one model in memory.
+def adapts_head(folder: Path, base: ReferenceModel, where: str, field: str) -> bool:
+    """Check an adapter against its base's configuration, and tell whether it changes the language model head.
 
     The base is what the experiment says, not the path in the adapter's configuration, which may be of another machine.
+
+    Raises:
+        InputError: they do not belong together, or cannot be taken apart.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import AutoModelForCausalLM
 
-    def __init__(self, folder: Path, base: ReferenceModel, where: str, field: str) -> None:
-        """Check the adapter against the base's configuration.
-
-        Raises:
-            InputError: they do not belong together, or cannot be taken apart.
-        """
-        from peft.tuners.tuners_utils import BaseTunerLayer
-        from transformers import AutoModelForCausalLM
-
-        self._folder, self._base = folder, base
-        trust = base.section.trust_remote_code
-        _require_separable(folder, where, field)
-        outline = skeleton(AutoModelForCausalLM, base.folder, where, field, trust_remote_code=trust)
-        fit_adapter(folder, outline, where, field)
-        # Packed reading takes the head's plain weights, without what an adapter adds to them.
-        self.adapts_head = isinstance(outline.get_output_embeddings(), BaseTunerLayer)
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        return {"adapter": adapter_fingerprint(self._folder), "base": self._base.fingerprint}
-
-    @cached_property
-    def _model(self) -> PeftModel:
-        return attach_adapter(self._base.model, self._folder)
-
-    def policy(self) -> AbstractContextManager[PeftModel]:
-        return nullcontext(self._model)
-
-    @contextmanager
-    def reference(self) -> Iterator[PeftModel]:
-        with self._model.disable_adapter():
-            yield self._model
-
-    def release(self) -> None:
-        self.__dict__.pop("_model", None)
-        self._base.release()
+    trust = base.section.trust_remote_code
+    _require_separable(folder, where, field)
+    outline = skeleton(AutoModelForCausalLM, base.folder, where, field, trust_remote_code=trust)
+    fit_adapter(folder, outline, where, field)
+    return isinstance(outline.get_output_embeddings(), BaseTunerLayer)
 
 
 def _require_separable(folder: Path, where: str, field: str) -> None:

@@ -247,7 +247,7 @@ def experiment_scorer(experiment: Experiment, reference: Reference | None = None
     """The scorer that an experiment describes."""
     sampled = (experiment.asked or experiment).sample is not None  # then the data are the reference's own answers
     return Scorer(
-        reference=reference or ReferenceModel(experiment.model, experiment.cache_dir, experiment.where("model")),
+        reference=reference or ReferenceModel.of(experiment),
         rewards=load_rewards(experiment),
         cache_dir=experiment.cache_dir,
         max_length=experiment.data.max_length,

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from modpo.base.costs import Cost, Meter
-from modpo.base.errors import InputError, IntegrityError, NumericError, Problem
-from modpo.base.files import read_manifest
-from modpo.base.progress import say
+from modpo.base.errors import InputError, NumericError, Problem
 from modpo.experiment.sections import Experiment
 
 if TYPE_CHECKING:
@@ -30,24 +28,6 @@ ELSEWHERE = {
     "model_init_kwargs": "model",
     "trust_remote_code": "trust_remote_code",
 }
-
-
-def is_finished(folder: Path, key: str, label: str) -> bool:
-    """Whether a stage's result is there, made from just this data with just these settings.
-
-    Raises:
-        IntegrityError: it was made otherwise, or does not verify. InputError: the folder holds something else.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        if folder.is_dir() and any(folder.iterdir()):
-            fix = "choose another `output_dir`, or move it away"
-            raise InputError(Problem(str(folder), "", "holds something that modpo did not make", fix))
-        return False
-    if manifest.get("key") != key:
-        raise IntegrityError(f"{folder}: was made from other data or settings; fix: delete it and run again")
-    say(f"{label}: finished before, kept")
-    return True
 
 
 def training_config(

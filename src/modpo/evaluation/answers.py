@@ -1,0 +1,146 @@
+"""The held-out prompts, and answers to them: sampled from a policy, or chosen among answers of the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from modpo.base.simplex import Weights
+from modpo.data.groups import PromptGroups
+from modpo.data.tokens import identity as tokenizer_identity
+from modpo.data.tokens import stop_ids, tokenize_prompt
+from modpo.experiment.sections import EvaluationSection
+from modpo.forward.policy import Policy
+from modpo.models.reference import ReferenceModel
+from modpo.policies.best_of_n import BestOfN
+from modpo.rewards.batch import Reward, answer_batch, check_scores
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+# Settings that decide no answer and no score of one.
+NOT_OF_ANSWERS = ("bootstrap", "confidence", "report_prompts", "rewards", "seed")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """M answers to held-out prompts."""
+
+    prompt_indices: list[int]
+    texts: list[str]
+    log_ratios: list[float]  # log pi - log pi_ref of each, nats: their mean estimates KL(pi || pi_ref)
+    tokens: list[int]  # of each
+    sampled_tokens: list[int] | None = None  # of all that each was chosen from
+
+    @classmethod
+    def read(cls, lines: Sequence[Mapping[str, Any]]) -> Answers:
+        """From the lines of responses.jsonl."""
+        keys = ("prompt_index", "response", "kl", "tokens")
+        return cls(*([line[key] for line in lines] for key in keys))
+
+    def chosen(self, best: BestOfN, margins: Mapping[str, Sequence[float]]) -> Answers:
+        """Of every n of these M answers the best one, (M / n).
+
+        Args:
+            margins: calibrated rewards with their direction, (M,) each, by objective.
+        """
+        chosen, n = best.choose(margins), best.n
+        return Answers(
+            [self.prompt_indices[i] for i in chosen],
+            [self.texts[i] for i in chosen],
+            [best.kl_bound] * len(chosen),  # of one answer it is not known
+            [self.tokens[i] for i in chosen],
+            [sum(self.tokens[start : start + n]) for start in range(0, len(self.texts), n)],
+        )
+
+    def lines(
+        self, name: str, weights: Weights | None, prompts: PromptGroups, rewards: Mapping[str, Sequence[float]]
+    ) -> list[dict[str, Any]]:
+        """The lines of responses.jsonl.
+
+        Args:
+            rewards: (M,) each, by objective.
+        """
+        lines = [
+            {
+                "policy": name,
+                "weights": weights,
+                "prompt_index": i,
+                "prompt": prompts[i].prompt,
+                "response": self.texts[m],
+                "rewards": {objective: values[m] for objective, values in rewards.items()},
+                "kl": self.log_ratios[m],
+                "tokens": self.tokens[m],
+            }
+            for m, i in enumerate(self.prompt_indices)
+        ]
+        for line, tokens in zip(lines, self.sampled_tokens or [], strict=self.sampled_tokens is not None):
+            line["sampled_tokens"] = tokens
+        return lines
+
+
+@dataclass(frozen=True)
+class Questions:
+    """N held-out prompts and how they are answered, the same for every policy."""
+
+    reference: ReferenceModel
+    prompts: PromptGroups
+    settings: EvaluationSection
+    max_prompt_length: int  # tokens; a longer prompt loses its beginning, as in training
+    packing: bool
+
+    def parts(self) -> dict[str, Any]:
+        """What decides the answers of a policy besides its own weights, by name."""
+        settings = {name: value for name, value in asdict(self.settings).items() if name not in NOT_OF_ANSWERS}
+        return {
+            "reference": self.reference.fingerprint,
+            "prompts": self.prompts.fingerprint,
+            "tokenizer": tokenizer_identity(self.reference.tokenizer, 0, self.max_prompt_length),
+            "settings": settings,
+            "seed": self.settings.seed,
+        }
+
+    def times(self, n: int) -> Questions:
+        """The same, with n answers for each one."""
+        samples = self.settings.samples_per_prompt * n
+        return replace(self, settings=replace(self.settings, samples_per_prompt=samples))
+
+    @cached_property
+    def prompts_ids(self) -> list[list[int]]:
+        """What generation starts from, by prompt."""
+        tokenizer = self.reference.tokenizer
+        return [tokenize_prompt(group.prompt, tokenizer)[-self.max_prompt_length :] for group in self.prompts]
+
+    def sampled(self, policy: Policy, model: PreTrainedModel | PeftModel, name: str) -> Answers:
+        """Answers of a policy, `samples_per_prompt` to each prompt, those of a prompt one after the other.
+
+        Args:
+            model: the policy, loaded. name: for the console.
+        """
+        from modpo.forward.generate import generate
+
+        settings, tokenizer = self.settings, self.reference.tokenizer
+        indices = [i for i in range(len(self.prompts)) for _ in range(settings.samples_per_prompt)]
+        prompts_ids = [self.prompts_ids[i] for i in indices]
+        answers_ids = generate(
+            model,
+            tokenizer,
+            prompts_ids,
+            ends=stop_ids(tokenizer, conversational=self.prompts.conversational),
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            label=f"answers of {name}",
+        )
+        ratios = policy.log_ratios(model, prompts_ids, [[list(ids)] for ids in answers_ids], packing=self.packing)
+        texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers_ids]
+        return Answers(indices, texts, ratios, [len(ids) for ids in answers_ids])
+
+    def scores(self, answers: Answers, rewards: Mapping[str, Reward]) -> dict[str, list[float]]:
+        """Raw rewards of M answers, (M,) each, by objective."""
+        batch = answer_batch([self.prompts[i] for i in answers.prompt_indices], answers.texts)
+        return {name: check_scores(reward(batch), batch, field=name) for name, reward in rewards.items()}
