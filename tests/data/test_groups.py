@@ -201,7 +201,7 @@ def test_folder(tmp_path: Path) -> None:
 
 def test_unknown_hub_name_says_where_it_looked(tmp_path: Path) -> None:
     code = (
-        "from modpo.data.groups import open_rows\nfrom modpo.base.errors import InputError\n"
+        "from modpo.data.sources import open_rows\nfrom modpo.base.errors import InputError\n"
         "try: open_rows('nobody/nothing', split='dev')\nexcept InputError as error: print(error)"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}

@@ -27,6 +27,11 @@ def add_experiment_arguments(parser: ArgumentParser) -> None:
         dest="overrides",
         help="change one value of the file, for instance training.beta=0.2; may be repeated",
     )
+    add_trust_argument(parser)
+
+
+def add_trust_argument(parser: ArgumentParser) -> None:
+    """--trust-remote-code."""
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",

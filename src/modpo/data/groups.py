@@ -20,10 +20,7 @@ from modpo.data.formats import FORMATS, PROMPTS, RULES, SEVERAL_RATERS
 from modpo.data.group_builder import TALLIES, GroupBuilder
 from modpo.data.preference_row import PreferenceRow, read_preference_row
 from modpo.data.prompt_group import PromptGroup
-from modpo.data.rows import Row, Rows, rows_from_dataset, rows_from_list
-from modpo.data.sources import open_rows
-
-__all__ = ["PromptGroups", "group_rows", "open_rows", "overlap", "rows_from_dataset", "rows_from_list"]
+from modpo.data.rows import Row, Rows
 
 
 class PromptGroups(Sequence[PromptGroup]):

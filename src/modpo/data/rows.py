@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from modpo.base.errors import InputError, Problem
+from modpo.base.files import sha256_file
 from modpo.base.text import first_line
 
 Row = dict[str, Any]
@@ -52,9 +53,9 @@ class Rows(Sequence[Row]):
             InputError: the row cannot be read (malformed JSON, invalid UTF-8, a duplicate key, no object).
         """
 
-    @abstractmethod
     def where(self, index: int) -> str:
-        """The row's place, for an error message: "file.jsonl:LINE", else "name:row INDEX"."""
+        """The row's place, for an error message: "name:row INDEX"; of a JSON file "file.jsonl:LINE"."""
+        return f"{self.name}:row {index}"
 
 
 class _TableRows(Rows):
@@ -66,9 +67,6 @@ class _TableRows(Rows):
 
     def __len__(self) -> int:
         return len(self._table)
-
-    def where(self, index: int) -> str:
-        return f"{self.name}:row {index}"
 
     def read(self, index: int) -> Row:
         row = self._table[index]
@@ -92,8 +90,7 @@ class ParquetRows(Rows):
         import pyarrow.parquet as pq
 
         self.name = path
-        with Path(path).open("rb") as file:
-            self.fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        self.fingerprint = sha256_file(Path(path))
         with _sound_parquet(path):
             self._file = pq.ParquetFile(path)
         metadata = self._file.metadata
@@ -103,9 +100,6 @@ class ParquetRows(Rows):
 
     def __len__(self) -> int:
         return int(self._starts[-1])
-
-    def where(self, index: int) -> str:
-        return f"{self.name}:row {index}"
 
     def read(self, index: int) -> Row:
         number = int(self._starts.searchsorted(index, side="right")) - 1

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from modpo.base.errors import InputError, Problem
-from modpo.base.text import first_line
 from modpo.data.prompt_group import Pair
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.sections import Experiment
@@ -138,12 +136,7 @@ def _shape(experiment: Experiment, reference: ReferenceModel) -> ModelShape:
     lora = experiment.lora
     if lora and experiment.sweep.mode == CONTINUOUS:  # an adapter per objective takes what one of all their ranks takes
         lora = replace(lora, r=lora.r * len(experiment.objectives))
-    try:
-        return model_shape(reference.folder, experiment.model, lora)
-    except ValueError as error:
-        problem = f"do not fit the model: {first_line(error)}"
-        fix = "set `target_modules: all-linear`, or name modules of this model"
-        raise InputError(Problem(experiment.where("lora"), "lora", problem, fix)) from error
+    return model_shape(reference.folder, experiment.model, lora, experiment.where("lora"))
 
 
 def _steps(experiment: Experiment, trained: int) -> tuple[int, float]:

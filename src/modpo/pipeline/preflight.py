@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from modpo.base.errors import EnvironmentFault, InputError, Problem
+from modpo.base.errors import EnvironmentFault
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
-from modpo.base.text import first_line
 from modpo.data.groups import PromptGroups
 from modpo.data.loading import load_groups
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_groups
 from modpo.experiment.sections import Experiment
-from modpo.models.folders import lora_config, require_device_dtype, skeleton, tensor_shapes
+from modpo.models.adapters import add_adapters
+from modpo.models.folders import require_device_dtype, skeleton, tensor_shapes
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import PROBE_ROWS, probe, quick_rewards
@@ -105,8 +105,6 @@ def _check_adapters(experiment: Experiment) -> None:
     """Put adapters on the model's skeleton: some settings fit no module of it."""
     if experiment.lora is None:
         return
-    import torch
-    from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
     reference = ReferenceModel.of(experiment)
@@ -114,13 +112,7 @@ def _check_adapters(experiment: Experiment) -> None:
     outline = skeleton(
         AutoModelForCausalLM, reference.folder, reference.where, reference.field, trust_remote_code=trust
     )
-    try:
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-            get_peft_model(outline, lora_config(experiment.lora))
-    except ValueError as error:
-        problem = f"do not fit the model: {first_line(error)}"
-        fix = "set `target_modules: all-linear`, or name modules of this model"
-        raise InputError(Problem(experiment.where("lora"), "lora", problem, fix)) from error
+    add_adapters(outline, experiment.lora, experiment.where("lora"))
 
 
 def _warn(experiment: Experiment, groups: PromptGroups, tokens: list[TokenizedGroup]) -> None:
