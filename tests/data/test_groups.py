@@ -100,7 +100,7 @@ def test_every_source_gives_the_same_rows(tmp_path: Path, name: str, write: Any)
     assert len(rows) == 3
     assert list(rows) == ROWS
     assert rows[-1] == ROWS[2]
-    assert rows[0:2] == ROWS[0:2]
+    assert [rows[0], rows[1]] == ROWS[0:2]
     with pytest.raises(IndexError):
         rows[3]
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import sha256_file
@@ -24,8 +24,8 @@ JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 READABLE = "use a .jsonl, .json or .parquet file (the first two also .gz), or the name of a data set on the Hub"
 
 
-class Rows(Sequence[Row]):
-    """Rows of one source.
+class Rows(ABC):
+    """Rows of one source, by their index.
 
     Attributes:
         name: the file's path as it was given, or the data set's name.
@@ -35,15 +35,11 @@ class Rows(Sequence[Row]):
     name: str
     fingerprint: str
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        places = range(len(self))[index]
-        return self.read(places) if isinstance(places, int) else [self.read(place) for place in places]
+    def __getitem__(self, index: int) -> Row:
+        return self.read(range(len(self))[index])
 
     @abstractmethod
     def read(self, index: int) -> Row:

@@ -76,11 +76,10 @@ class ClassifierInput:
     def pad(self, encoded: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
         """Model inputs, each (b, S), filled up on the right."""
         import torch
-
-        width = max(len(item.input_ids) for item in encoded)
+        from torch.nn.utils.rnn import pad_sequence
 
         def rows(lists: Sequence[list[int]], filler: int) -> Tensor:
-            return torch.tensor([values + [filler] * (width - len(values)) for values in lists])
+            return pad_sequence([torch.tensor(values) for values in lists], batch_first=True, padding_value=filler)
 
         inputs = {
             "input_ids": rows([item.input_ids for item in encoded], pad_id),
