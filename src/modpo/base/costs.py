@@ -1,10 +1,10 @@
-"""What something took: seconds, tokens, passes through a model, memory, devices.
+"""The cost of a computation: seconds, tokens, passes through a model, memory, devices.
 
     with Meter() as meter:
         ...                      # what reads models or samples from them counts itself, by `count`
     meter.cost
 
-Costs are written into the manifest of what they made, so that what is found in a cache still says what it took.
+Costs are written into the manifest of what they made, so that what is found in a cache still has its cost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COUNTS = ("tokens", "tokens_generated", "forward_passes", "backward_passes")  # 
 
 @dataclass(frozen=True)
 class Cost:
-    """What something took."""
+    """The cost of a computation."""
 
     seconds: float
     tokens: int  # read to be trained on

@@ -24,7 +24,7 @@ class GroupBuilder:
         self.responses: dict[str, Text] = {}  # by content
         self.pairs: dict[str, dict[Pair, None]] = {}  # by label set; distinct, in order
         self.identical_pairs = 0
-        self._columns: dict[str, dict[int, list[float]]] = {}  # by name and response, what the rows say
+        self._columns: dict[str, dict[int, list[float]]] = {}  # by name and response, the values of its rows
 
     def add(self, row: PreferenceRow, where: str) -> None:
         """Take in one row.
@@ -60,14 +60,14 @@ class GroupBuilder:
         for slot, value in values:
             if value is None:
                 continue
-            said = column.setdefault(slot, [])
-            if said and said[0] != value and not self._several_raters:
-                problem = f"one response has {value:g} here and {said[0]:g} before, for the same prompt"
+            known = column.setdefault(slot, [])
+            if known and known[0] != value and not self._several_raters:
+                problem = f"one response has {value:g} here and {known[0]:g} before, for the same prompt"
                 raise InputError(Problem(where, name, problem, "keep one value, or remove the column"))
-            said.append(value)
+            known.append(value)
 
     def group(self) -> PromptGroup:
-        """The group; what the rows say beyond their columns is taken from the first."""
+        """The group; the values of its rows beyond their columns is taken from the first."""
         count = len(self.responses)
         columns = {
             name: tuple(mean(column[slot]) if slot in column else None for slot in range(count))

@@ -97,8 +97,8 @@ def probe(reward: Reward, batch: RewardBatch) -> Sequence[float | None]:
     if problems:
         raise InputError(problems)
     if len({plain_text(response) for response in few.responses}) > 1 and len(set(first)) == 1:
-        said = f"{'none' if first[0] is None else format(first[0], 'g')} for each of the first {len(few)} responses"
-        warnings.warn(f"{few.where[0]}: reward is {said}: a constant reward moves nothing", stacklevel=2)
+        scored = f"{'none' if first[0] is None else format(first[0], 'g')} for each of the first {len(few)} responses"
+        warnings.warn(f"{few.where[0]}: reward is {scored}: a constant reward moves nothing", stacklevel=2)
     return first
 
 
