@@ -94,7 +94,7 @@ def experiment(tmp_path: Path, tiny_model: Path):
 def test_data_is_counted(experiment):
     """Five rows, three prompts; in `cc` both are the same, and `bb` stands there twice."""
     found = look(experiment())
-    assert found.data.train == {
+    assert found.train.counts == {
         "groups": 3,
         "rows": 5,
         "responses": 3 + 2 + 1,
@@ -111,7 +111,7 @@ def test_held_out_prompts_are_not_trained_on(experiment, tmp_path, capsys):
     rows = [{"prompt": prompt, "chosen": "x", "rejected": "y"} for prompt in ("bb\n", "new\n", "cc\n")]
     held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = look(experiment(eval_path=str(held_out), eval_prompts=64))
-    assert (found.data.train["groups"], found.data.held_out["groups"]) == (1, 3)
+    assert (len(found.train), len(found.held_out)) == (1, 3)
     assert "2 prompts are held out as well: they are not trained on" in capsys.readouterr().err
 
 
@@ -193,7 +193,7 @@ def test_a_large_file_is_sampled(experiment, monkeypatch, capsys):
     asked = experiment(rows)
     found = look(asked)
     assert found.sampled == found.tokens.groups == 20
-    assert found.data.train["groups"] == 60
+    assert len(found.train) == 60
     # Costs speak of the whole file: 60 prompts, 2 points.
     assert found.cost.training.read == pytest.approx(2 * 3 * found.reading.packed)
     inspect_experiment(asked)

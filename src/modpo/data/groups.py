@@ -66,7 +66,7 @@ class PromptGroups(Sequence[PromptGroup]):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Groups, rows, responses, pairs, identical_pairs (dropped), duplicate_rows (counted once)."""
+        """In this order: groups, rows, responses, pairs, identical_pairs (dropped), duplicate_rows (counted once)."""
         totals = {name: int(tally[self._numbers].sum()) for name, tally in self._index.tallies.items()}
         return {"groups": len(self), **totals}
 

@@ -21,7 +21,7 @@ from modpo.experiment.primary import Margins, choose
 from modpo.experiment.sections import Experiment
 from modpo.forward.packing import pack
 from modpo.inspection.cost import expected_cost
-from modpo.inspection.inspection import DataSummary, Example, Inspection
+from modpo.inspection.inspection import Example, Inspection
 from modpo.inspection.reward_statistics import (
     correlations,
     margin_rewards,
@@ -67,18 +67,13 @@ def look(experiment: Experiment) -> Inspection:
     lengths = [lengths_of(group) for group in tokens]
     signs = {name: experiment.objectives[name].sign for name in scores}
     statistics = {name: reward_statistics(scores[name], labels.get(name, pairs), signs[name]) for name in scores}
-    data = DataSummary(
-        train=train.counts,
-        label_sets=train.label_sets,
-        held_out=held_out.counts,
-        warnings=train.warnings,
-    )
-    found = _data_warnings(experiment, data, pairs)
+    found = _data_warnings(experiment, train, pairs)
     found += reward_warnings(experiment.objectives, statistics, _in_loss(experiment)) + scorer_warnings(experiment)
     first = next((i for i, paired in enumerate(pairs) if paired), 0)
     return Inspection(
         experiment=experiment,
-        data=data,
+        train=train,
+        held_out=held_out,
         sampled=len(indices),
         tokens=token_statistics(tokens),
         uncut_length=_uncut_length(train, indices, tokens, reference),
@@ -219,8 +214,8 @@ def _in_loss(experiment: Experiment) -> list[str]:
     return [n for n, o in experiment.objectives.items() if o.reward is not None and [n] != by_labels]
 
 
-def _data_warnings(experiment: Experiment, data: DataSummary, pairs: Sequence[Sequence[Pair]]) -> list[str]:
-    found = list(data.warnings)
+def _data_warnings(experiment: Experiment, train: PromptGroups, pairs: Sequence[Sequence[Pair]]) -> list[str]:
+    found = list(train.warnings)
     with_pairs = sum(bool(paired) for paired in pairs)
     batch = experiment.training.per_device_train_batch_size
     if not with_pairs:

@@ -14,12 +14,13 @@ from modpo.base.console import add_row, print_page, text_table
 from modpo.base.progress import duration
 from modpo.base.simplex import Weights
 from modpo.base.text import printable, redacted
+from modpo.data.groups import PromptGroups
 from modpo.data.prompt_group import UNNAMED
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.primary import able_objectives
 from modpo.experiment.sections import DRAWN, Experiment, Objective, RewardSection
 from modpo.inspection.cost import ExpectedCost
-from modpo.inspection.inspection import DataSummary, Example, Inspection
+from modpo.inspection.inspection import Example, Inspection
 from modpo.inspection.reward_statistics import margin_spread
 from modpo.inspection.token_statistics import Reading, Spread, TokenStatistics
 
@@ -36,8 +37,8 @@ def show(inspection: Inspection) -> None:
 def render(inspection: Inspection) -> Iterator[RenderableType]:
     """The sections, in the way of the data."""
     experiment = inspection.experiment
-    yield from _section("data", experiment.data.path, _data(inspection.data))
-    sampled, trained = inspection.sampled, inspection.data.train["groups"]
+    yield from _section("data", experiment.data.path, _data(inspection.train, inspection.held_out))
+    sampled, trained = inspection.sampled, len(inspection.train)
     sample = f"a sample of {sampled:,} of {trained:,} prompts" if sampled < trained else f"all {trained:,} prompts"
     yield from _section("tokens", f"{sample}, as they are read", _lengths(inspection.tokens))
     yield Padding(Text("\n".join(_token_lines(inspection))), (0, 2))
@@ -69,13 +70,12 @@ def _section(title: str, remark: str, table: Table) -> Iterator[RenderableType]:
 # --- data and tokens ----------------------------------------------------------------------------------------
 
 
-def _data(data: DataSummary) -> Table:
+def _data(train: PromptGroups, held_out: PromptGroups) -> Table:
     table = text_table("", "prompts", "rows", "responses", "pairs", "identical pairs", "duplicate rows")
-    for name, counts in (("train", data.train), ("held out", data.held_out)):
-        keys = ("groups", "rows", "responses", "pairs", "identical_pairs", "duplicate_rows")
-        add_row(table, name, *(f"{counts[key]:,}" for key in keys))
-    if set(data.label_sets) - {UNNAMED}:
-        for name, pairs in data.label_sets.items():
+    for name, groups in (("train", train), ("held out", held_out)):
+        add_row(table, name, *(f"{count:,}" for count in groups.counts.values()))
+    if set(train.label_sets) - {UNNAMED}:
+        for name, pairs in train.label_sets.items():
             add_row(table, f"label set {name}", "", "", "", f"{pairs:,}")
     return table
 
