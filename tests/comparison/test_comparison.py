@@ -268,10 +268,10 @@ def test_a_stopped_run_shows_what_there_is(tmp_path: Path, copy: Callable[..., l
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("comparison.methods=[modpo, ppo]", "comparison.methods: names 'ppo'; fix: use some of: modpo"),
+        ("comparison.methods=[modpo, ppo]", "comparison.methods: is ['modpo', 'ppo']; fix: use some of: modpo"),
         ("comparison.methods=[]", "comparison.methods: is empty"),
         ("comparison.seeds=[1, 1]", "comparison.seeds: has one twice"),
-        ("comparison.seeds=[-1]", "comparison.seeds: has -1"),
+        ("comparison.seeds=[-1]", "comparison.seeds: is [-1]"),
         ("lora=null", "lora: is null"),
     ],
 )

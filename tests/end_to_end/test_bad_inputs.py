@@ -475,7 +475,8 @@ CONFIG = {
         "FILE:7:training.arguments.auto_find_batch_size: would change the batch size silently",
     ),
     "an argument that nobody knows": refused(
-        yaml("learning_rate: 1e-2", "arguments: {no_such: 1}"), "FILE:7:training: ... no_such"
+        yaml("learning_rate: 1e-2", "arguments: {no_such: 1}"),
+        "FILE:7:training.arguments.no_such: is no field of MODPOConfig",
     ),
     "a value that only the trainer knows": refused(
         yaml("learning_rate: 1e-2", "lr_scheduler_type: cosin"), "FILE:7:training: ... cosin"

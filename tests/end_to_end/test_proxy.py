@@ -15,8 +15,9 @@ from modpo.cli import main
 from modpo.data.sources import open_rows
 from modpo.evaluation.scorers import load_evaluation_rewards
 from modpo.experiment.file import read_experiment
+from modpo.experiment.objectives import RewardSection
 from modpo.experiment.proxy import PROXY, by_proxies, is_proxied, without_proxies
-from modpo.experiment.sections import RewardSection
+from modpo.experiment.sections import resolved
 from modpo.front.ledger import Ledger, read_ledger
 from modpo.front.schema import Front
 from modpo.pipeline.reward import _task
@@ -154,15 +155,15 @@ def test_the_labels_that_a_proxy_learns_are_those_that_modpo_trains_on(house: Pa
 
 def test_a_proxy_stands_for_the_reward_where_new_answers_are_scored(house: Path) -> None:
     experiment = read_experiment(house / "experiment.yaml")
-    proxied = replace(by_proxies(experiment), asked=experiment)
+    proxied = by_proxies(resolved(experiment))
     for name, objective in proxied.objectives.items():
         own = experiment.objectives[name]
         assert is_proxied(proxied, name)
-        assert not is_proxied(experiment, name)
+        assert not is_proxied(resolved(experiment), name)
         assert objective.reward == own.proxy
         assert math.isclose(objective.sign, 1.0)
         assert proxied.evaluation.rewards[name] == own.reward
-    assert not any(is_proxied(without_proxies(experiment), name) for name in experiment.objectives)
+    assert not any(is_proxied(resolved(without_proxies(experiment)), name) for name in experiment.objectives)
 
 
 def test_what_cannot_be_had_is_named_by_its_place_in_the_file(house: Path, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_what_cannot_be_had_is_named_by_its_place_in_the_file(house: Path, tmp_p
         proxy=RewardSection(reward_model=str(tmp_path)),
         reward=RewardSection(function="no.such:function"),
     )
-    proxied = replace(by_proxies(replace(experiment, objectives={"long": long})), asked=experiment)
+    proxied = by_proxies(resolved(replace(experiment, objectives={"long": long})))
     for load, place in (
         (load_rewards, "objectives.long.proxy.reward_model"),
         (load_evaluation_rewards, "objectives.long.reward"),

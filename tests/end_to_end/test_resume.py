@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from modpo.base.errors import InputError, IntegrityError, NumericError
@@ -36,7 +37,7 @@ from modpo.methods.sweep import point_folder, run_sweep, train_point
 from modpo.models.reference import ReferenceModel
 from modpo.scored.data import ScoredData
 from modpo.scored.scorer import experiment_scorer
-from modpo.training.checkpoints import WEIGHTS, Checkpoints, ResumableRun, trained_tensors
+from modpo.training.checkpoints import WEIGHTS, Checkpoints, trained_tensors
 from modpo.training.trainer import MODPOTrainer
 
 POINT = "kind0.5-concise0.5"
@@ -112,13 +113,13 @@ class Bench:
         if stop:
             interruption.note(signal.SIGTERM)
         trainer = self.trainer(work)
-        resumable = ResumableRun(trainer, Checkpoints(work, run, every=every, keep=keep), "test")
         try:
-            finished = resumable.train(interruption)
+            finished = trainer.train_resumably(Checkpoints(work, run, every=every, keep=keep), interruption, "test")
             log = [{k: v for k, v in entry.items() if "loss" in entry} for entry in trainer.state.log_history]
             weights = {name: tensor.clone() for name, tensor in trained_tensors(trainer.model).items()}
             states = trainer.optimizer.state_dict(), trainer.lr_scheduler.state_dict()
-            return End(finished, trainer.state.global_step, weights, *states, [e for e in log if e], resumable.cost)
+            cost = trainer.cost.written()
+            return End(finished, trainer.state.global_step, weights, *states, [e for e in log if e], cost)
         finally:
             give_base_back(trainer, self.reference)
 
@@ -301,7 +302,7 @@ def test_vectors_drawn_for_each_step_are_drawn_again(bench: Bench, tmp_path: Pat
         interruption = Interruption()
         if stop:
             interruption.note(signal.SIGINT)
-        ResumableRun(trainer, Checkpoints(work, {}, every=100, keep=1), "test").train(interruption)
+        trainer.train_resumably(Checkpoints(work, {}, every=100, keep=1), interruption, "test")
         weights = {name: tensor.clone() for name, tensor in trained_tensors(trainer.model).items()}
         give_base_back(trainer, reference)
         return weights
@@ -471,7 +472,7 @@ def test_seconds_add_up(
     bench: Bench, undisturbed: tuple[End, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 10_000, 100))  # each look at the clock is 100 s later
-    monkeypatch.setattr("modpo.training.checkpoints.monotonic", lambda: next(clock))
+    monkeypatch.setattr("modpo.base.costs.monotonic", lambda: next(clock))
     stopped = bench.train(tmp_path, every=100, stop=True)
     assert json.loads((tmp_path / "checkpoint-1" / "progress.json").read_text())["seconds"] == 100
     assert stopped.cost["seconds"] == 200
@@ -506,13 +507,16 @@ def test_nan_leaves_the_last_good_checkpoint(experiment_file: Path, tmp_path: Pa
 
 
 def test_weights_that_are_not_finite_are_not_saved(bench: Bench, tmp_path: Path) -> None:
+    class Spoiler(TrainerCallback):
+        def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                next(iter(trained_tensors(kwargs["model"]).values()))[0, 0] = float("inf")
+
     trainer = bench.trainer(tmp_path)
-    run = ResumableRun(trainer, Checkpoints(tmp_path, {}, every=1, keep=1), "test")
-    trainer.state.max_steps, trainer.state.global_step = 9, 4
-    name, tensor = next(iter(trained_tensors(trainer.model).items()))
-    tensor[0, 0] = float("inf")
+    trainer.add_callback(Spoiler())
+    name = next(iter(trained_tensors(trainer.model)))
     with pytest.raises(NumericError, match=f"step 4: {name} is not finite"):
-        run.save()
+        trainer.train_resumably(Checkpoints(tmp_path, {}, every=4, keep=1), Interruption(), "test")
     assert checkpoints(tmp_path) == []
     give_base_back(trainer, bench.reference)
 
@@ -522,7 +526,7 @@ def test_weights_that_are_not_finite_are_not_saved(bench: Bench, tmp_path: Path)
 # One interpreter that has everything imported; each fault is done to a fork of it.
 KILLER = """
 import gc, os, sys
-import modpo.training.checkpoints, modpo.pipeline.preflight, modpo.methods.sweep, modpo.training.trainer
+import modpo.training.resumable, modpo.pipeline.preflight, modpo.methods.sweep, modpo.training.trainer
 from modpo.cli import main
 
 gc.freeze()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -481,9 +481,11 @@ def test_a_reward_is_kept_and_other_settings_are_refused(
 # --- the pipeline -------------------------------------------------------------------------------------------
 
 
-def test_an_experiment_without_stages_is_given_back(experiment: Experiment) -> None:
+def test_an_experiment_without_stages_resolves_to_itself(experiment: Experiment) -> None:
     plain = replace(without_sft(experiment), objectives={"kind": experiment.objectives["kind"]})
-    assert prepare(plain) is plain
+    resolved = prepare(plain)
+    assert resolved.asked is plain
+    assert all(getattr(resolved, f.name) == getattr(plain, f.name) for f in fields(plain))
 
 
 def test_from_one_file_to_the_front_and_nothing_the_second_time(

@@ -215,17 +215,17 @@ def test_weights_that_turn_nan_in_the_last_step_are_not_published(
     experiment: Experiment, experiment_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No loss sees them, and no checkpoint is saved after them."""
-    from modpo.training.checkpoints import ResumableRun, trained_tensors
+    from modpo.training.callbacks import FiniteGradients
+    from modpo.training.checkpoints import trained_tensors
 
-    on_step_end = ResumableRun.on_step_end
-
-    def broken(self: ResumableRun, args: object, state: TrainerState, *rest: object, **kwargs: object) -> None:
+    def broken(
+        self: FiniteGradients, args: object, state: TrainerState, control: object, **kwargs: torch.nn.Module
+    ) -> None:
         if state.global_step == state.max_steps:
-            next(iter(trained_tensors(self._trainer.model).values())).fill_(float("nan"))
-        on_step_end(self, args, state, *rest, **kwargs)
+            next(iter(trained_tensors(kwargs["model"]).values())).fill_(float("nan"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(ResumableRun, "on_step_end", broken)
+        patch.setattr(FiniteGradients, "on_step_end", broken)
         command = ["train", str(experiment_file), "--weights", "kind=0.75,concise=0.25"]
         assert main(command) == 6
         assert "adapter_model.safetensors: " in (said := capsys.readouterr().err)

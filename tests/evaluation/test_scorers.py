@@ -15,7 +15,8 @@ from modpo.cli import main
 from modpo.evaluation.evaluate import evaluate_sweep
 from modpo.evaluation.scorers import is_separate, load_evaluation_rewards, scorer_warnings
 from modpo.experiment.file import read_experiment, to_yaml
-from modpo.experiment.sections import Experiment, RewardSection, RewardTraining
+from modpo.experiment.objectives import RewardSection, RewardTraining
+from modpo.experiment.sections import Experiment, resolved
 from modpo.front.schema import Front
 from modpo.methods.sweep import finished_points
 from modpo.policies.steered_front import load_front
@@ -140,7 +141,7 @@ def test_a_scorer_that_cannot_be_had_is_named_by_its_own_place(read: Callable[..
         f"{{concise: {{implicit: {tmp_path}/none}}}}": "evaluation.rewards.concise.implicit",
     }.items():
         with pytest.raises(InputError) as refused:
-            load_evaluation_rewards(read(f"evaluation.rewards={rewards}"))
+            load_evaluation_rewards(resolved(read(f"evaluation.rewards={rewards}")))
         assert refused.value.problems[0].field == field
 
 
@@ -160,23 +161,24 @@ def test_a_scorer_that_fails_is_found_before_training(
 def test_only_a_learned_scorer_that_is_trained_on_is_warned_of(read: Callable[..., Experiment]) -> None:
     """A count of words is what is meant; a reward model is a guess at it."""
     experiment = read()
-    assert scorer_warnings(experiment) == []
+    assert scorer_warnings(resolved(experiment)) == []
     learned = RewardSection(train=RewardTraining("reward_model"))
     concise = replace(experiment.objectives["concise"], reward=learned)
     experiment = replace(experiment, objectives={**experiment.objectives, "concise": concise})
-    (warning,) = scorer_warnings(experiment)
+    (warning,) = scorer_warnings(resolved(experiment))
     assert warning.startswith("concise is measured by the model that it is trained on")
-    resolved = replace(concise, reward=RewardSection(reward_model="run/rewards/concise"))
-    trained = replace(experiment, objectives={**experiment.objectives, "concise": resolved}, asked=experiment)
+    learned_now = replace(concise, reward=RewardSection(reward_model="run/rewards/concise"))
+    objectives = {**experiment.objectives, "concise": learned_now}
+    trained = resolved(replace(experiment, objectives=objectives), asked=experiment)
     assert scorer_warnings(trained) == [warning]
     apart = replace(experiment.evaluation, rewards={"concise": RewardSection(function="modpo.rewards.text:word_count")})
     assert scorer_warnings(replace(trained, evaluation=apart)) == []
 
 
 def test_the_objective_s_own_reward_is_not_separate(read: Callable[..., Experiment]) -> None:
-    assert not is_separate(read("evaluation.rewards={concise: modpo.rewards.text:word_count}"), "concise")
-    assert is_separate(read(f"evaluation.rewards={CHARACTERS}"), "concise")
-    assert not is_separate(read(f"evaluation.rewards={CHARACTERS}"), "kind")
+    assert not is_separate(resolved(read("evaluation.rewards={concise: modpo.rewards.text:word_count}")), "concise")
+    assert is_separate(resolved(read(f"evaluation.rewards={CHARACTERS}")), "concise")
+    assert not is_separate(resolved(read(f"evaluation.rewards={CHARACTERS}")), "kind")
 
 
 def test_inspect_shows_both(experiment_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from modpo.base.errors import InputError, Problem
 from modpo.cli import main
-from modpo.experiment import rules as experiment_checks
+from modpo.experiment import keys, reference
 from modpo.experiment.file import read_experiment, to_yaml
-from modpo.experiment.sections import Experiment, LoraSection, RewardSection, TrainingSection
+from modpo.experiment.objectives import RewardSection
+from modpo.experiment.sections import Experiment, LoraSection, TrainingSection, resolved
 
 GOOD = """\
 # an experiment
@@ -165,7 +167,7 @@ BAD_LINES: dict[str, list[tuple[str, ...]]] = {
         ("gradient_accumulation_steps: -2", "training.gradient_accumulation_steps", "at least 1"),
         ("loss_type: ipo", "training.loss_type", "one of: sigmoid, hinge"),
         ("max_steps: 0", "training.max_steps", "-1 for no limit"),
-        ("warmup_steps: -1", "training.warmup_steps", "0 or more"),
+        ("warmup_steps: -1", "training.warmup_steps", "at least 0"),
         ("arguments: {adam_epsilon: .inf}", "training.arguments.adam_epsilon", "not finite"),
         ("arguments: {adam_beta1: 0,9}", "training.arguments.adam_beta1", "write 0.9"),
         ("arguments: {at: 1:30}", "training.arguments.at", "a text in quotes"),
@@ -426,7 +428,7 @@ def test_an_override_reaches_a_name_with_dots(tmp_path):
         ("evaluation.batch_size=0", "evaluation.batch_size", "at least 1"),
         ("sweep={grid: 0}", "sweep.grid", "from 1"),
         ("sweep={grid: 100000}", "sweep.grid", "from 1"),
-        ("sweep={lattice: 0}", "sweep.lattice", "at least 1"),
+        ("sweep={lattice: 0}", "sweep.lattice", "from 1"),
         ("sweep={lattice: 5000}", "sweep.lattice", "makes 5001 vectors"),
         ("sweep={}", "sweep", "exactly one of"),
         ("sweep={weights: []}", "sweep.weights", "is empty"),
@@ -541,16 +543,24 @@ def test_any_plain_data_survives_the_way_through_yaml(tmp_path, data, unit):
     assert read_experiment(write(tmp_path, to_yaml(experiment))) == experiment
 
 
-def test_the_checks_know_the_losses_there_are():
-    from modpo.training.loss import LOSS_TYPES
-
-    assert experiment_checks.LOSS_TYPES == LOSS_TYPES
+# --- keys and sections
 
 
-def test_every_rule_is_about_a_key_that_exists(tmp_path):
-    stages = "sft: {path: a}\nsample: {prompts: a}\n"
-    experiment = read(tmp_path, stages + GOOD)
-    for path in experiment_checks.RULES:
-        value: object = experiment
-        for name in path.split("."):
-            value = getattr(value, name)
+@pytest.mark.parametrize("section", reference.sections().values(), ids=lambda cls: cls.__name__)
+def test_every_default_keeps_the_rules_of_its_key(section):
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(section)}
+    shape = section(**{name: "given" if default is MISSING else default for name, default in defaults.items()})
+    for name, rules in keys.rules(shape):
+        for rule in rules:
+            assert defaults[name] in (None, MISSING) or rule.accepts(defaults[name]), name
+
+
+def test_an_experiment_is_resolved_once(tmp_path):
+    """Until a stage has made something, what is trained is what was asked for."""
+    experiment = read(tmp_path, GOOD)
+    first = resolved(experiment)
+    assert first.asked is experiment
+    assert all(getattr(first, f.name) == getattr(experiment, f.name) for f in fields(experiment))
+    made = replace(first, seed=experiment.seed + 1)
+    assert resolved(made) is made
+    assert resolved(made).asked is experiment

@@ -168,7 +168,7 @@ def test_the_padded_reading_is_that_of_trl():
 
 
 def test_forward_passes_are_those_of_the_trainer():
-    from modpo.training.trainer import GroupCollator
+    from modpo.training.collator import GroupCollator
 
     lengths = [(5, [3, 4]), (9, [2]), (30, [9, 9]), (3, [2, 2]), (4, [1])]
     rows = [

@@ -28,7 +28,7 @@ from modpo.methods.sweep import point_folder, run_sweep, train_point
 from modpo.models.folders import save_policy
 from modpo.models.reference import ReferenceModel
 from modpo.scored.scorer import experiment_scorer
-from modpo.training.checkpoints import Checkpoints, ResumableRun
+from modpo.training.checkpoints import Checkpoints
 
 
 def letters(completions: list[str], **kwargs: object) -> list[float]:
@@ -174,11 +174,10 @@ def test_a_killed_run_ends_with_the_same_bits(experiment_file: Path) -> None:
     checkpoints = Checkpoints(work, {}, every=1, keep=1)
     stop.note(signal.SIGTERM)
     trainer = new_trainer(run, weights, work)
-    assert not ResumableRun(trainer, checkpoints, "halves").train(stop)  # one step, and a checkpoint
+    assert not trainer.train_resumably(checkpoints, stop, "halves")  # one step, and a checkpoint
     give_base_back(trainer, run.reference)
     trainer = new_trainer(run, weights, work)
-    resumed = ResumableRun(trainer, checkpoints, "halves")
-    assert resumed.train(Interruption())
+    assert trainer.train_resumably(checkpoints, Interruption(), "halves")
     log = [entry for entry in trainer.state.log_history if "reward" in entry]
     timed = {"step_time"}
     assert [{k: v for k, v in e.items() if k not in timed} for e in log] == [
@@ -190,7 +189,7 @@ def test_a_killed_run_ends_with_the_same_bits(experiment_file: Path) -> None:
     }
     cost = manifest_of(whole)["cost"]
     counted = cost.keys() - {"seconds", "peak_memory_bytes"}
-    assert {name: resumed.cost[name] for name in counted} == {name: cost[name] for name in counted}
+    assert {name: getattr(trainer.cost, name) for name in counted} == {name: cost[name] for name in counted}
 
 
 def test_rlhf_is_morlhf_at_the_unit_vectors(experiment_file: Path) -> None:

@@ -31,10 +31,9 @@ TYPED_WORDS = re.compile(rf"`modpo |\bmodpo ({'|'.join(COMMANDS)})\b|(?<![\w-])(
 
 
 def spoken(source: str) -> Iterator[str]:
-    """The texts of a module without its docstrings; of an f-string its fixed parts."""
+    """The texts of a module without its docstrings, also those below fields; of an f-string its fixed parts."""
     tree = ast.parse(source)
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docstrings = {id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, documented) and ast.get_docstring(n)}
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield node.value

@@ -22,8 +22,9 @@ from modpo.base.simplex import Weights, spread_out
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective, RewardSection
 from modpo.scored.scorer import score_dataset
+from modpo.training.config import MODPOConfig
 from modpo.training.continuous import GRID, ContinuousConfig, ContinuousTrainer, draw, steer
-from modpo.training.trainer import MODPOConfig, MODPOTrainer
+from modpo.training.trainer import MODPOTrainer
 from tests.models.test_combine import load_policy
 from tests.training.test_trainer import LORA, assert_same_training, log_column, logps_of, moved_weights, preference_rows
 

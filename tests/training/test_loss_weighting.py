@@ -15,9 +15,10 @@ from modpo.base.errors import InputError
 from modpo.experiment.sections import Objective
 from modpo.forward.logprobs import padded_logps
 from modpo.scored.scorer import score_dataset
+from modpo.training.config import MODPOConfig
 from modpo.training.loss import modpo_loss
 from modpo.training.loss_weighting import LossWeightingTrainer, pair_weights
-from modpo.training.trainer import MODPOConfig, MODPOTrainer
+from modpo.training.trainer import MODPOTrainer
 from tests.training.test_trainer import assert_same_training, log_column, moved_weights
 
 WEIGHTS = {"true": 0.3, "kind": 0.7, "short": 0.0}

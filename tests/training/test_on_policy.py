@@ -1,15 +1,13 @@
-"""The packed path of the on-policy trainers against TRL's own, and what TRL's classes must still look like."""
+"""The packed path of the on-policy trainers against TRL's own."""
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from trl import GRPOTrainer, RLOOTrainer
 
 from modpo.data.loading import load_groups
 from modpo.experiment.file import read_experiment
@@ -20,9 +18,6 @@ from modpo.models.reference import ReferenceModel
 from modpo.scored.scorer import experiment_scorer
 from modpo.training.checkpoints import trained_tensors
 from modpo.training.on_policy import OnPolicy
-
-REPLACED = ("_tokenize_prompts", "_generate_single_turn", "_get_per_token_logps_and_entropies")
-OF_TRANSFORMERS = ("training_step", "_load_from_checkpoint", "_save_checkpoint")
 
 
 def length(completions: list[list[dict[str, str]]], **kwargs: object) -> list[float]:
@@ -118,19 +113,3 @@ def test_layers_that_run_again_are_read_as_trl_does(experiment_file: Path) -> No
     assert not again._packs
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", [RLOOTrainer, GRPOTrainer])
-def test_trl_s_trainers_have_what_is_replaced(kind: type) -> None:
-    for name in REPLACED:
-        assert name in vars(kind), name
-        ours = inspect.signature(getattr(OnPolicy, name)).parameters
-        theirs = list(inspect.signature(getattr(kind, name)).parameters)
-        if "args" not in ours:
-            named = [parameter for parameter in ours if parameter != "kwargs"]
-            assert theirs[: len(named)] == named
-    for name in OF_TRANSFORMERS:
-        assert hasattr(kind, name), name
-    source = inspect.getsource(kind)
-    for attribute in ("self._step", "self._buffered_inputs", "self.eos_token_ids", "self.model_wrapped"):
-        assert attribute in source

@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from modpo.experiment.primary import REGRESSION
+from modpo.training.config import MODPOConfig
 from modpo.training.loss import modpo_loss, regression_loss
-from modpo.training.trainer import MODPOConfig, MODPOTrainer
+from modpo.training.trainer import MODPOTrainer
 
 # An answer ends with the last word, or after two words: a vocabulary of four has 1 + 3 * 4 answers.
 WORDS = ["red", "green", "blue", "<eos>"]

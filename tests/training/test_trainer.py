@@ -25,7 +25,9 @@ from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective, RewardSection
 from modpo.forward.logprobs import padded_logps
 from modpo.scored.scorer import score_dataset
-from modpo.training.trainer import GroupCollator, MODPOConfig, MODPOTrainer
+from modpo.training.collator import GroupCollator
+from modpo.training.config import MODPOConfig
+from modpo.training.trainer import MODPOTrainer
 
 WEIGHTS = {"better": 0.6, "short": 0.4}
 PROMPTS = 8

@@ -1,9 +1,11 @@
-"""What `MODPOTrainer` relies on in TRL and transformers, and that with one objective it is TRL's DPOTrainer."""
+"""What the trainers rely on in TRL and transformers, and that with one objective it is TRL's DPOTrainer."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,14 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, GRPOTrainer, RLOOTrainer
 
 from modpo.experiment.sections import TrainingSection
-from modpo.training.trainer import MODPOConfig, MODPOTrainer
+from modpo.training import resumable
+from modpo.training.config import MODPOConfig
+from modpo.training.on_policy import OnPolicyGRPO, OnPolicyRLOO
+from modpo.training.trainer import MODPOTrainer
+from modpo.training.trl_contract import ATTRIBUTES, METHODS
 
 METRICS = [
     "loss",
@@ -131,26 +137,45 @@ def test_gradient_checkpointing_is_trl_s(tiny_model: Path, tmp_path: Path, plain
 # --- the surface ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "parameters"),
-    [
-        (DPOTrainer._prepare_dataset, ["self", "dataset", "processing_class", "args", "dataset_name"]),
-        (DPOTrainer._precompute_ref_logps, ["self", "dataset", "name", "batch_size"]),
-        (DPOTrainer.compute_loss, ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
-        (DPOTrainer.prediction_step, ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
-        (Trainer.training_step, ["self", "model", "inputs", "num_items_in_batch"]),
-        (Trainer.get_batch_samples, ["self", "epoch_iterator", "num_batches", "device"]),
-    ],
-)
-def test_overridden_methods_have_the_signatures_we_know(method: Any, parameters: list[str]):
-    assert list(inspect.signature(method).parameters) == parameters
+TRAINERS = {"DPOTrainer": DPOTrainer, "RLOOTrainer": RLOOTrainer, "GRPOTrainer": GRPOTrainer}
+PRIVATE = re.compile(r"(?:\bself\.|\bdef )(_[a-z]\w*)")
+
+
+def private_names(kind: type) -> set[str]:
+    """Of the methods and attributes of a class and those it inherits from, as its source has them."""
+    return {name for part in kind.__mro__[:-1] for name in PRIVATE.findall(inspect.getsource(part))}
+
+
+@pytest.mark.parametrize("kind", TRAINERS.values(), ids=TRAINERS)
+def test_what_we_touch_is_what_we_know(kind: type):
+    for name, parameters in {**METHODS["Trainer"], **METHODS[kind.__name__]}.items():
+        known = [parameter for parameter in inspect.signature(getattr(kind, name)).parameters if parameter != "self"]
+        if known[:2] == ["args", "kwargs"]:  # it passes on what it is given
+            known = list(inspect.signature(getattr(Trainer, name)).parameters)[1:]
+        assert tuple(known[: len(parameters)]) == parameters, name
+    assert {*ATTRIBUTES["Trainer"], *ATTRIBUTES[kind.__name__]} <= private_names(kind)
+
+
+def test_what_we_touch_is_in_the_contract():
+    """And nothing else is; nor is a private name of ours one of theirs by accident."""
+    ours: set[str] = set()
+    for path in Path(resumable.__file__).parent.glob("*.py"):
+        tree = ast.walk(ast.parse(path.read_text()))
+        ours |= {getattr(node, "attr", getattr(node, "name", None)) or "" for node in tree}
+    listed = {name for part in METHODS.values() for name in part} | {
+        name for part in ATTRIBUTES.values() for name in part
+    }
+    theirs = set.union(*(private_names(kind) for kind in TRAINERS.values()))
+    assert {name for name in ours & theirs if not name.startswith("__")} == {n for n in listed if n.startswith("_")}
+    assert listed <= ours
 
 
 def test_overridden_methods_are_overridden():
     """A method that TRL renamed would leave ours uncalled."""
-    for name in ("_prepare_dataset", "_precompute_ref_logps", "compute_loss", "prediction_step", "training_step"):
-        assert callable(getattr(DPOTrainer, name))
-        assert getattr(MODPOTrainer, name) is not getattr(DPOTrainer, name)
+    for kind, parent in ((MODPOTrainer, DPOTrainer), (OnPolicyRLOO, RLOOTrainer), (OnPolicyGRPO, GRPOTrainer)):
+        called = {"_prepare_inputs", "_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state"}
+        for name in {**METHODS["Trainer"], **METHODS[parent.__name__]}.keys() - called:
+            assert getattr(kind, name) is not getattr(parent, name), name
     assert DPOTrainer.loss_is_scaled_for_ga is False
     assert MODPOTrainer.loss_is_scaled_for_ga is True
 

@@ -24,7 +24,7 @@ from modpo.evaluation.evaluate import SCORES
 from modpo.experiment.method_rules import method_vectors
 from modpo.experiment.methods import CONTINUOUS, METHODS
 from modpo.experiment.proxy import by_proxies, without_proxies
-from modpo.experiment.sections import ComparisonSection, Experiment
+from modpo.experiment.sections import ComparisonSection, Experiment, Resolved
 from modpo.front.ledger import read_ledger
 from modpo.front.schema import FILE, Front, read_front
 from modpo.pipeline.stages import StageCount, check_early, prepare, run_pipeline, stages_before
@@ -36,7 +36,7 @@ class Member:
 
     method: str
     seed: int
-    experiment: Experiment
+    experiment: Resolved
 
     @property
     def name(self) -> str:
@@ -79,7 +79,7 @@ def run_comparison(experiment: Experiment, command: str) -> None:
         )
 
 
-def _prepared(experiment: Experiment) -> Experiment:
+def _prepared(experiment: Experiment) -> Resolved:
     """The experiment as each sweep finds it: model and rewards trained, answers sampled, all with its own seed."""
     count = StageCount([stage.name for stage in stages_before(experiment)])
     resolved = replace(prepare(experiment, count), sft=None)
@@ -88,7 +88,7 @@ def _prepared(experiment: Experiment) -> Experiment:
     return resolved
 
 
-def _members(experiment: Experiment, prepared: Experiment) -> Iterator[Member]:
+def _members(experiment: Experiment, prepared: Resolved) -> Iterator[Member]:
     """All methods with the first seed, then with the second, and so on."""
     section = _section(experiment)
     for seed in section.seeds:

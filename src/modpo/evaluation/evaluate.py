@@ -26,7 +26,7 @@ from modpo.evaluation.scorers import is_separate, measuring_rewards, probe_evalu
 from modpo.evaluation.sweep_costs import sweep_ledger
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.proxy import is_proxied
-from modpo.experiment.sections import Experiment
+from modpo.experiment.sections import Experiment, Resolved, resolved
 from modpo.front.audit import Audit, audit
 from modpo.front.ledger import took, write_ledger
 from modpo.front.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
@@ -48,7 +48,8 @@ def evaluate_sweep(experiment: Experiment) -> Front:
     Raises:
         InputError: nothing is trained yet. EnvironmentFault: another process is at work on the sweep.
     """
-    require_same_experiment(experiment)
+    experiment = resolved(experiment)
+    require_same_experiment(experiment.asked)
     trained = list(finished_points(experiment))
     if not trained:
         fix = "train the sweep first"
@@ -58,7 +59,7 @@ def evaluate_sweep(experiment: Experiment) -> Front:
         return _measure(experiment, trained)
 
 
-def _measure(experiment: Experiment, trained: list[SweptPoint]) -> Front:
+def _measure(experiment: Resolved, trained: list[SweptPoint]) -> Front:
     reference = ReferenceModel.of(experiment)
     scorer = experiment_scorer(experiment, reference)
     for warning in scorer_warnings(experiment):
@@ -90,8 +91,8 @@ def require_measurable(experiment: Experiment) -> None:
     """
     _, held_out = load_groups(experiment)
     to_train = {n for n, o in experiment.objectives.items() if o.reward is not None and o.reward.train is not None}
-    scoring = set(measuring_rewards(experiment, load_ready_rewards(experiment))) | to_train
-    probe_evaluation_rewards(experiment, _measured_prompts(experiment, held_out, scoring))
+    scoring = set(measuring_rewards(resolved(experiment), load_ready_rewards(experiment))) | to_train
+    probe_evaluation_rewards(resolved(experiment), _measured_prompts(experiment, held_out, scoring))
 
 
 def _measured_prompts(experiment: Experiment, held_out: PromptGroups, rewards: Container[str]) -> PromptGroups:
@@ -114,7 +115,7 @@ def _compares(experiment: Experiment, objectives: list[str], group: PromptGroup)
 
 
 def _measurer(
-    experiment: Experiment,
+    experiment: Resolved,
     reference: ReferenceModel,
     scorer: Scorer,
     held_out: PromptGroups,
@@ -182,7 +183,7 @@ def _audit(experiment: Experiment, measurer: Measurer, point: SweptPoint, measur
     return audit(point.weights or {}, measured.log_ratios, margins, beta=experiment.training.beta)
 
 
-def _front(experiment: Experiment, measurer: Measurer, trained: list[SweptPoint], measured: list[Measured]) -> Front:
+def _front(experiment: Resolved, measurer: Measurer, trained: list[SweptPoint], measured: list[Measured]) -> Front:
     """Everything in raw units; intervals by bootstrap over prompts."""
     settings, names = experiment.evaluation, list(experiment.objectives)
     measured_with = {name: value for name, value in asdict(settings).items() if name != "rewards"}
@@ -227,13 +228,13 @@ def _continuous_cost(experiment: Experiment) -> Cost | None:
     return Cost.of(manifest["cost"]) if manifest else NOTHING
 
 
-def _maximize(experiment: Experiment, measurer: Measurer, name: str) -> bool:
+def _maximize(experiment: Resolved, measurer: Measurer, name: str) -> bool:
     """Agreement is better when it is larger, whatever the direction of the objective it stands in for."""
-    return (experiment.asked or experiment).objectives[name].maximize if name in measurer.rewards else True
+    return experiment.asked.objectives[name].maximize if name in measurer.rewards else True
 
 
-def _objective(experiment: Experiment, measurer: Measurer, name: str) -> FrontObjective:
-    asked = (experiment.asked or experiment).objectives[name]
+def _objective(experiment: Resolved, measurer: Measurer, name: str) -> FrontObjective:
+    asked = experiment.asked.objectives[name]
     accuracy = held_out_accuracies(experiment).get(name)
     scored, reward = name in measurer.rewards, experiment.evaluation.rewards.get(name, asked.reward)
     by = reward.description if reward else ""

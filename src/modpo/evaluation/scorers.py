@@ -10,13 +10,13 @@ from collections.abc import Mapping
 
 from modpo.data.groups import PromptGroups
 from modpo.experiment.proxy import is_proxied, needs_proxies
-from modpo.experiment.sections import Experiment, RewardSection
+from modpo.experiment.sections import Resolved, RewardSection
 from modpo.rewards.batch import Reward, answer_batch
 from modpo.rewards.context import RewardContext
 from modpo.rewards.loading import PROBE_ROWS, load_reward, probe, reads_model
 
 
-def measuring_rewards(experiment: Experiment, trained_on: Mapping[str, Reward]) -> dict[str, Reward]:
+def measuring_rewards(experiment: Resolved, trained_on: Mapping[str, Reward]) -> dict[str, Reward]:
     """The scorers that measure new answers, by objective; none for one known by pairs or a column alone.
 
     Args:
@@ -29,20 +29,19 @@ def measuring_rewards(experiment: Experiment, trained_on: Mapping[str, Reward]) 
     return {name: reward for name, reward in found.items() if reward.scores_new_text}
 
 
-def load_evaluation_rewards(experiment: Experiment) -> dict[str, Reward]:
+def load_evaluation_rewards(experiment: Resolved) -> dict[str, Reward]:
     """The scorers of `evaluation.rewards`, found and checked."""
     context = RewardContext.of(experiment)
     return {name: _load(experiment, name, section, context) for name, section in experiment.evaluation.rewards.items()}
 
 
-def _load(experiment: Experiment, name: str, section: RewardSection, context: RewardContext) -> Reward:
-    asked = (experiment.asked or experiment).evaluation.rewards
+def _load(experiment: Resolved, name: str, section: RewardSection, context: RewardContext) -> Reward:
     # A reward that a proxy trains for measures from here, and stands in the file where it always does.
-    field = f"evaluation.rewards.{name}" if name in asked else f"objectives.{name}.reward"
+    field = f"evaluation.rewards.{name}" if name in experiment.asked.evaluation.rewards else f"objectives.{name}.reward"
     return load_reward(section, context, where=experiment.where(field), name=name, field=field)
 
 
-def probe_evaluation_rewards(experiment: Experiment, held_out: PromptGroups) -> None:
+def probe_evaluation_rewards(experiment: Resolved, held_out: PromptGroups) -> None:
     """Let each scorer of `evaluation.rewards` that reads no model score something, as it will score answers.
 
     Raises:
@@ -54,16 +53,15 @@ def probe_evaluation_rewards(experiment: Experiment, held_out: PromptGroups) -> 
             probe(reward, answer_batch(prompts, ["An answer."] * len(prompts)))
 
 
-def is_separate(experiment: Experiment, name: str) -> bool:
+def is_separate(experiment: Resolved, name: str) -> bool:
     """Whether an objective is measured by another scorer than the one that is trained on."""
-    given, asked = experiment.evaluation.rewards.get(name), experiment.asked or experiment
-    return given is not None and (is_proxied(experiment, name) or given != asked.objectives[name].reward)
+    given = experiment.evaluation.rewards.get(name)
+    return given is not None and (is_proxied(experiment, name) or given != experiment.asked.objectives[name].reward)
 
 
-def scorer_warnings(experiment: Experiment) -> list[str]:
+def scorer_warnings(experiment: Resolved) -> list[str]:
     """Objectives that are measured by the very model that they are trained on, one line each."""
-    objectives = (experiment.asked or experiment).objectives.values()
-    own = [o for o in objectives if o.proxy is None or not needs_proxies(experiment)]
+    own = [o for o in experiment.asked.objectives.values() if o.proxy is None or not needs_proxies(experiment)]
     learned = [o.name for o in own if o.reward is not None and reads_model(o.reward)]
     return [
         f"{name} is measured by the model that it is trained on, which policies may come to please without being "

@@ -9,7 +9,7 @@ from typing import Any
 
 from modpo.base.costs import Cost
 from modpo.base.files import MANIFEST, read_manifest, read_sealed
-from modpo.experiment.sections import Experiment
+from modpo.experiment.sections import Resolved
 from modpo.front.ledger import Entry, Ledger
 from modpo.policies.point import SweptPoint
 from modpo.scored.answers import SAMPLE, answers_cost
@@ -17,7 +17,7 @@ from modpo.scored.calibrator import CALIBRATED_ON
 from modpo.scored.data import Costs, ScoredData
 
 
-def sweep_ledger(experiment: Experiment, scored: ScoredData, trained: list[SweptPoint], measured: Costs) -> Ledger:
+def sweep_ledger(experiment: Resolved, scored: ScoredData, trained: list[SweptPoint], measured: Costs) -> Ledger:
     """What a sweep took.
 
     Args:
@@ -34,7 +34,7 @@ def sweep_ledger(experiment: Experiment, scored: ScoredData, trained: list[Swept
     return Ledger(method, len(trained), entries, unknown)
 
 
-def _shared(experiment: Experiment, scored: ScoredData) -> Costs:
+def _shared(experiment: Resolved, scored: ScoredData) -> Costs:
     """The stages before training that the method needs."""
     costs = dict(_stages(experiment))
     if not experiment.method.new_answers:
@@ -49,7 +49,7 @@ def _shared(experiment: Experiment, scored: ScoredData) -> Costs:
     return costs | scored.fitting
 
 
-def _stages(experiment: Experiment) -> Iterator[tuple[str, Cost | None]]:
+def _stages(experiment: Resolved) -> Iterator[tuple[str, Cost | None]]:
     """Those that trained the model and the rewards, and sampled the data."""
     manifest = _manifest(experiment.model.model_name_or_path)
     if "demonstrations" in manifest:
@@ -61,7 +61,7 @@ def _stages(experiment: Experiment) -> Iterator[tuple[str, Cost | None]]:
             yield f"train reward {name}", Cost.of(manifest["cost"])
 
 
-def _learned(experiment: Experiment) -> dict[str, str]:
+def _learned(experiment: Resolved) -> dict[str, str]:
     """The model or adapter behind each reward that reads one, by objective."""
     rewards = {name: o.reward for name, o in experiment.objectives.items() if o.reward is not None}
     sources = {name: reward.reward_model or reward.implicit for name, reward in rewards.items()}
@@ -75,7 +75,7 @@ def _manifest(folder: str) -> dict[str, Any]:
     return {}
 
 
-def _trainings(experiment: Experiment, trained: list[SweptPoint]) -> Iterator[tuple[str, Cost]]:
+def _trainings(experiment: Resolved, trained: list[SweptPoint]) -> Iterator[tuple[str, Cost]]:
     """Of the policies that were trained, each once, however many points were made of it."""
     for point in trained:
         if point.combined_from is None:

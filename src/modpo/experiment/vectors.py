@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from modpo.base import simplex
@@ -12,28 +11,12 @@ from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights
 from modpo.experiment.method_rules import method_problems, method_vectors
 from modpo.experiment.methods import CONTINUOUS, METHODS
-from modpo.experiment.rules import trainable_problem
-from modpo.experiment.sections import Experiment, Objective
+from modpo.experiment.objectives import Objective
+from modpo.experiment.primary import is_trainable
+from modpo.experiment.sections import Experiment
+from modpo.experiment.sweep_sections import MOST_POINTS, SweepChoice
 from modpo.experiment.yaml_nodes import place
-from modpo.experiment.yaml_reader import BROKEN, SectionReader
-
-MOST_POINTS = 1000
-MOST_STEPS = 100_000
-
-
-@dataclass(frozen=True)
-class SweepChoice:
-    """`sweep:` as it is written: exactly one of `weights`, `grid` and `lattice`."""
-
-    weights: list[Any] | None = None  # [{helpful: 0.7, concise: 0.3}, ...]
-    normalize: bool = False  # divide each vector of `weights` by its sum
-    grid: int | None = None  # so many evenly spaced vectors between two objectives, without the ends
-    method: str = "modpo"
-    mode: str = "separate"
-    concentration: float = 1.0
-    spread: float = 2.0
-    prompts_per_draw: int | None = None
-    lattice: int | None = None  # all vectors of multiples of 1/lattice, for any number of objectives
+from modpo.experiment.yaml_reader import SectionReader
 
 
 def check_trainable(
@@ -57,6 +40,21 @@ def check_trainable(
     if problem:
         fix = "give all but one of them a reward, for instance `reward: {train: implicit}`, or the weight 0"
         raise InputError(Problem(where, field, problem, fix))
+
+
+def trainable_problem(weights: Weights, objectives: dict[str, Objective], named: str | None = None) -> str | None:
+    """Why nothing can be trained at a vector: too little is known of an objective with a weight.
+
+    One objective may enter by its pairs, every other needs a reward.
+    """
+    with_pairs = {name for name, objective in objectives.items() if objective.pairs}
+    with_reward = {name for name, objective in objectives.items() if objective.reward}
+    if is_trainable(weights, with_pairs, with_reward, named):
+        return None
+    unscored = [name for name, weight in weights.items() if weight > 0 and name not in with_reward]
+    others = f" beside {named}, which `training.objective` names" if named in weights and len(unscored) == 1 else ""
+    verb = "have" if len(unscored) > 1 else "has"
+    return f"{' and '.join(unscored)} {verb} pairs but no reward{others}, and only one objective enters by its pairs"
 
 
 def as_continuous(experiment: Experiment) -> Experiment:
@@ -84,22 +82,16 @@ def expand_sweep(choice: Any, objectives: Any, named: str | None, reader: Sectio
     Args:
         named: objective k, where the experiment names it.
     """
-    if choice is None or choice is BROKEN or reader.is_broken("sweep") or reader.is_broken("objectives"):
+    if choice is None or reader.is_broken("sweep") or reader.is_broken("objectives"):
         return []
+    names = list(objectives)
     given = [name for name in ("weights", "grid", "lattice") if getattr(choice, name) is not None]
-    one_objective = choice.method in METHODS and METHODS[choice.method].one_objective
-    if not given and one_objective:
-        return method_vectors(choice.method, [], list(objectives))
-    if len(given) != 1:
+    one_objective = METHODS[choice.method].one_objective  # of such a method it may say nothing
+    if len(given) > 1 or not (given or one_objective):
         problem = f"{' and '.join(given)} exclude each other" if given else "says nothing"
         reader.report("sweep", problem, "give exactly one of `weights`, `grid` and `lattice`")
         return []
-    names, path = list(objectives), f"sweep.{given[0]}"
-    if choice.weights is not None:
-        vectors = _from_weights(choice, names, reader)
-    else:
-        made = _from_grid if choice.grid is not None else _from_lattice
-        vectors = [(path, vector) for vector in made(getattr(choice, given[0]), names, reader)]
+    vectors = _given_vectors(choice, names, reader)
     if one_objective:
         return method_vectors(choice.method, [], names)
     try:
@@ -112,11 +104,13 @@ def expand_sweep(choice: Any, objectives: Any, named: str | None, reader: Sectio
     return simplex.unique([weights for _, weights in vectors])
 
 
-def _from_weights(choice: SweepChoice, names: list[str], reader: SectionReader) -> list[tuple[str, Weights]]:
-    """Each vector with its place."""
+def _given_vectors(choice: SweepChoice, names: list[str], reader: SectionReader) -> list[tuple[str, Weights]]:
+    """Each vector with its dotted path."""
+    if choice.grid is not None:
+        return [("sweep.grid", vector) for vector in _from_grid(choice.grid, names, reader)]
+    if choice.lattice is not None:
+        return [("sweep.lattice", vector) for vector in _from_lattice(choice.lattice, names, reader)]
     vectors = []
-    if not choice.weights:
-        reader.report("sweep.weights", "is empty", "give at least one vector, or leave `sweep` out")
     for i, given in enumerate(choice.weights or []):
         path = f"sweep.weights[{i}]"
         where = place(reader.source, reader.lines, path)
@@ -131,21 +125,16 @@ def _from_weights(choice: SweepChoice, names: list[str], reader: SectionReader) 
 
 
 def _from_grid(points: int, names: list[str], reader: SectionReader) -> list[Weights]:
-    if len(names) != 2:
-        fix = f"use `lattice` or `weights` for {len(names)} objectives"
-        reader.report("sweep.grid", "lies between exactly two objectives", fix)
-    elif not 1 <= points <= MOST_POINTS:
-        reader.report("sweep.grid", f"is {points}", f"give a number of points from 1 to {MOST_POINTS}")
-    else:
+    if len(names) == 2:
         return simplex.interior_grid(names, points)
+    fix = f"use `lattice` or `weights` for {len(names)} objectives"
+    reader.report("sweep.grid", "lies between exactly two objectives", fix)
     return []
 
 
 def _from_lattice(steps: int, names: list[str], reader: SectionReader) -> list[Weights]:
-    if not 1 <= steps <= MOST_STEPS:
-        reader.report("sweep.lattice", f"is {steps}", f"give a number of steps of at least 1 and at most {MOST_STEPS}")
-    elif (points := math.comb(steps + len(names) - 1, len(names) - 1)) > MOST_POINTS:
-        reader.report("sweep.lattice", f"makes {points} vectors, more than {MOST_POINTS}", "take fewer steps")
-    else:
+    points = math.comb(steps + len(names) - 1, len(names) - 1)
+    if points <= MOST_POINTS:
         return simplex.lattice(names, steps)
+    reader.report("sweep.lattice", f"makes {points} vectors, more than {MOST_POINTS}", "take fewer steps")
     return []

@@ -81,7 +81,7 @@ class SectionReader:
         fields = {key: f for key, f in fields.items() if key not in values and key not in self.refused}
         entries = self._entries(node, path, "a section of keys")
         for key, child in (entries or {}).items():
-            here = _join(path, key)
+            here = join(path, key)
             if key in fields:
                 values[key] = self.read(child, kinds[key], here, fields[key].default)
             else:
@@ -92,7 +92,7 @@ class SectionReader:
             if key not in values and _is_required(field):
                 values[key] = BROKEN
                 if entries is not None:  # else the section itself has the problem
-                    self.report(_join(path, key), "is missing", f"add `{key}: ...`")
+                    self.report(join(path, key), "is missing", f"add `{key}: ...`")
         return cls(**values)
 
     def read(
@@ -143,7 +143,7 @@ class SectionReader:
         for key_node, child in node.value:
             is_text = isinstance(key_node, ScalarNode) and not is_tagged(key_node)
             key = key_node.value if is_text else "?"
-            here = _join(path, key)
+            here = join(path, key)
             if key in entries:
                 self._report_repetition(key_node, here)
                 continue
@@ -154,7 +154,7 @@ class SectionReader:
                 self.report(here, "is not allowed here", self.refused[key])
             elif key.isdigit() and _is_left_out(child) and previous and is_integer(entries[previous]):
                 comma = f"{entries[previous].value},{key}"  # {a: 0,7} is read as {a: 0, 7: null}
-                self._report_comma(_join(path, previous), comma)
+                self._report_comma(join(path, previous), comma)
             else:
                 entries[key] = child
                 previous = key
@@ -167,7 +167,7 @@ class SectionReader:
             return BROKEN
         named = dataclasses.is_dataclass(kind) and any(f.name == "name" for f in dataclasses.fields(kind))
         return {
-            key: self.read(child, kind, _join(path, key), name=key if named else None) for key, child in entries.items()
+            key: self.read(child, kind, join(path, key), name=key if named else None) for key, child in entries.items()
         }
 
     def _list(self, node: Node, kind: Any, path: str) -> Any:
@@ -249,7 +249,8 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _join(path: str, key: str) -> str:
+def join(path: str, key: str) -> str:
+    """The dotted path of a key in the section at `path`."""
     return f"{path}.{key}" if path else key
 
 

@@ -27,7 +27,7 @@ UNSUPPORTED_ARGUMENTS = ("sliding_window", "softcap", "position_bias", "s_aux", 
 
 @dataclass(frozen=True)
 class Block:
-    """Query rows and the keys that they see; `hidden` marks, in the last columns, what they do not."""
+    """R query rows and the K keys that they see; `hidden` marks, among the last C keys, those that they do not."""
 
     rows: slice
     keys: tuple[slice, ...]
@@ -94,6 +94,7 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> Tensor:
+        """q (H, T, D), k and v (H_kv, T, D) -> (T, H, D)."""
         H, T, D = q.shape
         out = q.new_empty(T, H, D)
         for block in blocks(layout, q.device):
@@ -106,6 +107,7 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """d_out (T, H, D) -> gradients of q (H, T, D), k and v (H_kv, T, D)."""
         q, k, v = ctx.saved_tensors
         H = len(q)
         d_out_heads = d_out.transpose(0, 1)  # (H, T, D)
@@ -128,7 +130,10 @@ class BlockAttention(torch.autograd.Function):
 
 
 def _probabilities(q_b: Tensor, k_b: Tensor, block: Block) -> Tensor:
-    """(H_kv, G R, K). The softmax of a bfloat16 tensor is computed in float32 and rounded once."""
+    """q_b (H_kv, G R, D), k_b (H_kv, K, D) -> (H_kv, G R, K).
+
+    The softmax of a bfloat16 tensor is computed in float32 and rounded once.
+    """
     scores = q_b @ k_b.transpose(1, 2)
     if block.hidden is not None:
         R, C = block.hidden.shape
@@ -148,10 +153,12 @@ def _by_position(x: Tensor, heads: int) -> Tensor:
 
 
 def _gather(x: Tensor, slices: tuple[slice, ...]) -> Tensor:
+    """(H_kv, T, D) -> (H_kv, K, D): the K positions of the slices, one after the other."""
     return x[:, slices[0]] if len(slices) == 1 else torch.cat([x[:, s] for s in slices], dim=1)
 
 
 def _scatter_add(total: Tensor, slices: tuple[slice, ...], part: Tensor) -> None:
+    """Add a part, (H_kv, K, D), to the positions of the slices in a total, (H_kv, T, D): the reverse of `_gather`."""
     at = 0
     for s in slices:
         length = s.stop - s.start
@@ -166,6 +173,7 @@ def blocks(layout: PackedLayout, device: torch.device) -> tuple[Block, ...]:
 
 
 def _group_blocks(group: GroupSpan, device: torch.device) -> Iterator[Block]:
+    """Blocks of one group: of a small one a single block, `hidden` (R, R)."""
     if group.end - group.start <= BLOCK_ROWS:
         # A small group is one block: a few masked products cost less than many small ones.
         whole = slice(group.start, group.end)
@@ -181,7 +189,7 @@ def _group_blocks(group: GroupSpan, device: torch.device) -> Iterator[Block]:
 
 
 def _causal_blocks(before: tuple[slice, ...], first: int, last: int, device: torch.device) -> Iterator[Block]:
-    """Rows [first, last) see all of `before` and, causally, themselves."""
+    """Blocks of the rows [first, last), which see all of `before` and, causally, themselves; `hidden` is (R, R)."""
     for start in range(first, last, BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, last)
         future = torch.ones(stop - start, stop - start, dtype=torch.bool, device=device).triu(1)
@@ -189,7 +197,14 @@ def _causal_blocks(before: tuple[slice, ...], first: int, last: int, device: tor
 
 
 def _flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scaling: float) -> Tensor:
-    """The same on a GPU, where flex_attention skips hidden tiles inside one kernel. Returns (1, T, H, D)."""
+    """The same on a GPU, where flex_attention skips hidden tiles inside one kernel.
+
+    Args:
+        q: (1, H, T, D), not scaled yet. k, v: (1, H_kv, T, D).
+
+    Returns:
+        (1, T, H, D).
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
     out = _compiled(flex_attention)(
@@ -205,6 +220,7 @@ def _compiled(function: Any) -> Any:
 
 @lru_cache(maxsize=8)
 def _flex_mask(layout: PackedLayout, device: torch.device) -> Any:
+    """The `BlockMask` of a row, (T, T), for every batch and head."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     group = torch.empty(layout.length, dtype=torch.int32)

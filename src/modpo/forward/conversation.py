@@ -1,4 +1,4 @@
-"""What was said, as a model reads it: by its chat template, or, where it has none, as one text that goes on."""
+"""A conversation as token ids: by the model's chat template, or, where it has none, as one text that goes on."""
 
 from __future__ import annotations
 

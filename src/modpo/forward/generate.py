@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from modpo.base.costs import count
 from modpo.base.progress import Progress
+from modpo.forward.low_rank import causal_lm
 
 
 @torch.no_grad()
@@ -32,8 +33,8 @@ def generate(
     prompts alone. An answer ends with its end token unless `max_new_tokens` cut it.
 
     Args:
-        prompts_ids: see `tokenization.tokenize_prompt`.
-        ends: tokens that end an answer, see `tokenization.stop_ids`.
+        prompts_ids: see `modpo.data.tokens.tokenize_prompt`.
+        ends: tokens that end an answer, see `modpo.data.tokens.stop_ids`.
 
     Returns:
         Token ids of the answers, in the prompts' order.
@@ -63,6 +64,7 @@ def _sample(
     max_new_tokens: int,
     temperature: float,
 ) -> list[list[int]]:
+    """Answers to the B prompts of one batch, which is padded to (B, W) and continued to (B, W + max_new_tokens)."""
     width = max(len(p) for p in prompts_ids)
     input_ids = torch.full((len(prompts_ids), width), int(tokenizer.pad_token_id))
     attention_mask = torch.zeros_like(input_ids)
@@ -89,8 +91,8 @@ def _sample(
 
 @contextmanager
 def bare_generation(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Within it, none of the model's own generation settings: a repetition penalty, say, is not the policy's."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    """Within it, none of the model's own generation settings: a repetition penalty, for one, is not the policy's."""
+    base = causal_lm(model)
     settings = base.generation_config
     base.generation_config = GenerationConfig()
     try:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from modpo.base.costs import count
 from modpo.base.errors import InputError, Problem
 from modpo.forward.attention import packed_attention
+from modpo.forward.low_rank import causal_lm
 from modpo.forward.packing import PackedRow, pack, packed_tokens, runs
 
 CHUNK_ELEMENTS = 1 << 24  # logits alive at a time: 64 MiB in float32
@@ -102,21 +103,23 @@ def head_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tens
 
 
 def _chunks(positions: int, vocabulary: int) -> Sequence[slice]:
+    """Slices of n positions whose logits, (n, V), have at most CHUNK_ELEMENTS elements."""
     rows = max(1, CHUNK_ELEMENTS // vocabulary)
     return [slice(a, min(a + rows, positions)) for a in range(0, positions, rows)]
 
 
 def _wide_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(n, V) logits in float32 at least: softmax and its logarithm are never taken in 16 bits."""
+    """hidden (n, H), weight (V, H) -> logits (n, V), in float32 at least: no softmax is taken in 16 bits."""
     logits = nn.functional.linear(hidden, weight, bias)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class _FrozenHeadLogps(torch.autograd.Function):
-    """With a frozen head, d logp / d hidden needs nothing of the backward pass: it is made while logits are there."""
+    """With a frozen head, d logp / d hidden needs nothing of the backward pass: it is computed from the same logits."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+        """hidden (N, H), weight (V, H), bias (V,), labels (N,) -> (N,)."""
         out = []
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for chunk in _chunks(len(hidden), len(weight)):
@@ -132,6 +135,7 @@ class _FrozenHeadLogps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_logps: Tensor) -> tuple[Tensor, None, None, None]:
+        """d_logps (N,) -> the gradient of hidden, (N, H)."""
         (slope,) = ctx.saved_tensors
         return d_logps[:, None].to(slope.dtype) * slope, None, None, None
 
@@ -141,6 +145,7 @@ class _TrainedHeadLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+        """hidden (N, H), weight (V, H), bias (V,), labels (N,) -> (N,)."""
         out = []
         for chunk in _chunks(len(hidden), len(weight)):
             logits = _wide_logits(hidden[chunk], weight, bias)
@@ -150,6 +155,7 @@ class _TrainedHeadLogps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_logps: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        """d_logps (N,) -> gradients of hidden (N, H), weight (V, H) and bias (V,)."""
         hidden, weight, bias, labels = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
@@ -170,7 +176,7 @@ class _TrainedHeadLogps(torch.autograd.Function):
 def padded_logps(
     model: nn.Module, prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[Sequence[int]]]
 ) -> Tensor:
-    """Log-probs of all responses, (M,), each read with its prompt as a padded sequence of its own.
+    """Log-probs of all M responses, (M,), each read with its prompt as a padded sequence of its own, (M, S).
 
     The plain path: nothing of the model is touched, so every causal language model is right here. It is the oracle of
     the packed path, and what `packing: false` trains with.
@@ -199,7 +205,7 @@ def padded_logps(
 
 
 def _count_pass() -> None:
-    """A pass whose gradient is kept goes backward too."""
+    """Count a forward pass, and with it a backward pass where gradients are computed."""
     count(forward_passes=1, backward_passes=int(torch.is_grad_enabled()))
 
 
@@ -270,7 +276,7 @@ def _probe(model: PreTrainedModel) -> str | None:
 
 
 def _head_gives_logits(model: PreTrainedModel, input_ids: Tensor) -> bool:
-    """Whether logits are the head's output and nothing more: the same numbers in whatever dtype."""
+    """Whether the logits of a text, (1, T), are the head's output and nothing more: the same numbers in any dtype."""
     hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
     logits = model(input_ids=input_ids, use_cache=False).logits
     return torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-2, atol=1e-3, equal_nan=True)
@@ -284,15 +290,15 @@ def reference_logps(
     *,
     packing: bool,
 ) -> list[float]:
-    """Log-probs of all responses under a model that is not being trained, one flat list. Without dropout."""
+    """Log-probs of all M responses under a model that is not being trained, a list of M. Without dropout."""
     if not packing:
         alone = zip(prompts_ids, responses_ids, strict=True)
         with _evaluating(model):
             return [logp for prompt, group in alone for logp in padded_logps(model, [prompt], [group]).tolist()]
-    causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not getattr(causal_lm.forward, "takes_packed_rows", False):
-        require_packable(causal_lm)
-    with _evaluating(model), packed_attention(causal_lm):
+    inner = causal_lm(model)
+    if not getattr(inner.forward, "takes_packed_rows", False):
+        require_packable(inner)
+    with _evaluating(model), packed_attention(inner):
         row = pack(prompts_ids, responses_ids).to(next(model.parameters()).device)
         return packed_logps(model, row).tolist()
 

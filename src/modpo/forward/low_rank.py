@@ -10,15 +10,18 @@ a step is passes over such wide tensors, not arithmetic.
 from __future__ import annotations
 
 import types
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import PreTrainedModel, Trainer
 
 
 def join_adapters(trainer: Trainer) -> None:
@@ -28,6 +31,20 @@ def join_adapters(trainer: Trainer) -> None:
     """
     if not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
         attach_joint_adapters(trainer.model)
+
+
+def causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The language model itself: below its adapters, if it has some."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def uncast_inputs(trainer: Trainer) -> AbstractContextManager[None]:
+    """Within it, adapters get their input in the number format that it has.
+
+    Under autocast PEFT would turn each adapter's input into float32, and autocast turn it back.
+    """
+    mixed = isinstance(trainer.model, PeftModel) and trainer.accelerator.mixed_precision != "no"
+    return disable_input_dtype_casting(trainer.model, active=mixed)
 
 
 def attach_joint_adapters(model: nn.Module) -> None:
@@ -42,6 +59,7 @@ def attach_joint_adapters(model: nn.Module) -> None:
 
 
 def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """(..., in) -> (..., out)."""
     names = [name for name in self.active_adapters if name in self.lora_A]
     low_rank = names and not self.disable_adapters and not self.merged and all(_is_plain(self, name) for name in names)
     if args or kwargs or not low_rank:
@@ -81,4 +99,5 @@ def _scaled(low: Tensor, ranks: list[int], scales: list[float]) -> Tensor:
 
 
 def _joined(weights: list[Tensor], dim: int) -> Tensor:
+    """The adapters' A, (r_i, in), along dim 0 -> (R, in); their B, (out, r_i), along dim 1 -> (out, R)."""
     return weights[0] if len(weights) == 1 else torch.cat(weights, dim)

@@ -27,13 +27,12 @@ from modpo.inspection.model_shape import ModelShape, model_shape
 from modpo.inspection.token_statistics import Lengths, forward_passes
 from modpo.models.folders import device
 from modpo.models.reference import ReferenceModel
+from modpo.training.arguments import most_packed_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MEASURED_SECONDS = 0.5  # for each of the device's rates
-MOST_TOKENS = {"cpu": 2048}  # packed tokens of a forward pass where `max_packed_tokens` is null, as in MODPOTrainer
-MOST_TOKENS_ELSEWHERE = 16384
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def expected_cost(
     passes = forward_passes(
         paired,
         batch_size=training.per_device_train_batch_size,
-        most_tokens=training.max_packed_tokens or MOST_TOKENS.get(where, MOST_TOKENS_ELSEWHERE),
+        most_tokens=most_packed_tokens(training.max_packed_tokens, where),
         packing=training.packing,
         seed=experiment.seed,
     )

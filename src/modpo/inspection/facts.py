@@ -18,7 +18,7 @@ from modpo.data.prompt_group import Pair
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group, tokenize_groups
 from modpo.evaluation.scorers import scorer_warnings
 from modpo.experiment.primary import Margins, choose
-from modpo.experiment.sections import Experiment
+from modpo.experiment.sections import Experiment, resolved
 from modpo.forward.packing import pack
 from modpo.inspection.cost import expected_cost
 from modpo.inspection.inspection import Example, Inspection
@@ -68,7 +68,8 @@ def look(experiment: Experiment) -> Inspection:
     signs = {name: experiment.objectives[name].sign for name in scores}
     statistics = {name: reward_statistics(scores[name], labels.get(name, pairs), signs[name]) for name in scores}
     found = _data_warnings(experiment, train, pairs)
-    found += reward_warnings(experiment.objectives, statistics, _in_loss(experiment)) + scorer_warnings(experiment)
+    found += reward_warnings(experiment.objectives, statistics, _in_loss(experiment))
+    found += scorer_warnings(resolved(experiment))
     first = next((i for i, paired in enumerate(pairs) if paired), 0)
     return Inspection(
         experiment=experiment,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from modpo.base import simplex
-from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights
 from modpo.experiment.sections import Experiment
 from modpo.methods.point import point_parts, train_policy
@@ -82,29 +81,16 @@ def training_arguments(
     more: Mapping[str, Any] | None = None,
 ) -> Config:
     """The experiment's training section as `MODPOConfig`, or as another kind of it with `more` fields."""
-    from modpo.models.folders import device
+    from modpo.training.arguments import ELSEWHERE, modpo_settings, training_config
     from modpo.training.config import MODPOConfig
 
-    settings = experiment.training.deciding()
-    arguments = settings.pop("arguments")
-    settings["activation_checkpointing"] = settings.pop("gradient_checkpointing")  # transformers' new name for it
-    defaults = {
-        "bf16": experiment.model.dtype == "bfloat16",
-        "fp16": experiment.model.dtype == "float16",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": device() != "cpu",
-    }
-    try:
-        return (kind or MODPOConfig)(
-            output_dir=str(work),
-            weights=weights,
-            seed=experiment.seed,
-            max_length=experiment.data.max_length,
-            max_prompt_length=experiment.data.max_prompt_length,
-            **(defaults | settings | arguments | dict(more or {})),
-        )
-    except (TypeError, ValueError) as error:  # names and values that only transformers knows
-        where, fix = experiment.where("training"), "see the fields of trl.DPOConfig"
-        raise InputError(Problem(where, "training", str(error).splitlines()[0], fix)) from error
+    more = dict(more or {})
+    return training_config(
+        kind or MODPOConfig,
+        modpo_settings(experiment, work) | {"weights": weights} | more,
+        experiment.training.arguments,
+        where=experiment.where("training"),
+        field="training.arguments",
+        elsewhere=ELSEWHERE | {name: f"sweep.{name}" for name in ("weights", *more)},
+        values_of="training",
+    )

@@ -50,22 +50,9 @@ PINNED_BY_ALGORITHM: dict[str, dict[str, Any]] = {
         "loss_type": "dr_grpo",  # the others weigh an answer's tokens by how many there are
     },
 }
-ELSEWHERE = {
-    "output_dir": "output_dir",
-    "seed": "seed",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
-    "model_init_kwargs": "model",
-    "trust_remote_code": "trust_remote_code",
-    "beta": "training.beta",
-    "reward_weights": "sweep.weights",
-    "learning_rate": "morlhf.learning_rate",
-    "max_steps": "morlhf.max_steps",
-    "num_generations": "morlhf.num_generations",
-    "per_device_train_batch_size": "morlhf.per_device_train_batch_size",
-    "max_completion_length": "morlhf.max_completion_length",
-}
-FROM_TRAINING = ("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "logging_steps")
+# Fields that the configuration shares with the section, and with `training`.
+OF_MORLHF = ("learning_rate", "max_steps", "num_generations", "per_device_train_batch_size", "max_completion_length")
+FROM_TRAINING = ("beta", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "logging_steps")
 
 
 def maker(run: Run) -> Maker:
@@ -99,8 +86,8 @@ def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
     from datasets import Dataset
     from transformers import PrinterCallback
 
+    from modpo.training.callbacks import FiniteGradients
     from modpo.training.on_policy import OnPolicyGRPO, OnPolicyRLOO, Reading
-    from modpo.training.trainer import FiniteGradients
 
     experiment, prompts = run.experiment, run.prompts
     arguments = training_arguments(experiment, weights, work)
@@ -149,39 +136,29 @@ def training_arguments(experiment: Experiment, weights: Weights, work: Path) -> 
     Raises:
         InputError: `morlhf.arguments` names what has a place of its own, or what the configuration refuses.
     """
-    import torch
     from trl import GRPOConfig, RLOOConfig
 
-    from modpo.models.folders import device
-    from modpo.training.arguments import training_config
+    from modpo.training.arguments import ELSEWHERE, quiet_settings, training_config
 
-    section, training, dtype = experiment.morlhf, experiment.training, experiment.model.dtype
+    section, training = experiment.morlhf, experiment.training
     pinned = PINNED | PINNED_BY_ALGORITHM[section.algorithm]
     where = experiment.where("morlhf.arguments")
     _require_pinned(section.arguments, pinned, where)
-    own = {name: getattr(training, name) for name in FROM_TRAINING} | pinned
-    own |= {
-        "output_dir": str(work),
-        "seed": experiment.seed,
-        "beta": training.beta,
-        "reward_weights": [weights[name] for name in _active(weights)],
-        "learning_rate": section.learning_rate,
-        "max_steps": section.max_steps,
-        "num_generations": section.num_generations,
-        "per_device_train_batch_size": section.per_device_train_batch_size,
+    settings = {
+        **quiet_settings(experiment, work),
+        **{name: getattr(training, name) for name in FROM_TRAINING},
+        **pinned,
+        **{name: getattr(section, name) for name in OF_MORLHF},
         "max_completion_length": max_completion_length(experiment),
-        "activation_checkpointing": training.gradient_checkpointing,
+        "reward_weights": [weights[name] for name in _active(weights)],
         "disable_dropout": True,
-        "bf16": dtype == "bfloat16",
-        "fp16": dtype == "float16",
-        "use_cpu": not torch.accelerator.is_available(),  # bf16 on a CPU has to be asked for
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": device() != "cpu",
     }
+    elsewhere = ELSEWHERE | {"beta": "training.beta", "reward_weights": "sweep.weights"}
+    elsewhere |= {name: f"morlhf.{name}" for name in OF_MORLHF}
     kind: Any = RLOOConfig if section.algorithm == "rloo" else GRPOConfig
-    return training_config(kind, own, section.arguments, where=where, field="morlhf.arguments", elsewhere=ELSEWHERE)
+    return training_config(
+        kind, settings, section.arguments, where=where, field="morlhf.arguments", elsewhere=elsewhere
+    )
 
 
 def _require_pinned(arguments: Mapping[str, Any], pinned: Mapping[str, Any], where: str) -> None:

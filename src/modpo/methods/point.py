@@ -78,7 +78,8 @@ def train_policy(
     Raises:
         IntegrityError: the folder holds something of other data or settings. NumericError: a number is not finite.
     """
-    from modpo.training.checkpoints import Checkpoints, trained
+    from modpo.training.checkpoints import Checkpoints
+    from modpo.training.resumable import trained
 
     experiment, section = run.experiment, run.experiment.training
     policy, work = Artifact(folder, parts, label), work_folder(folder)

@@ -16,7 +16,7 @@ from types import ModuleType
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
 from modpo.experiment.methods import Method
-from modpo.experiment.sections import Experiment
+from modpo.experiment.sections import Experiment, Resolved
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward
 from modpo.scored.data import ScoredData
@@ -28,7 +28,7 @@ Maker = Callable[[Weights, Path], None]
 class Run:
     """What every method starts from."""
 
-    experiment: Experiment
+    experiment: Resolved
     scored: ScoredData
     reference: ReferenceModel
     prompts: PromptGroups  # the training data, not tokenized

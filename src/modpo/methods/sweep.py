@@ -29,7 +29,7 @@ from modpo.data.loading import load_groups
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment, to_yaml
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.proxy import without_proxies
-from modpo.experiment.sections import Experiment
+from modpo.experiment.sections import Experiment, resolved
 from modpo.methods.run import Maker, Run, maker
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
@@ -87,37 +87,38 @@ def _started(experiment: Experiment, output: Path | None = None) -> Iterator[Run
     Args:
         output: a folder of its own; None: the sweep's.
     """
+    experiment = resolved(experiment)
     require_device_dtype(experiment)
     train, _ = load_groups(experiment)
     if output is not None:
         require_free(output)
     with locked(output.parent if output else experiment.output_dir):
         if output is None:
-            claim_folder(experiment)
+            claim_folder(experiment.asked)
             remove_unfinished(experiment.output_dir)
         reference = ReferenceModel.of(experiment)
         scorer = experiment_scorer(experiment, reference)
         yield Run(experiment, scorer.score(train), reference, train, scorer.rewards)
 
 
-def claim_folder(experiment: Experiment) -> None:
+def claim_folder(asked: Experiment) -> None:
     """Write the experiment into its output folder, or check that the one there is the same.
 
     Vectors may be added or taken away, evaluation may change; what is trained may not.
     """
-    require_same_experiment(experiment)
-    with new_file(experiment.output_dir / EXPERIMENT_FILE) as temporary:
-        temporary.write_text(to_yaml(experiment), "utf-8")
+    require_same_experiment(asked)
+    with new_file(asked.output_dir / EXPERIMENT_FILE) as temporary:
+        temporary.write_text(to_yaml(asked), "utf-8")
 
 
-def require_same_experiment(experiment: Experiment) -> None:
+def require_same_experiment(asked: Experiment) -> None:
     """Refuse an output folder whose policies were trained by another experiment.
 
     Raises:
         IntegrityError: naming the sections that differ.
     """
-    path = experiment.output_dir / EXPERIMENT_FILE
-    differences = _differences(path, experiment) if path.is_file() else []
+    path = asked.output_dir / EXPERIMENT_FILE
+    differences = _differences(path, asked) if path.is_file() else []
     if differences:
         raise IntegrityError(
             f"{path}: the folder holds another experiment ({', '.join(differences)} differ); "
@@ -125,10 +126,10 @@ def require_same_experiment(experiment: Experiment) -> None:
         )
 
 
-def _differences(path: Path, experiment: Experiment) -> list[str]:
+def _differences(path: Path, after: Experiment) -> list[str]:
     """Sections that decide what is trained in which an experiment differs from the one that was written."""
     try:
-        before, after = read_experiment(path), experiment.asked or experiment
+        before = read_experiment(path)
     except InputError as error:
         problem = error.problems[0].problem
         fix = "choose another `output_dir`, or delete the folder"

@@ -6,7 +6,6 @@ Secretly a Reward Model", NeurIPS 2023.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from modpo.base.files import write_json
 from modpo.models.folders import TRAINING_LOG, lora_config
 from modpo.models.reference import ReferenceModel
 from modpo.scored.scorer import Scorer
-from modpo.training.arguments import ELSEWHERE, quiet_settings, run_training, training_config
+from modpo.training.arguments import ELSEWHERE, modpo_settings, run_training, training_config
 from modpo.training.config import MODPOConfig
 
 if TYPE_CHECKING:
@@ -40,17 +39,11 @@ def implicit_config(task: RewardTask) -> MODPOConfig:
         InputError: a name or value that `MODPOConfig` refuses.
     """
     experiment = task.experiment
-    settings = asdict(experiment.training)
-    more = settings.pop("arguments")
-    del settings["gradient_checkpointing"]  # quiet_settings has it, under its new name
-    settings["objective"] = None
     defaults = {
-        **quiet_settings(experiment, task.work),
-        **settings,
-        **more,
+        **modpo_settings(experiment, task.work),
+        **experiment.training.arguments,
+        "objective": None,
         "weights": {task.name: 1.0},
-        "max_length": experiment.data.max_length,
-        "max_prompt_length": experiment.data.max_prompt_length,
     }
     where, field = experiment.where(f"{task.field}.arguments"), f"{task.field}.arguments"
     return training_config(MODPOConfig, defaults, task.training.arguments, where=where, field=field, elsewhere=FIXED)

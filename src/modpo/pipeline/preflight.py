@@ -17,7 +17,7 @@ from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
 from modpo.data.loading import load_groups
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_groups
-from modpo.experiment.sections import Experiment
+from modpo.experiment.sections import Experiment, resolved
 from modpo.models.adapters import add_adapters
 from modpo.models.folders import require_device_dtype, skeleton, tensor_shapes
 from modpo.models.reference import ReferenceModel
@@ -44,7 +44,7 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
 
     require_writable(output or experiment.output_dir, "output" if output else "output_dir")
     if output is None:
-        require_same_experiment(experiment)
+        require_same_experiment(resolved(experiment).asked)
     check_experiment(experiment)
     _check_adapters(experiment)
     training_arguments(experiment, weights, experiment.output_dir)

@@ -24,8 +24,9 @@ from modpo.data.rows import rows_from_list
 from modpo.data.sources import open_rows
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.data.tokens import require_usable
+from modpo.experiment.objectives import DRAWN, RewardSection, RewardTraining
 from modpo.experiment.proxy import PROXY, REWARD
-from modpo.experiment.sections import DRAWN, Experiment, RewardSection, RewardTraining
+from modpo.experiment.sections import Experiment
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.held_out import held_out_prompts

@@ -74,8 +74,7 @@ def _trainer(task: RewardTask, config: RewardConfig, reference: ReferenceModel) 
     from datasets import Dataset
     from trl import RewardTrainer
 
-    from modpo.training.callbacks import CountPasses
-    from modpo.training.trainer import FiniteGradients
+    from modpo.training.callbacks import CountPasses, FiniteGradients
 
     lora = task.experiment.lora
     trainer = RewardTrainer(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modpo.data.groups import PromptGroups
-from modpo.experiment.sections import Experiment, RewardSection, RewardTraining
+from modpo.experiment.objectives import RewardSection, RewardTraining
+from modpo.experiment.sections import Experiment
 from modpo.rewards.accuracy import reward_folder
 
 

@@ -119,8 +119,7 @@ def _trainer(experiment: Experiment, reference: ReferenceModel, config: SFTConfi
     from datasets import Dataset
     from trl import SFTTrainer
 
-    from modpo.training.callbacks import CountPasses
-    from modpo.training.trainer import FiniteGradients
+    from modpo.training.callbacks import CountPasses, FiniteGradients
 
     # When all weights are trained they stay in float32: in 16 bits most steps would be rounded away.
     model = reference.model if experiment.lora else reference.model.float()

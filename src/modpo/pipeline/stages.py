@@ -12,7 +12,7 @@ from functools import partial
 from modpo.base.errors import PartialFailure
 from modpo.base.progress import say
 from modpo.experiment.proxy import PROXY, by_proxies, needs_proxies
-from modpo.experiment.sections import Experiment
+from modpo.experiment.sections import Experiment, Resolved, resolved
 from modpo.scored.answers import SAMPLE
 
 SWEEP, EVALUATE, REPORT = "sweep", "evaluate", "report"
@@ -83,12 +83,11 @@ def check_early(experiment: Experiment, *, measurable: bool) -> None:
 
 def prepare(
     experiment: Experiment, count: StageCount | None = None, *, last: str | None = None, proxies: bool = False
-) -> Experiment:
+) -> Resolved:
     """Run the stages before the sweep that the experiment has, and give it back with their results filled in.
 
     The model becomes that of `sft`, each reward's and proxy's `train` the folder that it was trained into, and proxies
-    stand for rewards where the method scores answers of its own; `asked` is the experiment as it was. Without any of
-    these, and after them, it is given back as it is.
+    stand for rewards where the method scores answers of its own. One that is resolved is given back as it is.
 
     Args:
         count: says which stage begins; default: of these stages alone.
@@ -100,25 +99,25 @@ def prepare(
     """
     stages = stages_before(experiment, proxies=proxies)
     count = count or StageCount([stage.name for stage in stages])
-    resolved = experiment
+    filled = experiment
     for stage in stages:
         count.begin(stage.name)
-        resolved = replace(stage.run(resolved), asked=experiment)
+        filled = stage.run(filled)
         if stage.name == last:
             break
-    return _as_its_method_trains(resolved)
+    return _as_its_method_trains(resolved(filled, asked=experiment))
 
 
-def _as_its_method_trains(experiment: Experiment) -> Experiment:
+def _as_its_method_trains(experiment: Resolved) -> Resolved:
     proxied = any(objective.proxy for objective in experiment.objectives.values()) and needs_proxies(experiment)
     if experiment.comparison is not None or not proxied:  # each method of a comparison on its own
         return experiment
-    return replace(by_proxies(experiment), asked=experiment.asked or experiment)
+    return by_proxies(experiment)
 
 
 def stages_before(experiment: Experiment, *, proxies: bool = False) -> list[Stage]:
     """What is to run before the experiment can be scored; nothing once it has run."""
-    if experiment.asked is not None:
+    if isinstance(experiment, Resolved):
         return []
     stages = []
     if experiment.sft is not None:

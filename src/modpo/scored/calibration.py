@@ -25,7 +25,6 @@ from modpo.base.errors import InputError, IntegrityError, Problem
 from modpo.base.files import MANIFEST, is_own_file, locked, read_sealed, remove_leftovers, sha256_json, write_sealed
 from modpo.experiment.sections import Objective
 
-METHODS = ("none", "standardise", "bradley_terry")
 SCHEMA = 2  # 2: sealed
 
 

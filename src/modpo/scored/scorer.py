@@ -26,7 +26,7 @@ from modpo.data.rows import rows_from_dataset
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.data.tokens import require_usable, tokenize_group
 from modpo.experiment.proxy import PROXY, REWARD, is_proxied
-from modpo.experiment.sections import DRAWN, Experiment, ModelSection, Objective, RewardSection
+from modpo.experiment.sections import DRAWN, Experiment, ModelSection, Objective, Resolved, RewardSection, resolved
 from modpo.models.folders import default_cache_dir
 from modpo.models.reference import LoadedModel, Reference, ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
@@ -214,7 +214,7 @@ def _fill(target: Column, label: str, compute: Callable[[range, Progress], Itera
     return target
 
 
-def load_rewards(experiment: Experiment) -> dict[str, Reward]:
+def load_rewards(experiment: Resolved) -> dict[str, Reward]:
     """The scorer of every objective that has one, found and checked."""
     return {
         name: _load(experiment, name, objective.reward, PROXY if is_proxied(experiment, name) else REWARD)
@@ -226,7 +226,7 @@ def load_rewards(experiment: Experiment) -> dict[str, Reward]:
 def load_ready_rewards(experiment: Experiment) -> dict[str, Reward]:
     """`load_rewards` without those that are still to be trained."""
     ready = {n: o for n, o in experiment.objectives.items() if o.reward is None or o.reward.train is None}
-    return load_rewards(replace(experiment, objectives=ready))
+    return load_rewards(resolved(replace(experiment, objectives=ready)))
 
 
 def load_proxies(experiment: Experiment) -> dict[str, Reward]:
@@ -245,10 +245,10 @@ def _load(experiment: Experiment, name: str, section: RewardSection, role: str) 
 
 def experiment_scorer(experiment: Experiment, reference: Reference | None = None) -> Scorer:
     """The scorer that an experiment describes."""
-    sampled = (experiment.asked or experiment).sample is not None  # then the data are the reference's own answers
+    sampled = experiment.sample is not None  # then the data are the reference's own answers
     return Scorer(
         reference=reference or ReferenceModel.of(experiment),
-        rewards=load_rewards(experiment),
+        rewards=load_rewards(resolved(experiment)),
         cache_dir=experiment.cache_dir,
         max_length=experiment.data.max_length,
         max_prompt_length=experiment.data.max_prompt_length,

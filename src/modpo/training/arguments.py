@@ -1,4 +1,4 @@
-"""What the trainings before a sweep have in common: settings checked early, a quiet trainer, a result that is kept."""
+"""What all trainings have in common: settings that are checked early, and a trainer that prints nothing itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="TrainingArguments")
 
-# What `arguments` must not say a second time: name -> where the experiment says it.
+# Fields that no section's `arguments` may set: name -> where the experiment has it. Sections add to it.
 ELSEWHERE = {
     "output_dir": "output_dir",
     "seed": "seed",
@@ -38,13 +38,15 @@ def training_config(
     where: str,
     field: str,
     elsewhere: Mapping[str, str] = ELSEWHERE,
+    values_of: str | None = None,
 ) -> Config:
     """A trainer's configuration: `arguments` before `defaults` before its own.
 
     Args:
         kind: `trl.SFTConfig`, `trl.RewardConfig` or `modpo.MODPOConfig`.
         where, field: what an error names: "experiment.yaml:12", "sft.arguments".
-        elsewhere: names that `arguments` must not hold, and where the experiment says them.
+        elsewhere: names that `arguments` must not hold, and where the experiment has them.
+        values_of: what an error of a value names, where `defaults` come from the experiment too; default: `field`.
 
     Raises:
         InputError: a name that the configuration does not have, or a value that it refuses.
@@ -68,40 +70,54 @@ def training_config(
         return kind(**{**defaults, **given})
     except (TypeError, ValueError) as error:  # values that only transformers knows
         fix = f"see the fields of {kind.__name__}"
-        raise InputError(Problem(where, field, str(error).splitlines()[0], fix)) from error
+        raise InputError(Problem(where, values_of or field, str(error).splitlines()[0], fix)) from error
 
 
 def modest_batches(arguments: Mapping[str, Any]) -> dict[str, int]:
-    """TRL's 8 rows a step, but read 2 at a time where `arguments` say nothing: padded rows of 1,000 tokens take far
+    """TRL's 8 rows a step, but read 2 at a time where `arguments` set neither: padded rows of 1,000 tokens take far
     more memory than packed ones, and nothing bounds them."""
     asked = {"per_device_train_batch_size", "gradient_accumulation_steps"} & set(arguments)
     return {} if asked else {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 
 
 def quiet_settings(experiment: Experiment, work: Path) -> dict[str, Any]:
-    """What every stage tells its trainer: the experiment's seed and number format, no checkpoints, no chatter."""
+    """Settings of every trainer: the experiment's seed and number format, no checkpoints and no output of its own."""
     from modpo.models.folders import device
 
+    on_cpu = device() == "cpu"
     return {
         "output_dir": str(work),
         "seed": experiment.seed,
         "bf16": experiment.model.dtype == "bfloat16",
         "fp16": experiment.model.dtype == "float16",
         "activation_checkpointing": experiment.training.gradient_checkpointing,
-        "use_cpu": device() == "cpu",  # bf16 on a CPU has to be asked for
+        "use_cpu": on_cpu,  # bf16 on a CPU has to be asked for
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_pin_memory": device() != "cpu",
+        "dataloader_pin_memory": not on_cpu,
         "logging_nan_inf_filter": False,  # it would hide that a loss is NaN
     }
+
+
+def modpo_settings(experiment: Experiment, work: Path) -> dict[str, Any]:
+    """`quiet_settings` with the experiment's `training`, but for its `arguments`, and its lengths."""
+    training = experiment.training.deciding()
+    del training["arguments"], training["gradient_checkpointing"]  # `quiet_settings` has the latter, under its new name
+    lengths = {"max_length": experiment.data.max_length, "max_prompt_length": experiment.data.max_prompt_length}
+    return quiet_settings(experiment, work) | training | lengths
+
+
+def most_packed_tokens(asked: int | None, device: str) -> int:
+    """Packed tokens of a forward pass: `max_packed_tokens` where it is given."""
+    return asked or (2048 if device == "cpu" else 16384)
 
 
 def run_training(trainer: Trainer, label: str) -> Cost:
     """Train under a progress bar.
 
     Returns:
-        What it took, `tokens` those that were read.
+        The cost; `tokens` are those that were read.
 
     Raises:
         NumericError: the loss is not finite.

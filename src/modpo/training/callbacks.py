@@ -1,14 +1,32 @@
-"""Training as a person watches it: steps done, time left, and the numbers that say whether it goes well."""
+"""Callbacks of every training: a check of the gradients, costs, and a progress bar."""
 
 from __future__ import annotations
 
 from types import TracebackType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modpo.base.costs import count
+from modpo.base.errors import NumericError
 from modpo.base.progress import Progress
+
+
+class FiniteGradients(TrainerCallback):
+    """Stops before an optimizer step that would carry NaN or infinity into the weights."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.fp16:
+            return  # the loss scaler finds its scale by overflowing, and skips those steps itself
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if gradients and not torch.isfinite(torch.stack([g.float().norm() for g in gradients]).sum()):
+            raise NumericError(
+                f"step {state.global_step}: a gradient is not finite; fix: lower learning_rate, or train in "
+                "bfloat16 or float32"
+            )
 
 
 class CountPasses(TrainerCallback):

@@ -26,7 +26,7 @@ class ReadGroup:
     ref_logps: list[float]
     pairs: list[tuple[int, int]]  # indices into these responses
     primaries: list[int]  # of each pair the primary objective, see `primary.Choice`
-    margins: list[list[float]]  # one list of K per response; 0 where it has none, as its weight or its pairs say
+    margins: list[list[float]]  # one list of K per response; 0 where it has none
 
 
 @dataclass
@@ -52,7 +52,12 @@ class GroupCollator:
     max_packed_tokens: int = 2048
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Returns `parts`, each a run of groups of at most `max_packed_tokens` (one group at least)."""
+        """One batch from some rows.
+
+        Returns:
+            `parts`, each from consecutive groups of at most `max_packed_tokens` together (one group at least), see
+            `part`.
+        """
         groups = [self.group(row) for row in rows]
         sizes = [packed_tokens(group.prompt_ids, group.responses_ids) for group in groups]
         return {"parts": [self.part(groups[part]) for part in runs(sizes, self.max_packed_tokens)]}
@@ -64,7 +69,7 @@ class GroupCollator:
         return [choose(self.weights, pairs, margins, responses, self.objective, self.regression_below)]
 
     def margins(self, row: Row) -> dict[str, Margins]:
-        """Margin rewards of a row's responses, by objective."""
+        """Margin rewards of a row's responses, by objective: as many numbers as the row has responses."""
         return {
             name: [
                 self.calibrations.get(name, UNCALIBRATED).apply(score, self.signs.get(name, 1.0))
@@ -91,11 +96,11 @@ class GroupCollator:
         )
 
     def part(self, groups: Sequence[ReadGroup]) -> dict[str, Any]:
-        """What is read in one forward pass.
+        """What is read in one forward pass: B pairs of M responses, K objectives.
 
         Returns:
-            `weights` (K,), `pairs` (B, 2) of indices into M responses, their `primaries` (B,), `ref_logps` (M,),
-            `margins` (M, K), and the tokens.
+            `weights` (K,) float64, `pairs` (B, 2) of indices into the responses, their `primaries` (B,), `ref_logps`
+            (M,) in nats, `margins` (M, K), and the tokens: `packed_row`, or `prompts_ids` and `responses_ids`.
         """
         pairs: list[list[int]] = []
         first = 0

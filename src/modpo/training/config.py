@@ -89,7 +89,7 @@ class MODPOConfig(DPOConfig):
             raise InputError(problems)
 
     def _refused(self) -> Iterator[Problem]:
-        """Settings under which the margin would not mean what MODPO's derivation says."""
+        """A problem for each setting under which the loss would not be MODPO's."""
         if self.objective is not None and self.objective not in self.vector:
             fix = f"use one of: {', '.join(self.vector)}"
             yield Problem("MODPOConfig", "objective", f"unknown objective {self.objective!r}", fix)

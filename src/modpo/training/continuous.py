@@ -28,8 +28,8 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights, spread_out
+from modpo.experiment.objectives import NAME
 from modpo.experiment.primary import smallest_primary_weight
-from modpo.experiment.rules import NAME
 from modpo.models.combine import not_plain, steer
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
@@ -120,7 +120,7 @@ class ContinuousTrainer(MODPOTrainer):
         self.data_collator = _rows  # which pairs are read depends on the vector, which is drawn with the batch
 
     def at_weights(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch of rows -> parts, each with the vector that was drawn for its prompts. One in parts is left alone."""
+        """A batch of rows -> parts, each with the vector, (K,), drawn for its prompts. Parts stay as they are."""
         if "parts" in batch:
             return batch
         rows, parts = batch["rows"], []
@@ -138,7 +138,7 @@ class ContinuousTrainer(MODPOTrainer):
         return super().prediction_step(model, self._at_vector(inputs["rows"]), *args, **kwargs)
 
     def steer(self, weights: Tensor) -> None:
-        """The policy at a vector, (K,)."""
+        """Scale the adapters for the policy at a preference vector, (K,)."""
         scales = spread_out(dict(zip(self.adapters.values(), weights.tolist(), strict=True)), self.args.spread)
         steer(self.model, scales)
 
@@ -159,7 +159,7 @@ def adapter_names(objectives: Sequence[str]) -> dict[str, str]:
 
 
 def draw(objectives: Sequence[str], concentration: float) -> Weights:
-    """A preference vector from a symmetric Dirichlet distribution, rounded to multiples of 1 / GRID."""
+    """A preference vector of K weights from a symmetric Dirichlet distribution, rounded to multiples of 1 / GRID."""
     drawn = torch.distributions.Dirichlet(torch.full((len(objectives),), concentration, dtype=torch.float64)).sample()
     steps = torch.round(drawn * GRID).long()
     steps[steps.argmax()] += GRID - steps.sum()  # rounding may leave a step or two over

@@ -12,7 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOSS_TYPES = ("sigmoid", "hinge")
+from modpo.experiment.sections import LOSS_TYPES
+
+LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
+
+
+def pair_logps(logps: Tensor, ref_logps: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probs of pairs, as the losses below take them.
+
+    Args:
+        logps, ref_logps: log-probs of M responses under the policy and the reference, nats, (M,).
+        pairs: indices of the chosen and the rejected response, (B, 2).
+
+    Returns:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: each (B,).
+    """
+    chosen, rejected = pairs.unbind(1)
+    return logps[chosen], logps[rejected], ref_logps[chosen], ref_logps[rejected]
 
 
 def modpo_loss(
@@ -55,14 +71,10 @@ def modpo_loss(
         raise ValueError(f"loss_type is {loss_type!r}; use one of {', '.join(LOSS_TYPES)}")
     w_k, w_others = _split_weights(weights, like=policy_chosen_logps)
     _check_beta(beta)
+    logps = policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
     _check_shapes(
         w_others,
-        {
-            "policy_chosen_logps": policy_chosen_logps,
-            "policy_rejected_logps": policy_rejected_logps,
-            "reference_chosen_logps": reference_chosen_logps,
-            "reference_rejected_logps": reference_rejected_logps,
-        },
+        dict(zip(LOGPS, logps, strict=True)),
         {"chosen_margin_rewards": chosen_margin_rewards, "rejected_margin_rewards": rejected_margin_rewards},
     )
     chosen_rewards = beta * (policy_chosen_logps - reference_chosen_logps)  # (B,)
@@ -109,14 +121,10 @@ def regression_loss(
     """
     _check_beta(beta)
     w = torch.as_tensor(weights, dtype=policy_chosen_logps.dtype, device=policy_chosen_logps.device)
+    logps = policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
     _check_shapes(
         w,
-        {
-            "policy_chosen_logps": policy_chosen_logps,
-            "policy_rejected_logps": policy_rejected_logps,
-            "reference_chosen_logps": reference_chosen_logps,
-            "reference_rejected_logps": reference_rejected_logps,
-        },
+        dict(zip(LOGPS, logps, strict=True)),
         {"chosen_rewards": chosen_rewards, "rejected_rewards": rejected_rewards},
         columns="weights",
     )
@@ -209,6 +217,7 @@ def _check_beta(beta: float) -> None:
 def _check_shapes(
     w_others: Tensor, logps: dict[str, Tensor], margins: dict[str, Tensor], columns: str = "weights after w_k"
 ) -> None:
+    """Refuse log-probs that are not all (B,), and rewards that are not (B, C) for C weights, by name."""
     first, *rest = logps
     B = logps[first].shape
     if len(B) != 1:

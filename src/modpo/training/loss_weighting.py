@@ -19,7 +19,7 @@ from modpo.base.errors import InputError, Problem
 from modpo.experiment.primary import Choice, Margins
 from modpo.scored.data import PAIRS_PREFIX
 from modpo.training.collator import GroupCollator, Row
-from modpo.training.loss import modpo_loss
+from modpo.training.loss import modpo_loss, pair_logps
 from modpo.training.trainer import MODPOTrainer
 
 
@@ -46,14 +46,10 @@ class LossWeightingTrainer(MODPOTrainer):
         self._pair_weights = torch.tensor(pair_weights(self.train_dataset, self.args.vector))
 
     def _pair_losses(self, logps: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """DPO's loss of each pair times what it counts, and the implicit rewards, (B,) each."""
-        chosen, rejected = inputs["pairs"].unbind(1)
-        ref_logps, no_margins = inputs["ref_logps"], logps.new_zeros(len(chosen), 0)
+        """DPO's loss of each pair times the weight of the pair, and the implicit rewards, (B,) each."""
+        no_margins = logps.new_zeros(len(inputs["pairs"]), 0)
         losses, *rewards = modpo_loss(
-            logps[chosen],
-            logps[rejected],
-            ref_logps[chosen],
-            ref_logps[rejected],
+            *pair_logps(logps, inputs["ref_logps"], inputs["pairs"]),
             no_margins,
             no_margins,
             weights=(1.0,),
@@ -64,7 +60,7 @@ class LossWeightingTrainer(MODPOTrainer):
 
 
 def pair_weights(rows: Dataset, weights: Mapping[str, float]) -> Sequence[float]:
-    """What a pair of each objective counts: w_i times all pairs over those of objective i, (K,).
+    """The weight of a pair of each objective: w_i times all pairs over those of objective i, (K,).
 
     The mean over all pairs is then L(w), however many pairs each objective has. An objective without a weight counts 0.
 

@@ -1,10 +1,8 @@
 """TRL's RLOO and GRPO trainers with our prompts, our sampling and our packed forward, and resumable.
 
 What is learned, and how, is TRL's. Ours is what costs the time: answers are sampled from the policy with its adapter
-merged where that is faster, and log-probs are read as packed rows, each prompt once for all its answers. What is
-touched of TRL's private surface: `_tokenize_prompts`, `_generate_single_turn` and `_get_per_token_logps_and_entropies`,
-which are replaced with the same results, `_step`, `_buffered_inputs` and `_total_train_tokens`; their test
-compares with TRL's own.
+merged where that is faster, and log-probs are read as packed rows, each prompt once for all its answers. The methods of
+TRL that are replaced give the same results; what is touched stands in `modpo.training.trl_contract`.
 """
 
 from __future__ import annotations
@@ -13,12 +11,10 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
-from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import GRPOTrainer, RLOOTrainer
@@ -28,13 +24,13 @@ from modpo.data.tokens import stop_ids, tokenize_prompt
 from modpo.forward.attention import packed_attention
 from modpo.forward.generate import bare_generation, folded_head
 from modpo.forward.logprobs import attach_packed_forward, detach_packed_forward, packed_token_logps, require_packable
-from modpo.forward.low_rank import join_adapters
+from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.forward.packing import pack
-from modpo.training.trainer import disable_functional_dropout
+from modpo.training.dropout import disable_functional_dropout
+from modpo.training.resumable import Resumable
 
 if TYPE_CHECKING:
     from modpo.data.prompt_group import Text
-    from modpo.training.checkpoints import ResumableRun
 
 
 @dataclass(frozen=True)
@@ -52,10 +48,7 @@ class Reading:
     packing: bool = True
 
 
-_Trainer: Any = object  # TRL's class, which stands behind this one in the order of resolution
-
-
-class OnPolicy(_Trainer):
+class OnPolicy(Resumable):
     """What both trainers have in common.
 
     Args:
@@ -64,8 +57,6 @@ class OnPolicy(_Trainer):
     The other arguments are those of TRL's trainer.
     """
 
-    tokens_generated = 0
-    resumable_run: ResumableRun | None = None  # saves and restores; if there is none, transformers does
     # Whether log-probs of fresh answers are read for the loss's ratio before they are read to be trained on.
     reads_twice = False
     model_wrapped: Any  # TRL's: what answers are sampled from
@@ -75,7 +66,7 @@ class OnPolicy(_Trainer):
             require_packable(model)
         super().__init__(model, *args, **kwargs)
         self.reading = reading
-        self._causal_lm = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        self._causal_lm = causal_lm(self.model)
         join_adapters(self)
         if self.args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
@@ -97,7 +88,7 @@ class OnPolicy(_Trainer):
         return [tokenize_prompt(prompt, self._tokenizer)[-longest:] for prompt in prompts], None, {}
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self._sampled():
+        with self._sampling_model():
             found = super()._generate_single_turn(*args, **kwargs)
         answers = found[0] if isinstance(found, tuple) else found
         self.tokens_generated += sum(map(len, answers))
@@ -106,7 +97,7 @@ class OnPolicy(_Trainer):
         return found
 
     @contextmanager
-    def _sampled(self) -> Iterator[None]:
+    def _sampling_model(self) -> Iterator[None]:
         """Within it, what TRL samples from is the policy and nothing else, in the form that is fastest."""
         wrapped = self.model_wrapped
         if isinstance(self.model, PeftModel) and self.accelerator.device.type == "cpu":
@@ -132,9 +123,17 @@ class OnPolicy(_Trainer):
         compute_entropy: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Log-probs of B answers of at most C tokens, (B, C), 0 behind an answer's end.
+        """Log-probs of B answers of at most C tokens, 0 behind an answer's end.
 
         Entropy is estimated from the sampled tokens: the mean of -log pi(token), which costs nothing.
+
+        Args:
+            input_ids, attention_mask: prompts, padded on the left, and answers, padded on the right: (B, P + C).
+            logits_to_keep: C.
+            batch_size: answers that are read at a time where no gradient is computed. Default: all.
+
+        Returns:
+            Log-probs in nats (B, C); entropies (B, C) if asked for, else None; None.
         """
         trained = torch.is_grad_enabled()
         if not self._packs:
@@ -160,22 +159,21 @@ class OnPolicy(_Trainer):
         return logps, -logps.detach() if compute_entropy else None, None
 
     def _reused(self) -> bool:
-        """Whether what is read now, to be compared with, is what will be read to be trained on: then once will do."""
+        """Whether the log-probs asked for now will be asked for again to be trained on: then they are read once."""
         once = self.args.steps_per_generation == self.num_iterations == 1 and self.model.training
         return self.reads_twice and self._fresh and once and not torch.is_grad_enabled()
 
     def _packed(self, model: nn.Module, rows: Sequence[_Row], width: int) -> Tensor:
+        """Log-probs of B answers' tokens, (B, C) with C = `width`, each prompt read once for all its answers."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, (prompt, _) in enumerate(rows):
             groups.setdefault(prompt, []).append(i)
         packed = pack(list(groups), [[rows[i][1] for i in members] for members in groups.values()])
         if torch.is_grad_enabled():
             self._total_train_tokens += packed.layout.length
-        mixed = isinstance(self.model, PeftModel) and self.accelerator.mixed_precision != "no"
-        # Under autocast PEFT would turn each adapter's input into float32, and autocast turn it back.
         with (
             self.accelerator.autocast(),
-            disable_input_dtype_casting(self.model, active=mixed),
+            uncast_inputs(self),
             packed_attention(model if model is self.ref_model else self._causal_lm),
         ):
             flat = packed_token_logps(model, packed.to(self.accelerator.device))  # (N,)
@@ -190,18 +188,6 @@ class OnPolicy(_Trainer):
         if self._buffered_inputs is None:  # so that resumed training knows where among its answers it is
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
         return super().training_step(*args, **kwargs)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.resumable_run is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.resumable_run.load(Path(resume_from_checkpoint))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.resumable_run is None:
-            super()._save_checkpoint(model, trial)
-        else:
-            self.resumable_run.save()
 
 
 class OnPolicyRLOO(OnPolicy, RLOOTrainer):
@@ -218,7 +204,7 @@ _Row = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a prompt, ids of an ans
 
 
 def _rows(input_ids: Tensor, attention_mask: Tensor, width: int) -> list[_Row]:
-    """The ids of each prompt and answer, without the padding."""
+    """The ids of B prompts and answers without the padding, from (B, P + C) ids and mask, C = `width`."""
     found = []
     for ids, mask in zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True):
         read = [[token for token, kept in zip(ids[part], mask[part], strict=True) if kept] for part in _halves(width)]
@@ -227,12 +213,13 @@ def _rows(input_ids: Tensor, attention_mask: Tensor, width: int) -> list[_Row]:
 
 
 def _halves(width: int) -> tuple[slice, slice]:
+    """Columns of the prompts and columns of the answers."""
     return slice(None, -width), slice(-width, None)
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """Log-probs that were read with their gradient, and whose they are."""
+    """Log-probs that were read with their gradient, and the prompts and answers that they belong to."""
 
     rows: list[_Row]
     logps: Tensor  # (B, C)

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 
 def require_calibrations(objectives: Mapping[str, Objective], collator: GroupCollator) -> None:
+    """Check that each objective that asks for a calibration has one.
+
+    Raises:
+        InputError: one has none.
+    """
     missing = [n for n, o in objectives.items() if o.calibration != "none" and n not in collator.calibrations]
     if missing:
         fix = "pass `calibrations=scored.calibrations`, or use `calibration: none`"
@@ -53,7 +58,11 @@ def scored_rows(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Dataset:
-    """Scored data as it is; preference rows scored first."""
+    """Scored data as it is; preference rows are scored first.
+
+    Raises:
+        InputError: scored data without pairs and rewards of an objective that has a weight.
+    """
     if "ref_logps" in rows.column_names:
         known = {c.partition("/")[2] for c in rows.column_names if c.startswith((PAIRS_PREFIX, REWARD_PREFIX))}
         missing = [name for name, weight in args.vector.items() if weight > 0 and name not in known]

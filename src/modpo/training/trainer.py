@@ -1,9 +1,8 @@
 """`MODPOTrainer`: TRL's DPOTrainer with MODPO's loss, read from scored data by a packed forward.
 
 Model loading, PEFT, quantisation, distribution, logging and saving are TRL's and transformers'. Ours is the hot path,
-`compute_loss`. What is touched of TRL's private surface: `_prepare_dataset` and `_precompute_ref_logps` (passed
-through, the data is tokenized and scored already), `_metrics` and `_total_train_tokens`;
-tests/training/test_trl_contract.py pins them.
+`compute_loss`. The data is tokenized and scored already, so TRL's preparation of it is passed by. What is touched of
+TRL's private surface stands in `modpo.training.trl_contract`.
 
 In the logs, `logps/chosen` may fall while training goes well: the loss rewards the difference between chosen and
 rejected, and both may lose probability to answers that stand in no pair. Watch `rewards/margins` and
@@ -15,13 +14,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -29,9 +26,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from trl import DPOTrainer
 
@@ -40,24 +34,23 @@ from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective
 from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward, packed_logps, padded_logps, require_packable
-from modpo.forward.low_rank import join_adapters
+from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.scored.calibration import Calibration
+from modpo.training.arguments import most_packed_tokens
+from modpo.training.callbacks import FiniteGradients
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
-from modpo.training.loss import anchor_loss, modpo_loss, regression_loss
+from modpo.training.dropout import disable_functional_dropout
+from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss
+from modpo.training.resumable import Resumable
 from modpo.training.rows import require_calibrations, scored_rows, trainable_rows
-
-if TYPE_CHECKING:
-    from modpo.training.checkpoints import ResumableRun
-
-__all__ = ["FiniteGradients", "GroupCollator", "MODPOConfig", "MODPOTrainer"]
 
 # At step 0 policy and reference are the same model; what they may differ by is rounding, relative to the log-prob.
 STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 STEP_0_TOLERANCE_16_BIT = 0.05
 
 
-class MODPOTrainer(DPOTrainer):
+class MODPOTrainer(Resumable, DPOTrainer):
     """Train one policy for one preference vector.
 
     Args:
@@ -84,10 +77,6 @@ class MODPOTrainer(DPOTrainer):
     _name = "MODPO"
     collator_class: type[GroupCollator] = GroupCollator
     loss_is_scaled_for_ga = True  # the loss is divided by the pairs of the whole optimizer step
-    tokens_generated = 0  # it trains on answers that are there
-    resumable_run: ResumableRun | None = None  # saves and restores; if there is none, transformers does
-    _resumed_from: str | None = None  # the checkpoint that this training began with
-    _random_state_of: str | None = None  # the checkpoint whose random numbers were taken up
 
     def __init__(
         self,
@@ -110,7 +99,7 @@ class MODPOTrainer(DPOTrainer):
             model.to(args.device)  # scoring comes before the trainer would move it
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
         if args.packing:
-            require_packable(_causal_lm(model))
+            require_packable(causal_lm(model))
         objectives = dict(objectives or {})
         with args.main_process_first(local=False, desc="scoring"):  # the others find its columns in the cache
             scored = {
@@ -152,7 +141,10 @@ class MODPOTrainer(DPOTrainer):
             objective=args.objective,
             regression_below=args.smallest_primary_weight(),
             packing=args.packing,
-            max_packed_tokens=_max_packed_tokens(args),
+            # Gradients and metrics meet after every pass: with unequal numbers of them, processes would wait.
+            max_packed_tokens=(
+                sys.maxsize if args.world_size > 1 else most_packed_tokens(args.max_packed_tokens, args.device.type)
+            ),
         )
 
     def _prepare_model(self) -> None:
@@ -160,7 +152,7 @@ class MODPOTrainer(DPOTrainer):
         if self.aux_loss_enabled:
             problem, fix = "the router's auxiliary loss is not part of MODPO's loss", "set router_aux_loss_coef to 0"
             raise InputError(Problem("MODPOConfig", "router_aux_loss_coef", problem, fix))
-        self._causal_lm = _causal_lm(self.model)
+        self._causal_lm = causal_lm(self.model)
         join_adapters(self)
         if self.args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
@@ -178,8 +170,6 @@ class MODPOTrainer(DPOTrainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """The batches of one optimizer step and how many pairs they hold, over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self._resumed_from is not None:
-            self._load_rng_state(self._resumed_from)  # transformers does after this, when vectors were drawn
         batches = [self.at_weights(batch) for batch in batches]
         pairs = torch.tensor(sum(len(part["pairs"]) for batch in batches for part in batch["parts"]), device=device)
         return batches, self.accelerator.gather(pairs).sum()
@@ -191,26 +181,8 @@ class MODPOTrainer(DPOTrainer):
     def steer(self, weights: Tensor) -> None:
         """Make the policy that of a part's preference vector, (K,), before it is read. Here it is that already."""
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self._resumed_from, self._random_state_of = resume_from_checkpoint, None
-        if self.resumable_run is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.resumable_run.load(Path(resume_from_checkpoint))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint != self._random_state_of:  # once: what was drawn since must not be drawn again
-            super()._load_rng_state(checkpoint)
-            self._random_state_of = checkpoint
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.resumable_run is None:
-            super()._save_checkpoint(model, trial)
-        else:
-            self.resumable_run.save()
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward of every part of the batch; the parts' losses and gradients add up to the batch's."""
+        """The batch's loss, (): forward and backward of each part; losses and gradients add up to the batch's."""
         with self._hot_path():  # spans the backward too, where checkpointed layers run again
             losses = []
             for part in inputs["parts"]:
@@ -221,7 +193,7 @@ class MODPOTrainer(DPOTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Tensor, None, None]:
-        """The batch's loss. There are no logits to return: they are never whole."""
+        """The batch's loss, (). There are no logits to return: they are never whole."""
         parts = self.at_weights(inputs)["parts"]
         pairs = sum(len(part["pairs"]) for part in parts)
         losses = []
@@ -233,10 +205,9 @@ class MODPOTrainer(DPOTrainer):
 
     @contextmanager
     def _hot_path(self) -> Iterator[None]:
-        # Under autocast PEFT would turn each adapter's input into float32, and autocast turn it back.
-        mixed = isinstance(self.model, PeftModel) and self.accelerator.mixed_precision != "no"
+        """Within it the model reads packed rows, and adapters' inputs are not cast."""
         attention = packed_attention(self._causal_lm) if self.args.packing else nullcontext()
-        with disable_input_dtype_casting(self.model, active=mixed), attention:
+        with uncast_inputs(self), attention:
             yield
 
     def compute_loss(
@@ -246,15 +217,19 @@ class MODPOTrainer(DPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """MODPO's loss of one part: the mean over its pairs, or their sum over `num_items_in_batch` pairs."""
+        """MODPO's loss of one part, (): the mean over its B pairs, or their sum over `num_items_in_batch` pairs.
+
+        Args:
+            inputs: a part as `GroupCollator.part` returns it.
+            return_outputs: whether to return the log-probs of its M responses too, `logps` (M,).
+        """
         logps = self._response_logps(model, inputs)  # (M,)
         if self.state.global_step == 0 and self.model.training and self._starts_at_reference:
             self._require_reference_at_start(logps.detach(), inputs["ref_logps"])
         chosen, rejected = inputs["pairs"].unbind(1)  # (B,)
         losses, chosen_rewards, rejected_rewards = self._pair_losses(logps, inputs)
         if self.args.anchor:
-            ref_logps = inputs["ref_logps"]
-            four = logps[chosen], logps[rejected], ref_logps[chosen], ref_logps[rejected]
+            four = pair_logps(logps, inputs["ref_logps"], inputs["pairs"])
             losses = losses + self.args.anchor * anchor_loss(*four, beta=self.beta)
         self._require_finite(losses)
         self._record(logps.detach(), chosen, rejected, chosen_rewards, rejected_rewards, inputs)
@@ -270,17 +245,17 @@ class MODPOTrainer(DPOTrainer):
         found = [logps.new_zeros(len(inputs["pairs"])) for _ in range(3)]
         for k in inputs["primaries"].unique().tolist():
             mine = inputs["primaries"] == k
-            chosen, rejected = inputs["pairs"][mine].unbind(1)
-            ref_logps, margins = inputs["ref_logps"], inputs["margins"]
-            four = logps[chosen], logps[rejected], ref_logps[chosen], ref_logps[rejected]
+            pairs = inputs["pairs"][mine]
+            four = pair_logps(logps, inputs["ref_logps"], pairs)
+            chosen, rejected = (inputs["margins"][side] for side in pairs.unbind(1))  # (B_k, K)
             if k == REGRESSION:
-                computed = regression_loss(*four, margins[chosen], margins[rejected], weights=weights, beta=self.beta)
+                computed = regression_loss(*four, chosen, rejected, weights=weights, beta=self.beta)
             else:
                 others = [i for i in range(len(weights)) if i != k]
                 computed = modpo_loss(
                     *four,
-                    margins[chosen][:, others],
-                    margins[rejected][:, others],
+                    chosen[:, others],
+                    rejected[:, others],
                     weights=[weights[k], *(weights[i] for i in others)],
                     beta=self.beta,
                     loss_type=self.loss_types[0],
@@ -291,11 +266,13 @@ class MODPOTrainer(DPOTrainer):
         return found[0], found[1], found[2]
 
     def _response_logps(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Log-probs of a part's M responses, (M,)."""
         if self.args.packing:
             return packed_logps(model, inputs["packed_row"].to(self.accelerator.device))
         return padded_logps(model, inputs["prompts_ids"], inputs["responses_ids"])
 
     def _require_reference_at_start(self, logps: Tensor, ref_logps: Tensor) -> None:
+        """Refuse log-probs of the responses, (M,), that are not those of the reference, (M,)."""
         tolerance = STEP_0_TOLERANCE.get(self._causal_lm.dtype, STEP_0_TOLERANCE_16_BIT)
         if self.accelerator.mixed_precision in ("bf16", "fp16"):
             tolerance = STEP_0_TOLERANCE_16_BIT
@@ -311,6 +288,7 @@ class MODPOTrainer(DPOTrainer):
             )
 
     def _require_finite(self, losses: Tensor) -> None:
+        """Refuse losses of pairs, (B,), of which one is not finite."""
         bad = int((~losses.detach().isfinite()).sum())
         if bad:
             raise NumericError(
@@ -327,7 +305,12 @@ class MODPOTrainer(DPOTrainer):
         rejected_rewards: Tensor,
         inputs: dict[str, Any],
     ) -> None:
-        """TRL's metrics under TRL's names, averaged over processes, and the margins by objective."""
+        """TRL's metrics under TRL's names, averaged over processes, and the margins by objective.
+
+        Args:
+            logps: of the part's responses, (M,). chosen, rejected: their indices, (B,).
+            chosen_rewards, rejected_rewards: implicit rewards, (B,).
+        """
         metrics = {
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
@@ -350,43 +333,9 @@ class MODPOTrainer(DPOTrainer):
             self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
 
-class FiniteGradients(TrainerCallback):
-    """Stops before an optimizer step that would carry NaN or infinity into the weights."""
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if args.fp16:
-            return  # the loss scaler finds its scale by overflowing, and skips those steps itself
-        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if gradients and not torch.isfinite(torch.stack([g.float().norm() for g in gradients]).sum()):
-            raise NumericError(
-                f"step {state.global_step}: a gradient is not finite; fix: lower learning_rate, or train in "
-                "bfloat16 or float32"
-            )
-
-
 def _tokens_read(part: Mapping[str, Any]) -> int:
     """Tokens that the forward pass of a part reads, without padding."""
     if "packed_row" in part:
         return int(part["packed_row"].layout.length)
     prompts, responses = part["prompts_ids"], part["responses_ids"]
     return sum(len(p) + len(r) for p, group in zip(prompts, responses, strict=True) for r in group)
-
-
-def _causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _max_packed_tokens(args: MODPOConfig) -> int:
-    if args.world_size > 1:  # gradients and metrics meet after every pass: with unequal numbers, processes would wait
-        return sys.maxsize
-    return args.max_packed_tokens or (2048 if args.device.type == "cpu" else 16384)
-
-
-def disable_functional_dropout(model: nn.Module) -> None:
-    """TRL turns off `nn.Dropout` layers only; Llama's attention or OPT's layers keep a rate and call a function."""
-    for module in model.modules():
-        rates = [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
-        for name in rates:
-            setattr(module, name, 0.0)
