@@ -16,7 +16,8 @@ from modpo.base.errors import InputError
 from modpo.base.interrupts import Interrupted
 from modpo.cli import chat_session as chatting
 from modpo.cli import main
-from modpo.cli.chat_session import Chat, Sampling, columns, move, read_settings
+from modpo.cli.chat_session import Chat, Sampling, columns, move
+from modpo.cli.weights_option import read_settings
 from modpo.data.tokens import tokenize_prompt
 from modpo.policies.steered_front import load_front
 from modpo.policies.steering import SteeredPolicy, Steering
@@ -67,16 +68,16 @@ def test_weights_that_are_none(given: dict, message: str):
 
 
 def test_settings_are_read():
-    assert read_settings("a=0.8", "/w") == {"a": 0.8}
-    assert read_settings(" a=0.8,b=.1  c-1.x=1e-1 ", "/w") == {"a": 0.8, "b": 0.1, "c-1.x": 0.1}
+    assert read_settings("a=0.8", "ab", "/w") == {"a": 0.8}
+    assert read_settings(" a = 0.8,b=.1  c-1.x=1e-1 ", "ab", "/w") == {"a": 0.8, "b": 0.1, "c-1.x": 0.1}
+    assert read_settings("a=0,8 b=x", "ab", "/w") == {"a": "0,8", "b": "x"}  # for `move` to refuse
     for text, message in [
-        ("0.8", "'0.8' is not NAME=WEIGHT; fix: write for instance /w NAME=0.8"),
-        ("a=0,8", "'8' is not NAME=WEIGHT"),
-        ("a=1 a=0", "a is given twice"),
-        ("", "no weights"),
+        ("0.8", "/w:weights: '0.8' is not NAME=WEIGHT; fix: write a=0.5,b=0.5"),
+        ("a=1 a=0", "/w:weights.a: is given twice"),
+        ("", "'' is not NAME=WEIGHT"),
     ]:
         with pytest.raises(InputError) as caught:
-            read_settings(text, "/w")
+            read_settings(text, "ab", "/w")
         assert message in str(caught.value)
 
 
@@ -179,7 +180,7 @@ def test_help_and_quit(chat: Chat, capsys: pytest.CaptureFixture[str]):
         ("/w kind=2", "error: /w:weights: weights sum to 2"),
         ("/w kind=0.9", "is outside kind 0.25 to 0.75"),
         ("/vs kind=0.9", "is outside kind 0.25 to 0.75"),
-        ("/vs", "error: /vs: no weights"),
+        ("/vs", "error: /vs:weights: '' is not NAME=WEIGHT"),
     ],
 )
 def test_what_is_wrong_changes_nothing(

@@ -264,7 +264,7 @@ TROUBLE = [
     (PermissionError(errno.EACCES, "Denied", "runs/x"), 3, "runs/x: permission denied; fix: "),
     (OSError(errno.EIO, "I/O error", "runs/x"), 3, "runs/x: the disk failed to read or write; fix: check it"),
     (OSError(errno.EBADF, "Bad file", "runs/x"), 1, "OSError: [Errno 9] Bad file: 'runs/x'; fix: run again"),
-    (MemoryError(), 3, "out of memory: no message; fix: lower `training.per_device_train_batch_size`"),
+    (MemoryError(), 3, "out of memory: MemoryError; fix: lower `training.per_device_train_batch_size`"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 3, "out of memory: DefaultCPUAllocator"),
     (RuntimeError("first line\nsecond line"), 1, "RuntimeError: first line; fix: run again with --debug and report it"),
     (ValueError("\x1b[31mred"), 1, "ValueError: \\x1b[31mred; fix: "),

@@ -76,7 +76,7 @@ def test_every_source_gives_the_same_rows(tmp_path: Path, name: str, write: Any)
     assert len(rows) == 3
     assert list(rows) == ROWS
     assert rows[-1] == ROWS[2]
-    assert rows[0:2] == ROWS[0:2]
+    assert [rows[0], rows[1]] == ROWS[0:2]
     with pytest.raises(IndexError):
         rows[3]
 
@@ -177,7 +177,7 @@ def test_folder(tmp_path: Path) -> None:
 
 def test_unknown_hub_name_says_where_it_looked(tmp_path: Path) -> None:
     code = (
-        "from modpo.data.groups import open_rows\nfrom modpo.base.errors import InputError\n"
+        "from modpo.data.sources import open_rows\nfrom modpo.base.errors import InputError\n"
         "try: open_rows('nobody/nothing', split='dev')\nexcept InputError as error: print(error)"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}

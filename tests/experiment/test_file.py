@@ -344,7 +344,7 @@ def test_defaults_of_the_folders(tmp_path, monkeypatch):
 def test_remote_code_is_trusted_only_by_the_caller(tmp_path):
     assert read_experiment(write(tmp_path, GOOD), trust_remote_code=True).model.trust_remote_code is True
     [problem] = problems_of(write(tmp_path, GOOD), "model.trust_remote_code=true")
-    assert problem.where == "--set"
+    assert problem.where == "`overrides`"
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_overrides_replace_and_add(tmp_path):
     assert experiment.evaluation.batch_size == 3
     assert list(experiment.objectives) == ["positive", "concise"], "the order of the file stays"
     assert len(experiment.sweep.weights) == 3
-    assert experiment.where("training.beta") == "--set"
+    assert experiment.where("training.beta") == "`overrides`"
     assert experiment.where("training.learning_rate").endswith(":17")
 
 

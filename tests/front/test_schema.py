@@ -234,7 +234,7 @@ def test_what_is_not_a_front_is_refused(tmp_path, content):
 
 
 def test_a_missing_front_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"no such file.*modpo evaluate"):
+    with pytest.raises(InputError, match=r"no such file.*measure it first"):
         read_front(tmp_path)
     with pytest.raises(InputError, match="no such file"):
         read_front(tmp_path / "nowhere")

@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from modpo.base.errors import InputError
 from modpo.experiment.sections import LoraSection, ModelSection
 from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward, packed_logps
@@ -223,5 +224,5 @@ def test_shape_of_the_tiny_model(tiny_model, lora):
 
 
 def test_adapters_that_fit_nowhere_are_refused(tiny_model):
-    with pytest.raises(ValueError, match="no_such_module"):
+    with pytest.raises(InputError, match="no_such_module"):
         model_shape(tiny_model, ModelSection(str(tiny_model)), LoraSection(target_modules=["no_such_module"]))

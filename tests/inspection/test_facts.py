@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,7 @@ def experiment(tmp_path: Path, tiny_model: Path):
 def test_data_is_counted(experiment):
     """Five rows, three prompts; in `cc` both are the same, and `bb` stands there twice."""
     found = look(experiment())
-    assert found.data.train == {
+    assert found.train.counts == {
         "groups": 3,
         "rows": 5,
         "responses": 3 + 2 + 1,
@@ -107,7 +109,7 @@ def test_held_out_prompts_are_not_trained_on(experiment, tmp_path, capsys):
     rows = [{"prompt": prompt, "chosen": "x", "rejected": "y"} for prompt in ("bb\n", "new\n", "cc\n")]
     held_out = write_rows(tmp_path / "held_out.jsonl", rows)
     found = look(experiment(eval_path=str(held_out), eval_prompts=64))
-    assert (found.data.train["groups"], found.data.held_out["groups"]) == (1, 3)
+    assert (len(found.train), len(found.held_out)) == (1, 3)
     assert "2 prompts are held out as well: they are not trained on" in capsys.readouterr().err
 
 
@@ -189,7 +191,7 @@ def test_a_large_file_is_sampled(experiment, monkeypatch, capsys):
     asked = experiment(rows)
     found = look(asked)
     assert found.sampled == found.tokens.groups == 20
-    assert found.data.train["groups"] == 60
+    assert len(found.train) == 60
     # Costs speak of the whole file: 60 prompts, 2 points.
     assert found.cost.training.read == pytest.approx(2 * 3 * found.reading.packed)
     inspect_experiment(asked)
@@ -424,6 +426,36 @@ def test_the_page_is_readable_at_100_columns_and_safe(experiment, capsys):
     assert max(map(len, page.splitlines())) <= inspection_tables.WIDTH
     assert len(page.splitlines()) < 60
     assert sorted(Path(asked.data.path).parent.rglob("*")) == before
+
+
+def test_no_character_is_invisible_wherever_it_stands(experiment, capsys):
+    """Unicode's control and format characters, separators and some lone surrogates, in a text and as tokens."""
+    characters = [chr(i) for i in range(sys.maxunicode + 1) if not 0xD800 < i < 0xDFFF]
+    hidden = [c for c in characters if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    hidden = sorted(set(hidden) - {"\u200c", "\u200d"})  # they shape letters and emoji
+    found = look(experiment())
+    for few in (hidden[i : i + 4] for i in range(0, len(hidden), 4)):
+        text = "".join(f"<{c}>" for c in few)
+        example = dataclasses.replace(found.example, where=text, prompt=text, before=list(few), after=list(few))
+        inspection_tables.show(dataclasses.replace(found, example=example, warnings=[text]))
+        page = capsys.readouterr().out.replace("\n", "")
+        assert not set(few) & set(page)
+        for c in few:
+            assert page.count(f"<{repr(c)[1:-1]}>") == 3
+            assert page.count(f"[{repr(c)[1:-1]}]") == 2
+
+
+@pytest.mark.parametrize("side", ["prompt", "response"])
+def test_no_secret_is_shown_in_a_row_or_piece_by_piece(experiment, capsys, side):
+    secret = "hf_" + "aB3" * 8
+    prompt, response = (f"key {secret}", "x") if side == "prompt" else ("aaaa\n", f"{secret} is it")
+    inspect_experiment(experiment([{"prompt": prompt, "chosen": response, "rejected": "y"}], max_length=256))
+    page = capsys.readouterr().out
+    assert "***" in page
+    assert "aB3" not in page
+    assert "[***]" in page
+    pieces = "[a] [B] [3]" if side == "prompt" else "[h] [f] [_]"
+    assert pieces not in page
 
 
 def test_from_the_command_line(experiment, tmp_path, capsys):

@@ -117,7 +117,7 @@ def test_a_file_of_somebody_else_is_not_written_over(experiment: Experiment, fie
     path = Path(getattr(experiment.data, field_name))
     path.parent.mkdir()
     path.write_text('{"prompt": "mine"}\n')
-    with pytest.raises(InputError, match="is there already, and is not as `modpo sample` wrote it; fix: move it away"):
+    with pytest.raises(InputError, match="is there already, and is not as it was sampled; fix: move it away"):
         sample_experiment(experiment)
     assert path.read_text() == '{"prompt": "mine"}\n'
     assert list(path.parent.iterdir()) == [path]  # nothing beside it either
@@ -130,7 +130,7 @@ def test_a_file_that_was_edited_is_not_written_over(experiment: Experiment) -> N
     path.write_text(path.read_text() + '{"prompt": "mine", "responses": ["a"]}\n')
     edited = path.read_text()
     for sample in (experiment.sample, replace(experiment.sample, max_prompts=2)):
-        with pytest.raises(InputError, match="is not as `modpo sample` wrote it"):
+        with pytest.raises(InputError, match="is not as it was sampled"):
             sample_experiment(replace(experiment, sample=sample))
     assert path.read_text() == edited
 

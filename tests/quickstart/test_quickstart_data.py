@@ -244,7 +244,7 @@ def test_fetched_folder_says_nothing_of_where_it_was_made(folder: Path) -> None:
 
 
 def test_the_quickstart_names_the_command_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from modpo import quickstart
+    from modpo.cli import quickstart
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")

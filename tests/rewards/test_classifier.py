@@ -394,7 +394,7 @@ def test_a_model_that_is_nowhere_is_refused():
 def test_a_model_with_code_of_its_own_is_refused_unread(copy, tmp_path):
     (copy / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     edit_json(copy / "config.json", model_type="own", auto_map={"AutoConfig": "own.Config"})
-    with pytest.raises(InputError, match=r"is no model for AutoModelForSequenceClassification .*--trust-remote-code"):
+    with pytest.raises(InputError, match=r"is no model for AutoModelForSequenceClassification .*`trust_remote_code`"):
         classifier(copy)
     assert not (tmp_path / "ran").exists()
 

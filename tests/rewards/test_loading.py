@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from modpo.base.errors import InputError, NumericError
-from modpo.experiment.sections import ModelSection, RewardSection
+from modpo.experiment.sections import ModelSection, Objective, RewardSection, RewardTraining
 from modpo.rewards.batch import Reward, RewardBatch
 from modpo.rewards.column import ColumnReward
 from modpo.rewards.combined import Clipped, WeightedSum
 from modpo.rewards.context import RewardContext
-from modpo.rewards.loading import load_reward, probe
+from modpo.rewards.loading import load_reward, probe, quick_rewards, reads_model
 
 PLAIN = RewardBatch(
     prompts=["Say hi", "Say hi", "Count"],
@@ -448,3 +448,26 @@ def test_array_results_equal_list_results() -> None:
     batch = RewardBatch(["p"] * 50, ["r"] * 50, {"score": list(values)}, {}, ["r:1"] * 50)
     scores = ColumnReward("score")(batch)
     assert scores == [float(torch.tensor(values)[i]) for i in range(50)]
+
+
+# --- what takes long
+
+
+@pytest.mark.parametrize(
+    ("section", "slow"),
+    [
+        (RewardSection(function="modpo.rewards.text:word_count"), False),
+        (RewardSection(column="score"), False),
+        (RewardSection(reward_model="some/model"), True),
+        (RewardSection(implicit="some/adapter"), True),
+        (RewardSection(train=RewardTraining("reward_model")), True),  # a model once it is trained
+        (RewardSection(sum=[RewardSection(column="score"), RewardSection(reward_model="some/model")]), True),
+        (RewardSection(sum=[RewardSection(sum=[RewardSection(train=RewardTraining("implicit"))])]), True),
+        (RewardSection(sum=[RewardSection(column="score")]), False),
+    ],
+)
+def test_which_rewards_read_a_model(section: RewardSection, slow: bool) -> None:
+    column = ColumnReward("score")
+    objectives = {"a": Objective("a", reward=section), "b": Objective("b", reward=RewardSection(column="score"))}
+    assert reads_model(section) is slow
+    assert set(quick_rewards(objectives, {"a": column, "b": column})) == ({"b"} if slow else {"a", "b"})

@@ -209,7 +209,7 @@ def test_an_unfinished_column_does_not_open(tmp_path):
     made = reward_column(tmp_path)
     with pytest.raises(RuntimeError):
         made.fill(Counted(fails_at=7))
-    with pytest.raises(IntegrityError, match=r"2 of 4 shards; fix: run `modpo score` again"):
+    with pytest.raises(IntegrityError, match=r"2 of 4 shards; fix: score again"):
         made.open()
 
 

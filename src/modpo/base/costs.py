@@ -1,10 +1,10 @@
-"""What something took: seconds, tokens, passes through a model, memory, devices.
+"""The cost of a computation: seconds, tokens, passes through a model, memory, devices.
 
     with Meter() as meter:
         ...                      # what reads models or samples from them counts itself, by `count`
     meter.cost
 
-Costs are written into the manifest of what they made, so that what is found in a cache still says what it took.
+Costs are written into the manifest of what they made, so that what is found in a cache still has its cost.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Any
 from modpo.base.memory import peak_memory, reset_peak_memory
 
 SECONDS_PER_HOUR = 3600
+COUNTS = ("tokens", "tokens_generated", "forward_passes", "backward_passes")  # of a `Cost`
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What something took."""
+    """The cost of a computation."""
 
     seconds: float
     tokens: int  # read to be trained on
@@ -47,26 +48,13 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """One after the other: sums, but the larger memory and number of devices."""
-        return Cost(
-            self.seconds + other.seconds,
-            self.tokens + other.tokens,
-            self.tokens_generated + other.tokens_generated,
-            self.forward_passes + other.forward_passes,
-            self.backward_passes + other.backward_passes,
-            max(self.peak_memory_bytes, other.peak_memory_bytes),
-            max(self.devices, other.devices),
-        )
+        sums = {name: getattr(self, name) + getattr(other, name) for name in ("seconds", *COUNTS)}
+        peak = max(self.peak_memory_bytes, other.peak_memory_bytes)
+        return Cost(**sums, peak_memory_bytes=peak, devices=max(self.devices, other.devices))
 
     def share(self, of: int) -> Cost:
         """An equal part, where one training made `of` policies."""
-        return replace(
-            self,
-            seconds=self.seconds / of,
-            tokens=self.tokens // of,
-            tokens_generated=self.tokens_generated // of,
-            forward_passes=self.forward_passes // of,
-            backward_passes=self.backward_passes // of,
-        )
+        return replace(self, seconds=self.seconds / of, **{name: getattr(self, name) // of for name in COUNTS})
 
     def written(self) -> dict[str, Any]:
         """For a manifest."""

@@ -6,7 +6,10 @@ import errno
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import ClassVar
+
+from modpo.base.text import first_line
 
 MOST_PROBLEMS_SHOWN = 20
 
@@ -43,6 +46,43 @@ class InputError(ModpoError):
         if hidden > 0:
             shown.append(f"and {hidden} more")
         super().__init__("\n".join(shown))
+
+
+class Problems:
+    """Collects what is wrong with many rows, up to as many problems as are shown at once.
+
+        problems = Problems()
+        for row in rows:
+            with problems:
+                check(row)
+        problems.raise_any()
+
+    Leaving a `with` that found the last problem to be shown raises at once.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[Problem] = []
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, InputError):
+            return False
+        self._found += error.problems
+        if len(self._found) >= MOST_PROBLEMS_SHOWN:
+            self.raise_any()
+        return True
+
+    def raise_any(self) -> None:
+        """Raise everything that was found, if there is something.
+
+        Raises:
+            InputError: with all problems.
+        """
+        if self._found:
+            raise InputError(self._found) from None
 
 
 class EnvironmentFault(ModpoError):
@@ -91,7 +131,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """What an error says, on one line; where memory ran out, also what to lower."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if is_out_of_memory(error):
-        return f"out of memory: {said or 'no message'}; fix: {LESS_MEMORY}"
-    return said or type(error).__name__
+    said = first_line(error)
+    return f"out of memory: {said}; fix: {LESS_MEMORY}" if is_out_of_memory(error) else said

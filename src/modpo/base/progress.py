@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from modpo.base.text import printable
 
 SECONDS_BETWEEN_LINES = 15.0
+
+Item = TypeVar("Item")
 
 
 def say(text: str) -> None:
@@ -56,6 +60,12 @@ class Progress:
             self.last_line = time.monotonic()
             note = f", {self._note}" if self._note else ""
             say(f"{self.label}: {self.done} of {self.total} {self.unit}, {self._left()} left{note}")
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, each of which is done when the next one is asked for."""
+        for item in items:
+            yield item
+            self.advance()
 
     def note(self, text: str) -> None:
         """A few words on how it goes, shown beside the progress."""

@@ -32,6 +32,11 @@ def printable(text: str, kept: str = JOINERS) -> str:
     return text.translate({ord(c): repr(c)[1:-1] for c in hidden})
 
 
+def visible(text: str) -> str:
+    """`printable`, but lines stay lines, and tabs stay tabs."""
+    return printable(text.replace("\r\n", "\n"), kept=f"{JOINERS}\n\t")
+
+
 def redacted(text: str) -> str:
     """`***` in place of access tokens, passwords and keys: those of the environment, and what looks like one."""
     for name, value in os.environ.items():
@@ -49,6 +54,6 @@ def without_secrets(value: Any) -> Any:
     return redacted(value) if isinstance(value, str) else value
 
 
-def first_line(error: Exception) -> str:
-    """What an error of a library says, on one line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

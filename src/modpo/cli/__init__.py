@@ -1,4 +1,4 @@
-"""The command line: one file a subcommand here, each with HELP, add_arguments and run.
+"""The command line: each subcommand has HELP, add_arguments and run, and a file of its own if it has options.
 
 Nothing heavy is imported before a subcommand runs. Whatever goes wrong leaves as one line on standard error
 and an exit code: 2 bad input, 3 environment, 4 integrity, 5 some points failed, 6 numeric, 130 and 143 interrupted,
@@ -17,15 +17,18 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
 from modpo.base.errors import EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line
 from modpo.base.interrupts import raised
-from modpo.base.text import printable
+from modpo.base.text import first_line, printable
 from modpo.base.version import installed_version
-from modpo.cli import bake, chat, evaluate, inspect, quickstart, report, reward, sample, score, sft, sweep, train
+from modpo.cli import bake, chat, quickstart, report, sweep, train
+from modpo.cli.stages import ExperimentCommand, evaluate, inspect, reward, sample, score, sft
+from modpo.cli.wording import typed
 
-SUBCOMMANDS = {
+SUBCOMMANDS: dict[str, ModuleType | ExperimentCommand] = {
     "quickstart": quickstart,
     "inspect": inspect,
     "sft": sft,
@@ -131,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
 def _explain(error: BaseException) -> tuple[list[str], int]:
     """The lines that say what went wrong, and the exit code."""
     if isinstance(error, ModpoError):
-        return str(error).split("\n"), error.exit_code
+        return typed(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         line = "interrupted; fix: run the same command again to go on"
         return [line], getattr(error, "exit_code", INTERRUPTED)
@@ -140,7 +143,7 @@ def _explain(error: BaseException) -> tuple[list[str], int]:
         return [str(Problem(str(error.filename or "disk"), "", problem, fix))], EnvironmentFault.exit_code
     if is_out_of_memory(error):
         return [one_line(error)], EnvironmentFault.exit_code
-    message = f"{type(error).__name__}: {_first_line(error)}"
+    message = f"{type(error).__name__}: {first_line(error)}"
     return [f"{message}; fix: run again with --debug and report it"], ModpoError.exit_code
 
 
@@ -157,10 +160,6 @@ def _show_warning(
     text = f"warning: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
     with contextlib.suppress(OSError):
         print(text, end="", file=file or sys.stderr)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _open_closed_streams() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from modpo.cli.stages import add_trust_argument
 from modpo.cli.weights_option import OPTION, read_weights_option
 
 HELP = "write the policy at any preference vector as an adapter"
@@ -18,9 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--rank", type=int, metavar="R", help="compress the adapter to this rank; default: exact")
     how.add_argument("--merge", action="store_true", help="write a whole model, base included")
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="let the model run its own Python code on this machine"
-    )
+    add_trust_argument(parser)
 
 
 def run(args: Namespace) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from modpo.cli.stages import add_trust_argument
+
 HELP = "talk to a front, and move the weights"
 
 
@@ -20,9 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="length of an answer; default: %(default)s"
     )
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="let the model run its own Python code on this machine"
-    )
+    add_trust_argument(parser)
 
 
 def run(args: Namespace) -> int:

@@ -20,12 +20,13 @@ from modpo.base import simplex
 from modpo.base.errors import InputError, ModpoError, Problem
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
-from modpo.base.text import printable
+from modpo.base.text import printable, visible
+from modpo.cli.weights_option import OPTION, read_settings
+from modpo.cli.wording import typed
 from modpo.forward.conversation import Conversation
 from modpo.forward.generate import bare_generation
 from modpo.policies.steered_front import load_front
 from modpo.policies.steering import SteeredPolicy, Steering
-from modpo.report.escape import visible
 
 WIDE = 100  # columns of a terminal that has room for two answers side by side
 CTRL_C = 130  # the exit code of an interruption from the keyboard
@@ -65,7 +66,7 @@ def talk(folder: Path, settings: str | None, sampling: Sampling, *, trust_remote
     steering = Steering(load_front(folder), trust_remote_code=trust_remote_code)
     weights = steering.middle()
     if settings is not None:
-        weights = move(weights, read_settings(settings, "--weights"), "--weights")
+        weights = move(weights, read_settings(settings, steering.names, OPTION), OPTION)
     steering.source(weights)  # what cannot be steered is refused before a model is read
     chat = Chat(SteeredPolicy(steering), weights, sampling)
     say(f"objectives: {', '.join(steering.names)}; /help shows what can be typed")
@@ -108,7 +109,7 @@ class Chat:
                 _require_ctrl_c(interruption)
                 _write("\n/quit or Ctrl-D leaves\n")
             except ModpoError as error:
-                for problem in str(error).splitlines():
+                for problem in typed(error):
                     say(f"error: {problem}")
 
     def do(self, line: str) -> bool:
@@ -127,15 +128,18 @@ class Chat:
             _write("the conversation is forgotten\n")
         elif command == "/w":
             if rest.strip():
-                self._steer(move(self._weights, read_settings(rest, command), command))
+                self._steer(self._moved(rest, command))
             self._show_weights()
         elif command == "/vs":
-            self._compare_next(move(self._weights, read_settings(rest, command), command))
+            self._compare_next(self._moved(rest, command))
         elif command.startswith("/"):
             raise InputError(Problem(command, "", "no such command", "see /help"))
         elif command:
             self._answer(line.strip())
         return True
+
+    def _moved(self, settings: str, command: str) -> Weights:
+        return move(self._weights, read_settings(settings, list(self._weights), command), command)
 
     def _steer(self, weights: Weights) -> None:
         self._made_of = self._policy.steer(weights)
@@ -236,27 +240,6 @@ class _Stream(TextStreamer):
         """Take what is final of the answer."""
         self.text += text
         self._show(visible(text))
-
-
-def read_settings(text: str, where: str) -> dict[str, Any]:
-    """`positive=0.8 concise=0.1`, or with commas, by name; what is no number stays text, for `move` to refuse.
-
-    Raises:
-        InputError: not of that form.
-    """
-    given: dict[str, Any] = {}
-    for piece in text.replace(",", " ").split():
-        name, equals, number = piece.partition("=")
-        if not (name and equals) or name in given:
-            problem = f"{piece!r} is not NAME=WEIGHT" if name not in given else f"{name} is given twice"
-            raise InputError(Problem(where, "", problem, f"write for instance {where} NAME=0.8"))
-        try:
-            given[name] = float(number)
-        except ValueError:
-            given[name] = number
-    if not given:
-        raise InputError(Problem(where, "", "no weights", f"write for instance {where} NAME=0.8"))
-    return given
 
 
 def move(weights: Weights, given: Mapping[str, Any], where: str) -> Weights:

@@ -6,7 +6,7 @@ import shlex
 from argparse import ArgumentParser, Namespace
 
 from modpo.base.errors import InputError, Problem
-from modpo.cli.experiment_arguments import add_experiment_arguments, experiment_of
+from modpo.cli.stages import add_experiment_arguments, experiment_of
 
 HELP = "train every preference vector, measure them, draw the front"
 

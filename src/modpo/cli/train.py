@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modpo.cli.experiment_arguments import add_experiment_arguments, experiment_of
+from modpo.cli.stages import add_experiment_arguments, experiment_of
 from modpo.cli.weights_option import OPTION, read_weights_option
 
 if TYPE_CHECKING:

@@ -204,7 +204,7 @@ def _method(seeds: Sequence[int], fronts: Sequence[Front], resampled: _Resampled
 
 
 def _costs(ledgers: Sequence[Ledger | None]) -> dict[str, Any]:
-    """Means over seeds of what a front took."""
+    """Means over seeds of the cost of a front."""
     there = [ledger for ledger in ledgers if ledger is not None]
     totals = [ledger.total for ledger in there]
     means: dict[str, list[float]] = {

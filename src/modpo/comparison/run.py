@@ -9,19 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from modpo.base.errors import (
-    EnvironmentFault,
-    InputError,
-    IntegrityError,
-    ModpoError,
-    PartialFailure,
-    Problem,
-    one_line,
-)
-from modpo.base.files import locked, write_json
+from modpo.base.errors import InputError, PartialFailure, Problem
+from modpo.base.failures import done_or_recorded
+from modpo.base.files import locked
 from modpo.base.progress import say
 from modpo.comparison.result import Comparison, FailedSweep, compare
 from modpo.comparison.table import show
@@ -71,7 +65,9 @@ def run_comparison(experiment: Experiment, command: str) -> None:
     done = None
     for number, member in enumerate(members, start=1):
         say(f"sweep {number} of {len(members)}: {member.name}")
-        if _run_or_record(experiment, member):
+        about = {"method": member.method, "seed": member.seed}
+        run = partial(run_pipeline, member.experiment)
+        if done_or_recorded(run, member.name, _record(experiment, member), about):
             done = _compare_and_write(experiment, members, member, command)
     if done is not None:
         show(done)
@@ -117,22 +113,6 @@ def _section(experiment: Experiment) -> ComparisonSection:
         fix = "add `comparison: {methods: [modpo, ...]}`"
         raise InputError(Problem(experiment.source, "comparison", "there is no such section", fix))
     return experiment.comparison
-
-
-def _run_or_record(experiment: Experiment, member: Member) -> bool:
-    """Whether the sweep came to its end without a failed point."""
-    record = _record(experiment, member)
-    try:
-        run_pipeline(member.experiment)
-    except (InputError, IntegrityError, EnvironmentFault):
-        raise  # not of this method's making, or for the user to mend
-    except (ModpoError, RuntimeError, ValueError, MemoryError) as error:
-        reason = one_line(error)
-        say(f"{member.name} failed: {reason}")
-        write_json(record, asdict(FailedSweep(member.method, member.seed, f"{type(error).__name__}: {reason}")))
-        return False
-    record.unlink(missing_ok=True)
-    return True
 
 
 def _record(experiment: Experiment, member: Member) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 
 from modpo.base.progress import duration
@@ -10,6 +9,7 @@ from modpo.base.text import printable, redacted
 from modpo.comparison.result import Comparison, MethodResult
 from modpo.report.numbers import interval_text, number, percent
 
+WIDTH = 120  # where standard output is no terminal
 HEADS = (
     "method",
     "hypervolume",
@@ -71,14 +71,11 @@ def _line(cells: list[str] | tuple[str, ...]) -> str:
 
 def show(comparison: Comparison) -> None:
     """Print the table on standard output."""
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for i, head in enumerate(HEADS):
-        table.add_column(Text(head), justify="right" if i else "left", overflow="fold")
+    from modpo.base.console import add_row, print_page, text_table
+
+    table = text_table(*HEADS)
     for row in rows(comparison):
-        table.add_row(*[Text(cell) for cell in row])
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    Console(width=None if terminal else 120, highlight=False).print(table, Text(_measured(comparison)), sep="\n")
+        add_row(table, *row)
+    print_page([table, Text(printable(_measured(comparison)))], WIDTH)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from modpo.base.csv_text import csv_text
 from modpo.base.files import new_file, write_json
 from modpo.comparison.picture import picture
 from modpo.comparison.provenance import source_version
@@ -22,7 +21,7 @@ FILE = "comparison.json"
 def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write the four files; each appears whole or not at all."""
     commit = source_version()
-    texts = {"comparison.csv": _csv(comparison), "comparison.md": markdown(comparison, commit)}
+    texts = {"comparison.csv": csv_text(list(_rows(comparison))), "comparison.md": markdown(comparison, commit)}
     for name, content in [
         *((name, text.encode()) for name, text in texts.items()),
         ("comparison.png", picture(comparison)),
@@ -30,15 +29,6 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         with new_file(folder / name) as temporary:
             temporary.write_bytes(content)
     write_json(folder / FILE, {"schema": SCHEMA, **asdict(comparison), "commit": commit})
-
-
-def _csv(comparison: Comparison) -> str:
-    rows = list(_rows(comparison))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return table.getvalue()
 
 
 def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,8 @@ from modpo.base.errors import InputError, IntegrityError, Problem
 from modpo.data.preference_row import PreferenceRow
 from modpo.data.prompt_group import Pair, PromptGroup, Text
 
+TALLIES = ("responses", "pairs", "identical_pairs")  # distinct ones, of all label sets; those that were dropped
+
 
 class GroupBuilder:
     """Rows of one prompt: a response that stands in several of them is one response."""
@@ -22,7 +24,7 @@ class GroupBuilder:
         self.responses: dict[str, Text] = {}  # by content
         self.pairs: dict[str, dict[Pair, None]] = {}  # by label set; distinct, in order
         self.identical_pairs = 0
-        self._columns: dict[str, dict[int, list[float]]] = {}  # by name and response, what the rows say
+        self._columns: dict[str, dict[int, list[float]]] = {}  # by name and response, the values of its rows
 
     def add(self, row: PreferenceRow, where: str) -> None:
         """Take in one row.
@@ -49,23 +51,23 @@ class GroupBuilder:
                     self.pairs.setdefault(label_set, {})[slots[chosen], slots[rejected]] = None
 
     @property
-    def pair_count(self) -> int:
-        """Distinct pairs, over all label sets."""
-        return sum(map(len, self.pairs.values()))
+    def tallies(self) -> tuple[int, int, int]:
+        """How many of each of `TALLIES` there are."""
+        return len(self.responses), sum(map(len, self.pairs.values())), self.identical_pairs
 
     def _add_column(self, name: str, values: Iterable[tuple[int, float | None]], where: str) -> None:
         column = self._columns.setdefault(name, {})
         for slot, value in values:
             if value is None:
                 continue
-            said = column.setdefault(slot, [])
-            if said and said[0] != value and not self._several_raters:
-                problem = f"one response has {value:g} here and {said[0]:g} before, for the same prompt"
+            known = column.setdefault(slot, [])
+            if known and known[0] != value and not self._several_raters:
+                problem = f"one response has {value:g} here and {known[0]:g} before, for the same prompt"
                 raise InputError(Problem(where, name, problem, "keep one value, or remove the column"))
-            said.append(value)
+            known.append(value)
 
     def group(self) -> PromptGroup:
-        """The group; what the rows say beyond their columns is taken from the first."""
+        """The group; the values of its rows beyond their columns is taken from the first."""
         count = len(self.responses)
         columns = {
             name: tuple(mean(column[slot]) if slot in column else None for slot in range(count))

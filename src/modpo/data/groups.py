@@ -9,21 +9,18 @@ import hashlib
 import json
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
 
-from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, IntegrityError, Problem
+from modpo.base.errors import InputError, IntegrityError, Problem, Problems
 from modpo.data.formats import PROMPTS, RULES, SEVERAL_RATERS, Layout, find_layout, is_function
-from modpo.data.group_builder import GroupBuilder
+from modpo.data.group_builder import TALLIES, GroupBuilder
 from modpo.data.preference_row import PreferenceRow, read_preference_row
 from modpo.data.prompt_group import PromptGroup
-from modpo.data.rows import Row, Rows, rows_from_dataset, rows_from_list
-from modpo.data.sources import open_rows
-
-__all__ = ["PromptGroups", "group_rows", "open_rows", "overlap", "rows_from_dataset", "rows_from_list"]
+from modpo.data.rows import Row, Rows
 
 
 class PromptGroups(Sequence[PromptGroup]):
@@ -69,7 +66,7 @@ class PromptGroups(Sequence[PromptGroup]):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Groups, rows, responses, pairs, identical_pairs (dropped), duplicate_rows (counted once)."""
+        """In this order: groups, rows, responses, pairs, identical_pairs (dropped), duplicate_rows (counted once)."""
         totals = {name: int(tally[self._numbers].sum()) for name, tally in self._index.tallies.items()}
         return {"groups": len(self), **totals}
 
@@ -139,13 +136,13 @@ def group_rows(
     layout = find_layout(format, where=rows.name)
     answered = format != PROMPTS and not (unanswered and is_function(format))
     reader = _Reader(rows, layout, tuple(columns), answered)
-    scan = _scan(reader)
-    if not scan.numbers:
+    scanned, conversational = _scan(reader)
+    if not len(scanned):
         problem = "holds no rows" if not rows else f"holds nothing to learn from: all {len(rows)} rows are left out"
         raise InputError(Problem(rows.name, "", problem, "give at least one prompt with its responses"))
-    index = _index(scan)
+    index = _index(scanned, conversational=conversational)
     _count_merged(reader, index)
-    groups = PromptGroups(reader, index, np.arange(len(index.keys)), _warnings(index, len(rows) - len(scan.numbers)))
+    groups = PromptGroups(reader, index, np.arange(len(index.keys)), _warnings(index, len(rows) - len(scanned)))
     if groups.counts["identical_pairs"] and not groups.counts["pairs"]:
         problem = f"no pair is left: in all {groups.counts['identical_pairs']} chosen equals rejected"
         raise InputError(Problem(rows.name, "chosen", problem, "give pairs of two different responses"))
@@ -163,6 +160,10 @@ class _Reader:
     layout: Layout
     columns: tuple[str, ...]
     answered: bool  # whether every row must have a response
+
+    @property
+    def several_raters(self) -> bool:
+        return self.layout.name in SEVERAL_RATERS
 
     def read(self, number: int) -> PreferenceRow | None:
         """A checked row; None if the format leaves it out."""
@@ -187,67 +188,29 @@ class _Reader:
         return read
 
 
-@dataclass
-class _Scan:
-    """What one pass over the rows leaves behind: a few numbers for each row that is kept."""
+def _scan(reader: _Reader) -> tuple[np.ndarray, bool]:
+    """One pass over the rows: a few numbers of each that is kept, (rows, 6), and whether they are conversational.
 
-    several_raters: bool
-    numbers: array[int] = field(default_factory=lambda: array("q"))
-    prompts: array[int] = field(default_factory=lambda: array("Q"))  # hash of the prompt
-    contents: array[int] = field(default_factory=lambda: array("Q"))  # hash of prompt, responses and pairs
-    responses: array[int] = field(default_factory=lambda: array("i"))
-    pairs: array[int] = field(default_factory=lambda: array("i"))
-    identical_pairs: array[int] = field(default_factory=lambda: array("i"))
+    The columns are the row's number, a hash of its prompt, a hash of all that it says, and its `TALLIES`.
+    """
+    found, problems = array("Q"), Problems()
     conversational: bool | None = None  # None: no row so far
-
-    def add(self, number: int, row: PreferenceRow, where: str) -> None:
-        if self.conversational is None:
-            self.conversational = row.conversational
-        if row.conversational != self.conversational:
-            kinds = ("a conversation", "plain text") if row.conversational else ("plain text", "a conversation")
-            problem = f"is {kinds[0]}, but the rows before are {kinds[1]}"
-            raise InputError(Problem(where, "prompt", problem, "use one layout throughout the file"))
-        builder = GroupBuilder(where, several_raters=self.several_raters)
-        builder.add(row, where)
-        self.numbers.append(number)
-        self.prompts.append(_key(row.prompt))
-        self.contents.append(_key([row.prompt, row.responses, row.pairs]))
-        self.responses.append(len(builder.responses))
-        self.pairs.append(builder.pair_count)
-        self.identical_pairs.append(builder.identical_pairs)
-
-
-def _scan(reader: _Reader) -> _Scan:
-    scan = _Scan(reader.layout.name in SEVERAL_RATERS)
-    problems = _Problems()
     for number in range(len(reader.rows)):
         with problems:
-            row = reader.read(number)
-            if row is not None:
-                scan.add(number, row, reader.rows.where(number))
+            row, where = reader.read(number), reader.rows.where(number)
+            if row is None:
+                continue
+            if conversational is None:
+                conversational = row.conversational
+            if row.conversational != conversational:
+                kinds = ("a conversation", "plain text") if row.conversational else ("plain text", "a conversation")
+                problem = f"is {kinds[0]}, but the rows before are {kinds[1]}"
+                raise InputError(Problem(where, "prompt", problem, "use one layout throughout the file"))
+            builder = GroupBuilder(where, several_raters=reader.several_raters)
+            builder.add(row, where)
+            found.extend((number, _key(row.prompt), _key([row.prompt, row.responses, row.pairs]), *builder.tallies))
     problems.raise_any()
-    return scan
-
-
-class _Problems:
-    """Collects the problems of bad rows, and stops when there are as many as are shown."""
-
-    def __init__(self) -> None:
-        self._found: list[Problem] = []
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, InputError):
-            return False
-        self._found += error.problems
-        if len(self._found) >= MOST_PROBLEMS_SHOWN:
-            self.raise_any()
-        return True
-
-    def raise_any(self) -> None:
-        if self._found:
-            raise InputError(self._found) from None
+    return np.asarray(found).reshape(-1, 3 + len(TALLIES)), bool(conversational)
 
 
 # --- grouping ---------------------------------------------------------------------------------------------
@@ -268,48 +231,34 @@ class _Index:
         return numbers
 
 
-def _index(scan: _Scan) -> _Index:
-    prompts = np.asarray(scan.prompts)
+def _index(scanned: np.ndarray, *, conversational: bool) -> _Index:
+    """Groups in the order in which their prompts first occur, from what `_scan` found."""
+    numbers, prompts, contents = scanned[:, :3].T
     keys, first_rows, group_of_row = np.unique(prompts, return_index=True, return_inverse=True)
     by_first_row = np.argsort(first_rows)
-    rank = np.empty_like(by_first_row)
-    rank[by_first_row] = np.arange(len(keys))
-    order = np.argsort(rank[group_of_row], kind="stable")
-    sizes = np.bincount(rank[group_of_row])
-    repeats = np.ones(len(prompts), dtype=np.int64)
-    repeats[np.unique(np.asarray(scan.contents), return_index=True)[1]] = 0
+    group_of_row = np.argsort(by_first_row)[group_of_row]
+    order = np.argsort(group_of_row, kind="stable")
+    sizes = np.bincount(group_of_row)
     bounds = np.concatenate([[0], np.cumsum(sizes)])
-    row_tallies = {
-        "responses": np.asarray(scan.responses),
-        "pairs": np.asarray(scan.pairs),
-        "identical_pairs": np.asarray(scan.identical_pairs),
-        "duplicate_rows": repeats,
-    }
-    return _Index(
-        np.asarray(scan.numbers)[order],
-        bounds,
-        keys[by_first_row],
-        {
-            "rows": sizes,
-            **{name: np.add.reduceat(tally[order], bounds[:-1]) for name, tally in row_tallies.items()},
-        },
-        bool(scan.conversational),
-    )
+    repeats = np.ones(len(numbers), dtype=np.int64)
+    repeats[np.unique(contents, return_index=True)[1]] = 0
+    counted = dict(zip(TALLIES, scanned[:, 3:].T.astype(np.int64), strict=True)) | {"duplicate_rows": repeats}
+    tallies = {name: np.add.reduceat(counts[order], bounds[:-1]) for name, counts in counted.items()}
+    return _Index(numbers[order], bounds, keys[by_first_row], {"rows": sizes, **tallies}, conversational)
 
 
 def _count_merged(reader: _Reader, index: _Index) -> None:
     """Build each group of several rows once: count what they share, find values that contradict others."""
-    problems = _Problems()
+    problems = Problems()
     for number in np.flatnonzero(index.tallies["rows"] > 1).tolist():
         with problems:
             builder = _build(reader, index.rows_of(number))
-            index.tallies["responses"][number] = len(builder.responses)
-            index.tallies["pairs"][number] = builder.pair_count
+            index.tallies["responses"][number], index.tallies["pairs"][number], _ = builder.tallies
     problems.raise_any()
 
 
 def _build(reader: _Reader, numbers: Sequence[int]) -> GroupBuilder:
-    builder = GroupBuilder(reader.rows.where(numbers[0]), several_raters=reader.layout.name in SEVERAL_RATERS)
+    builder = GroupBuilder(reader.rows.where(numbers[0]), several_raters=reader.several_raters)
     for number in numbers:
         if (row := reader.read(number)) is not None:
             builder.add(row, reader.rows.where(number))

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
 import tempfile
 import weakref
 import zlib
@@ -35,7 +36,7 @@ class JsonRows(Rows):
         self.name = path
         self._file = _open(path)
         weakref.finalize(self, self._file.close)
-        self.fingerprint = _sha256(self._file)
+        self.fingerprint = hashlib.file_digest(self._file, "sha256").hexdigest()  # type: ignore[arg-type]
         self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
         for start, end, line in _spans(self._file, path):
             self._starts.append(start)
@@ -94,21 +95,12 @@ def _open(path: str) -> IO[bytes]:
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the rows
     try:
         with gzip.open(path, "rb") as packed:
-            for block in iter(lambda: packed.read(READ_SIZE), b""):
-                unpacked.write(block)
+            shutil.copyfileobj(packed, unpacked)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         unpacked.close()
         raise InputError(Problem(path, "", f"the gzip file is damaged ({error})", "fetch or pack it again")) from None
-    unpacked.flush()
+    unpacked.seek(0)
     return cast(IO[bytes], unpacked)
-
-
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    file.seek(0)
-    for block in iter(lambda: file.read(READ_SIZE), b""):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _spans(file: IO[bytes], path: str) -> Iterator[Span]:

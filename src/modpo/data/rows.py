@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from modpo.base.errors import InputError, Problem
+from modpo.base.files import sha256_file
 from modpo.base.text import first_line
 
 Row = dict[str, Any]
@@ -23,8 +24,8 @@ JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 READABLE = "use a .jsonl, .json or .parquet file (the first two also .gz), or the name of a data set on the Hub"
 
 
-class Rows(Sequence[Row]):
-    """Rows of one source.
+class Rows(ABC):
+    """Rows of one source, by their index.
 
     Attributes:
         name: the file's path as it was given, or the data set's name.
@@ -34,15 +35,11 @@ class Rows(Sequence[Row]):
     name: str
     fingerprint: str
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        places = range(len(self))[index]
-        return self.read(places) if isinstance(places, int) else [self.read(place) for place in places]
+    def __getitem__(self, index: int) -> Row:
+        return self.read(range(len(self))[index])
 
     @abstractmethod
     def read(self, index: int) -> Row:
@@ -52,9 +49,9 @@ class Rows(Sequence[Row]):
             InputError: the row cannot be read (malformed JSON, invalid UTF-8, a duplicate key, no object).
         """
 
-    @abstractmethod
     def where(self, index: int) -> str:
-        """The row's place, for an error message: "file.jsonl:LINE", else "name:row INDEX"."""
+        """The row's place, for an error message: "name:row INDEX"; of a JSON file "file.jsonl:LINE"."""
+        return f"{self.name}:row {index}"
 
 
 class _TableRows(Rows):
@@ -66,9 +63,6 @@ class _TableRows(Rows):
 
     def __len__(self) -> int:
         return len(self._table)
-
-    def where(self, index: int) -> str:
-        return f"{self.name}:row {index}"
 
     def read(self, index: int) -> Row:
         row = self._table[index]
@@ -92,8 +86,7 @@ class ParquetRows(Rows):
         import pyarrow.parquet as pq
 
         self.name = path
-        with Path(path).open("rb") as file:
-            self.fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        self.fingerprint = sha256_file(Path(path))
         with _sound_parquet(path):
             self._file = pq.ParquetFile(path)
         metadata = self._file.metadata
@@ -103,9 +96,6 @@ class ParquetRows(Rows):
 
     def __len__(self) -> int:
         return int(self._starts[-1])
-
-    def where(self, index: int) -> str:
-        return f"{self.name}:row {index}"
 
     def read(self, index: int) -> Row:
         number = int(self._starts.searchsorted(index, side="right")) - 1

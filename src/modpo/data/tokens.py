@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modpo.base.errors import InputError, Problem
+from modpo.base.errors import InputError, Problem, Problems
 from modpo.data.prompt_group import Message, PromptGroup, Text
 
 if TYPE_CHECKING:
@@ -76,6 +76,32 @@ def tokenize_group(
     )
 
 
+def tokenize_groups(
+    groups: Iterable[PromptGroup],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    max_prompt_length: int | None = None,
+) -> list[TokenizedGroup]:
+    """`tokenize_group` of each group.
+
+    Raises:
+        InputError: what is wrong with the groups, up to 20 problems at once; a group without responses.
+    """
+    tokenized: list[TokenizedGroup] = []
+    problems = Problems()
+    for group in groups:
+        with problems:
+            if not group.responses:
+                fix = "give responses, or take the row out"
+                raise InputError(Problem(group.where, "responses", "no response to train on", fix))
+            tokenized.append(
+                tokenize_group(group, tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
+            )
+    problems.raise_any()
+    return tokenized
+
+
 def tokenize_prompt(prompt: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids that generation starts from: the whole prompt, a conversation up to the assistant's turn."""
     text = _prompt_text(prompt, tokenizer, "prompt")
@@ -117,7 +143,7 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, *, conversational: bool) -> lis
     ids = {tokenizer.eos_token_id}
     if conversational:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        whole = _encode([_render(turns, tokenizer, "probe")], tokenizer, plain=False)[0]
+        whole = _encode([render_chat(turns, tokenizer, "probe")], tokenizer, plain=False)[0]
         ids.add(_end_once(whole, turns, tokenizer, _special_tokens(tokenizer))[-1])
     return sorted(ids)
 
@@ -134,7 +160,7 @@ def _texts(group: PromptGroup, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         elif not isinstance(group.prompt, str) and not isinstance(response, str):
             *turns, last = response
             ended = {**last, "content": _without_eos(last["content"], tokenizer)}
-            texts.append(_render([*group.prompt, *turns, ended], tokenizer, group.where))
+            texts.append(render_chat([*group.prompt, *turns, ended], tokenizer, group.where))
         else:
             raise TypeError(f"{group.where}: plain text and conversation in one group")
     return texts
@@ -143,16 +169,25 @@ def _texts(group: PromptGroup, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _prompt_text(prompt: Text, tokenizer: PreTrainedTokenizerBase, where: str) -> str:
     if isinstance(prompt, str):
         return prompt
-    return _render(prompt, tokenizer, where, add_generation_prompt=True)
+    return render_chat(prompt, tokenizer, where, add_generation_prompt=True)
 
 
-def _render(
+def render_chat(
     messages: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
     where: str,
     *,
     add_generation_prompt: bool = False,
+    whose: str = "the",
 ) -> str:
+    """A conversation as the tokenizer's chat template writes it.
+
+    Args:
+        where, whose: what an error names.
+
+    Raises:
+        InputError: the template refuses it.
+    """
     from jinja2 import TemplateError
 
     try:
@@ -161,8 +196,8 @@ def _render(
         )
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
-        problem = f"the chat template refuses roles {roles}: {error}"
-        raise InputError(Problem(where, "prompt", problem, "give roles that the model's template takes")) from None
+        problem = f"{whose} chat template refuses roles {roles}: {error}"
+        raise InputError(Problem(where, "prompt", problem, "give roles that the template takes")) from None
     return text
 
 

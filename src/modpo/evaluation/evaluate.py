@@ -52,7 +52,7 @@ def evaluate_sweep(experiment: Experiment) -> Front:
     require_same_experiment(experiment.asked)
     trained = list(finished_points(experiment))
     if not trained:
-        fix = "run `modpo sweep` first"
+        fix = "train the sweep first"
         raise InputError(Problem(str(experiment.output_dir), "points", "no trained point", fix))
     with locked(experiment.output_dir):
         remove_unfinished(experiment.output_dir)

@@ -28,7 +28,7 @@ from modpo.experiment.yaml_nodes import TEXT_TAG, compose, override, seen
 from modpo.experiment.yaml_reader import NUMBER, SectionReader
 
 EXPERIMENT_FILE = "experiment.yaml"  # the complete file, beside the results
-REFUSED = {"trust_remote_code": "give --trust-remote-code on the command line, where you see what you trust"}
+REFUSED = {"trust_remote_code": "give `trust_remote_code` to the call, where you see what you trust"}
 # reward: "package.module:function"; train: reward_model
 SHORTHAND: dict[type, str] = {RewardSection: "function", RewardTraining: "kind"}
 

@@ -68,7 +68,7 @@ def as_continuous(experiment: Experiment) -> Experiment:
     if method != "modpo":
         problems.append(("sweep.method", f"is {method}, and a continuous policy is MODPO's", "use `method: modpo`"))
     if len(names) == 1:
-        problems.append(("objectives", "has one, and a continuous policy is of several", "give `--weights` instead"))
+        problems.append(("objectives", "has one, and a continuous policy is of several", "give `weights` instead"))
     if problems:
         raise InputError([Problem(experiment.where(field), field, said, fix) for field, said, fix in problems])
     where, named = experiment.where("objectives"), experiment.training.objective

@@ -13,7 +13,7 @@ from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 from modpo.base.errors import InputError, Problem
 
-COMMAND_LINE = "--set"
+OVERRIDES = "`overrides`"  # where a value stands that is set over the file's
 DEEPEST = 50
 
 NULL_TAG = "tag:yaml.org,2002:null"
@@ -73,11 +73,11 @@ def override(root: MappingNode, assignment: str) -> None:
     """
     path, equals, text = assignment.partition("=")
     path = path.strip()
-    value = compose(text, COMMAND_LINE) if equals else None
+    value = compose(text, OVERRIDES) if equals else None
     if not path or value is None:
         lacking = "value" if path else "key"
         fix = "write KEY=VALUE, for instance training.beta=0.2, or KEY=null for nothing"
-        raise InputError(Problem(COMMAND_LINE, path, f"{assignment!r} has no {lacking}", fix))
+        raise InputError(Problem(OVERRIDES, path, f"{assignment!r} has no {lacking}", fix))
     _unmark(value)
     node, rest = root, path
     while (key := _next_key(node, rest)) != rest:
@@ -89,7 +89,7 @@ def override(root: MappingNode, assignment: str) -> None:
         if not isinstance(child, MappingNode):
             whole = path[: -len(rest) - 1]
             fix = f"set the whole of it: {whole}={{{rest}: ...}}"
-            raise InputError(Problem(COMMAND_LINE, path, f"`{whole}` is no section, but {seen(child)}", fix))
+            raise InputError(Problem(OVERRIDES, path, f"`{whole}` is no section, but {seen(child)}", fix))
         node = child
     _assign(node, rest, value)
 
@@ -129,13 +129,13 @@ def line_of(node: Node) -> int:
 
 
 def place(source: str, lines: Mapping[str, int], path: str) -> str:
-    """`file.yaml:LINE` of a dotted path, or of the section around it; `--set` for what that option set."""
+    """`file.yaml:LINE` of a dotted path, or of the section around it; OVERRIDES for what was set over the file."""
     while path and path not in lines:
         item = re.fullmatch(r"(.*)\[\d+\]", path)
         path = item[1] if item else path.rpartition(".")[0]
     if path not in lines:
         return source
-    return f"{source}:{lines[path]}" if lines[path] else COMMAND_LINE
+    return f"{source}:{lines[path]}" if lines[path] else OVERRIDES
 
 
 def is_tagged(node: Node) -> bool:

@@ -19,10 +19,10 @@ from yaml import MappingNode, Node, ScalarNode, SequenceNode
 from modpo.base.errors import Problem
 from modpo.experiment.yaml_nodes import (
     BOOL_TAG,
-    COMMAND_LINE,
     MAPPING_TAG,
     NULL_TAG,
     NUMBER_TAGS,
+    OVERRIDES,
     TEXT_TAG,
     is_integer,
     is_plain,
@@ -232,7 +232,7 @@ class SectionReader:
 
     def _report_repetition(self, key_node: Node, path: str) -> None:
         line, first = line_of(key_node), self.lines[path]
-        where = f"{self.source}:{line}" if line else COMMAND_LINE
+        where = f"{self.source}:{line}" if line else OVERRIDES
         self.problems.append(Problem(where, path, f"is given twice, first in line {first}", "keep one"))
 
 

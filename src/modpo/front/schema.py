@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
@@ -13,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from modpo.base.costs import Cost
+from modpo.base.csv_text import csv_text
 from modpo.base.decode import WrongFieldError, decode
 from modpo.base.errors import InputError, IntegrityError, NumericError, Problem
 from modpo.base.files import SEAL, new_file, sealed, unsealed
@@ -52,7 +51,7 @@ __all__ = [
 SCHEMA = 1
 FILE = "front.json"
 REFERENCE = "reference"  # the reference policy's name, here and in responses.jsonl
-_MEASURE_AGAIN = "run `modpo evaluate` again"
+_MEASURE_AGAIN = "measure it again"
 VERDICTS = ("", "undertrained", "broken")  # of an audit
 ROUNDING = 1e-9  # by which R2 may leave [0, 1]
 
@@ -147,7 +146,7 @@ def read_front(folder: str | Path) -> Front:
     try:
         text = path.read_bytes().decode()  # line breaks as they are: they are sealed too
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        fix = "name the folder of an evaluated sweep, or run `modpo evaluate` first"
+        fix = "name the folder of an evaluated sweep, or measure it first"
         raise InputError(Problem(str(path), "", "no such file", fix)) from None
     except UnicodeDecodeError as error:
         raise InputError(Problem(str(path), "", f"not UTF-8: {error.reason}", _MEASURE_AGAIN)) from None
@@ -167,7 +166,7 @@ def write_front(front: Front) -> None:
     _refuse_nonfinite(content, "")
     text = sealed(content)
     _parse(text, front.folder / FILE)  # what is written can be read
-    for name, written in (("front.csv", _csv(front)), (FILE, text)):
+    for name, written in (("front.csv", csv_text(_rows(front))), (FILE, text)):
         with new_file(front.folder / name) as temporary:
             temporary.write_text(written, "utf-8")
 
@@ -190,15 +189,6 @@ def _rows(front: Front) -> list[dict[str, Any]]:
         row["best_of_n"] = policy.best_of_n
         rows.append(row)
     return rows
-
-
-def _csv(front: Front) -> str:
-    rows = _rows(front)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return table.getvalue()
 
 
 def _refuse_nonfinite(value: Any, at: str) -> None:

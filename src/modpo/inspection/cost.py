@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import psutil
 
-from modpo.base.errors import InputError, Problem
 from modpo.data.prompt_group import Pair
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.sections import Experiment
@@ -126,28 +124,18 @@ def measured_rates(shape: ModelShape, dtype: str, rows: int, *, device: str) -> 
 
 def _seconds(operation: Callable[[], Tensor]) -> float:
     """Seconds that one call takes, measured for about `MEASURED_SECONDS`."""
+    import torch
+    from torch.utils.benchmark import Timer
 
-    def run(times: int) -> float:
-        started = time.perf_counter()
-        for _ in range(times):
-            result = operation()
-        result[0, 0].item()  # waits for an accelerator
-        return (time.perf_counter() - started) / times
-
-    run(1)  # what the first call sets up
-    return run(max(1, int(MEASURED_SECONDS / max(run(2), 1e-6))))
+    timer = Timer("operation()", globals={"operation": operation}, num_threads=torch.get_num_threads())
+    return float(timer.blocked_autorange(min_run_time=MEASURED_SECONDS).mean)
 
 
 def _shape(experiment: Experiment, reference: ReferenceModel) -> ModelShape:
     lora = experiment.lora
     if lora and experiment.sweep.mode == CONTINUOUS:  # an adapter per objective takes what one of all their ranks takes
         lora = replace(lora, r=lora.r * len(experiment.objectives))
-    try:
-        return model_shape(reference.folder, experiment.model, lora)
-    except ValueError as error:
-        problem = f"do not fit the model: {str(error).splitlines()[0]}"
-        fix = "set `target_modules: all-linear`, or name modules of this model"
-        raise InputError(Problem(experiment.where("lora"), "lora", problem, fix)) from error
+    return model_shape(reference.folder, experiment.model, lora, experiment.where("lora"))
 
 
 def _steps(experiment: Experiment, trained: int) -> tuple[int, float]:

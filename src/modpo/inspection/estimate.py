@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from modpo.forward.attention import BLOCK_ROWS
+from modpo.forward.logprobs import CHUNK_ELEMENTS
 from modpo.inspection.model_shape import ModelShape
 
-LOGITS_ALIVE = 1 << 24  # elements; modpo.forward.logprobs.CHUNK_ELEMENTS, without importing torch
-BLOCK_ROWS = 256  # modpo.forward.attention.BLOCK_ROWS
 # Measured on a CPU with a Llama of 12 layers, 576 wide, with adapters, in bfloat16 and in float32:
 ELEMENTWISE_PASSES = 8.0  # time beside matrix products, in times of silu(x) * y over the kept activations
 HEAP_SHARE = 1.0  # memory that the C library's heap loses between activations, for each byte of them
@@ -161,7 +161,7 @@ def training_memory(
     head_input = 2 * work.predicted * shape.hidden * shape.bytes
     activations = layers + per_layer + head_input + _attention_block(shape, longest)
     # Logits, the same in float32, and their probabilities.
-    alive = min(work.predicted * shape.vocabulary, LOGITS_ALIVE) if packing else work.predicted * shape.vocabulary
+    alive = min(work.predicted * shape.vocabulary, CHUNK_ELEMENTS) if packing else work.predicted * shape.vocabulary
     logits = alive * (shape.bytes + 4 + (shape.bytes if packing else 4))
     heap = heap_share * (activations + logits)
     return Memory(shape.parameters * shape.bytes, state, activations, logits, heap, process)

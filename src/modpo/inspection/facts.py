@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, Problem
+from modpo.base.errors import InputError, Problem
 from modpo.base.progress import Progress
 from modpo.data.groups import PromptGroups
 from modpo.data.loading import load_groups
 from modpo.data.prompt_group import Pair
-from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
+from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group, tokenize_groups
 from modpo.evaluation.scorers import scorer_warnings
 from modpo.experiment.primary import Margins, choose
-from modpo.experiment.sections import Experiment, RewardSection, resolved
+from modpo.experiment.sections import Experiment, resolved
 from modpo.forward.packing import pack
 from modpo.inspection.cost import expected_cost
-from modpo.inspection.inspection import DataSummary, Example, Inspection
+from modpo.inspection.inspection import Example, Inspection
 from modpo.inspection.reward_statistics import (
     correlations,
     margin_rewards,
@@ -31,7 +31,7 @@ from modpo.inspection.reward_statistics import (
 from modpo.inspection.token_statistics import lengths_of, reading, token_statistics
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
-from modpo.rewards.loading import probe
+from modpo.rewards.loading import probe, quick_rewards
 from modpo.scored.labels import draw_bradley_terry
 from modpo.scored.scorer import GROUPS_PER_REWARD_CALL, load_ready_rewards
 
@@ -56,7 +56,7 @@ def look(experiment: Experiment) -> Inspection:
     """Gather what `inspect_experiment` shows."""
     _require_sampled(experiment)
     train, held_out = load_groups(experiment)
-    rewards = {name: reward for name, reward in load_ready_rewards(experiment).items() if _is_quick(experiment, name)}
+    rewards = quick_rewards(experiment.objectives, load_ready_rewards(experiment))
     reference = ReferenceModel.of(experiment)
     indices = sample_indices(len(train), experiment.seed)
     tokens = _tokenize(experiment, train, indices, reference)
@@ -67,19 +67,14 @@ def look(experiment: Experiment) -> Inspection:
     lengths = [lengths_of(group) for group in tokens]
     signs = {name: experiment.objectives[name].sign for name in scores}
     statistics = {name: reward_statistics(scores[name], labels.get(name, pairs), signs[name]) for name in scores}
-    data = DataSummary(
-        train=train.counts,
-        label_sets=train.label_sets,
-        held_out=held_out.counts,
-        warnings=train.warnings,
-    )
-    found = _data_warnings(experiment, data, pairs)
+    found = _data_warnings(experiment, train, pairs)
     found += reward_warnings(experiment.objectives, statistics, _in_loss(experiment))
     found += scorer_warnings(resolved(experiment))
     first = next((i for i, paired in enumerate(pairs) if paired), 0)
     return Inspection(
         experiment=experiment,
-        data=data,
+        train=train,
+        held_out=held_out,
         sampled=len(indices),
         tokens=token_statistics(tokens),
         uncut_length=_uncut_length(train, indices, tokens, reference),
@@ -95,7 +90,7 @@ def look(experiment: Experiment) -> Inspection:
 def _require_sampled(experiment: Experiment) -> None:
     path = experiment.data.path
     if experiment.sample is not None and not Path(path).is_file():
-        fix = "run `modpo sample` first: the reference policy answers the prompts"
+        fix = "sample the answers first: the reference policy answers the prompts"
         raise InputError(Problem(path, "", "the answers to train on are not there yet", fix))
 
 
@@ -115,29 +110,13 @@ def _tokenize(
     """The sampled groups as training reads them, or the problems of up to 20 rows."""
     tokenizer, data = reference.tokenizer, experiment.data
     require_usable(tokenizer, conversational=groups.conversational, where=experiment.where("model"))
-    tokenized: list[TokenizedGroup] = []
-    problems: list[Problem] = []
     with Progress("tokens", len(indices), "prompts") as progress:
-        for i in indices.tolist():
-            progress.advance()
-            group = groups[i]
-            if not group.responses:
-                fix = "give responses, or take the row out"
-                problems.append(Problem(group.where, "responses", "no response to train on", fix))
-                continue
-            try:
-                tokenized.append(
-                    tokenize_group(
-                        group, tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
-                    )
-                )
-            except InputError as error:
-                problems += error.problems
-            if len(problems) >= MOST_PROBLEMS_SHOWN:
-                break
-    if problems:
-        raise InputError(problems)
-    return tokenized
+        return tokenize_groups(
+            (groups[i] for i in progress.over(indices.tolist())),
+            tokenizer,
+            max_length=data.max_length,
+            max_prompt_length=data.max_prompt_length,
+        )
 
 
 def _uncut_length(
@@ -166,16 +145,6 @@ def _score(groups: PromptGroups, indices: np.ndarray, name: str, reward: Reward)
             scores += [[next(flat) for _ in groups[i].responses] for i in part]
             progress.advance(len(part))
     return scores
-
-
-def _is_quick(experiment: Experiment, name: str) -> bool:
-    """Whether a reward is scored for an inspection: not where that reads a model."""
-    reward = experiment.objectives[name].reward
-    return reward is not None and reward.reward_model is None and reward.implicit is None and not _sums_models(reward)
-
-
-def _sums_models(reward: RewardSection) -> bool:
-    return any(part.reward_model or part.implicit or _sums_models(part) for part in reward.sum or [])
 
 
 def _labels(
@@ -246,8 +215,8 @@ def _in_loss(experiment: Experiment) -> list[str]:
     return [n for n, o in experiment.objectives.items() if o.reward is not None and [n] != by_labels]
 
 
-def _data_warnings(experiment: Experiment, data: DataSummary, pairs: Sequence[Sequence[Pair]]) -> list[str]:
-    found = list(data.warnings)
+def _data_warnings(experiment: Experiment, train: PromptGroups, pairs: Sequence[Sequence[Pair]]) -> list[str]:
+    found = list(train.warnings)
     with_pairs = sum(bool(paired) for paired in pairs)
     batch = experiment.training.per_device_train_batch_size
     if not with_pairs:

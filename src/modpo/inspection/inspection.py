@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from modpo.data.groups import PromptGroups
 from modpo.data.prompt_group import Pair
 from modpo.experiment.sections import Experiment
 from modpo.forward.packing import GroupSpan
 from modpo.inspection.cost import ExpectedCost
 from modpo.inspection.reward_statistics import RewardStatistics
 from modpo.inspection.token_statistics import Reading, TokenStatistics
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """What the files hold. The counts are those of `PromptGroups.counts`."""
-
-    train: Mapping[str, int]
-    label_sets: Mapping[str, int]  # pairs to train on, by label set
-    held_out: Mapping[str, int]
-    warnings: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,8 @@ class Inspection:
     """Everything that `modpo inspect` shows."""
 
     experiment: Experiment
-    data: DataSummary
+    train: PromptGroups
+    held_out: PromptGroups
     sampled: int  # groups behind what follows
     tokens: TokenStatistics
     uncut_length: int  # the max_length that would cut nothing

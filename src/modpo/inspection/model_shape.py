@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from modpo.experiment.sections import LoraSection, ModelSection
+from modpo.models.adapters import add_adapters
+from modpo.models.folders import skeleton
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -34,37 +35,30 @@ class ModelShape:
         return self.trainable if self.lora else self.body
 
 
-def model_shape(folder: Path, section: ModelSection, lora: LoraSection | None) -> ModelShape:
+def model_shape(folder: Path, section: ModelSection, lora: LoraSection | None, where: str = "model") -> ModelShape:
     """The shape of the model in a folder, from its config.json: no weight is read, none takes memory.
 
-    Raises:
-        ValueError: adapters for modules that the model does not have.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    Args:
+        where: what an error names.
 
-    from modpo.models.folders import lora_config
+    Raises:
+        InputError: adapters for modules that the model does not have.
+    """
+    from transformers import AutoModelForCausalLM
 
     trust = section.trust_remote_code
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust)
-        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-        tables = {id(table): table.numel() for table in (embedding, head)}  # one, where they are tied
-        parameters = model.num_parameters()
-        if lora is not None:
-            from peft import get_peft_model
-
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
-                model = get_peft_model(model, lora_config(lora))
-    text = config.get_text_config()
+    model = skeleton(AutoModelForCausalLM, folder, where, "model_name_or_path", trust_remote_code=trust)
+    text = model.config.get_text_config()
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    tables = {id(table): table.numel() for table in (embedding, head)}  # one, where they are tied
+    parameters = model.num_parameters()
+    trained = add_adapters(model, lora, where) if lora is not None else model
     heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return ModelShape(
         parameters=parameters,
         body=parameters - sum(tables.values()),
-        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        trainable=sum(p.numel() for p in trained.parameters() if p.requires_grad),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,

@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import sys
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from modpo.base.console import add_row, print_page, text_table
 from modpo.base.progress import duration
 from modpo.base.simplex import Weights
+from modpo.base.text import printable, redacted
+from modpo.data.groups import PromptGroups
 from modpo.data.prompt_group import UNNAMED
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.primary import able_objectives
 from modpo.experiment.sections import DRAWN, Experiment, Objective, RewardSection
 from modpo.inspection.cost import ExpectedCost
-from modpo.inspection.inspection import DataSummary, Example, Inspection
+from modpo.inspection.inspection import Example, Inspection
 from modpo.inspection.reward_statistics import margin_spread
 from modpo.inspection.token_statistics import Reading, Spread, TokenStatistics
 
 WIDTH = 100  # where standard output is no terminal
 MOST_VECTORS, MOST_RESPONSES, MOST_PAIRS = 20, 6, 10  # lines shown of each
 HEAD, TAIL = 150, 90  # characters shown of a long text
-# Control characters, and those that turn the direction of text round: what a file says must not steer the terminal.
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def show(inspection: Inspection) -> None:
     """Print an inspection on standard output."""
-    out = sys.stdout
-    terminal = out is not None and out.isatty()
-    page = io.StringIO()
-    console = Console(file=page, force_terminal=terminal, width=None if terminal else WIDTH, highlight=False)
-    for part in render(inspection):
-        console.print(part)
-    encoding = getattr(out, "encoding", None) or "utf-8"
-    text = "\n".join(line.rstrip() for line in page.getvalue().splitlines())
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
+    print_page(render(inspection), WIDTH)
 
 
 def render(inspection: Inspection) -> Iterator[RenderableType]:
     """The sections, in the way of the data."""
     experiment = inspection.experiment
-    yield from _section("data", experiment.data.path, _data(inspection.data))
-    sampled, trained = inspection.sampled, inspection.data.train["groups"]
+    yield from _section("data", experiment.data.path, _data(inspection.train, inspection.held_out))
+    sampled, trained = inspection.sampled, len(inspection.train)
     sample = f"a sample of {sampled:,} of {trained:,} prompts" if sampled < trained else f"all {trained:,} prompts"
     yield from _section("tokens", f"{sample}, as they are read", _lengths(inspection.tokens))
     yield Padding(Text("\n".join(_token_lines(inspection))), (0, 2))
@@ -68,49 +58,30 @@ def render(inspection: Inspection) -> Iterator[RenderableType]:
             "expected", "an estimate, for one process on this machine", _cost(inspection.cost, experiment)
         )
     for warning in inspection.warnings:
-        yield Text(f"warning: {visible(warning)}", style="yellow")
-
-
-def visible(text: str) -> str:
-    """The text on one line, with every character that would not show spelled out."""
-    return UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
+        yield Text(f"warning: {printable(warning)}", style="yellow")
 
 
 def _section(title: str, remark: str, table: Table) -> Iterator[RenderableType]:
     heading = Text(f"\n{title}", style="bold")
-    yield heading.append(f"  {visible(remark)}" if remark else "", style="not bold dim")
+    yield heading.append(f"  {printable(remark)}" if remark else "", style="not bold dim")
     yield Padding(table, (0, 2))
-
-
-def _table(*headers: str, left: int = 1) -> Table:
-    """A table whose first `left` columns are text, the others numbers."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for i, header in enumerate(headers):
-        table.add_column(Text(header), justify="left" if i < left else "right", overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: object) -> None:
-    # Text, not markup: brackets in a cell are brackets.
-    table.add_row(*[cell if isinstance(cell, Text) else Text(visible(str(cell))) for cell in cells])
 
 
 # --- data and tokens ----------------------------------------------------------------------------------------
 
 
-def _data(data: DataSummary) -> Table:
-    table = _table("", "prompts", "rows", "responses", "pairs", "identical pairs", "duplicate rows")
-    for name, counts in (("train", data.train), ("held out", data.held_out)):
-        keys = ("groups", "rows", "responses", "pairs", "identical_pairs", "duplicate_rows")
-        _row(table, name, *(f"{counts[key]:,}" for key in keys))
-    if set(data.label_sets) - {UNNAMED}:
-        for name, pairs in data.label_sets.items():
-            _row(table, f"label set {name}", "", "", "", f"{pairs:,}")
+def _data(train: PromptGroups, held_out: PromptGroups) -> Table:
+    table = text_table("", "prompts", "rows", "responses", "pairs", "identical pairs", "duplicate rows")
+    for name, groups in (("train", train), ("held out", held_out)):
+        add_row(table, name, *(f"{count:,}" for count in groups.counts.values()))
+    if set(train.label_sets) - {UNNAMED}:
+        for name, pairs in train.label_sets.items():
+            add_row(table, f"label set {name}", "", "", "", f"{pairs:,}")
     return table
 
 
 def _lengths(tokens: TokenStatistics) -> Table:
-    table = _table("", "min", "median", "95 %", "max", "truncated")
+    table = text_table("", "min", "median", "95 %", "max", "truncated")
     rows: list[tuple[str, Spread, int | str]] = [
         ("prompt", tokens.prompts, tokens.prompts_truncated),
         ("response", tokens.responses, tokens.responses_truncated),
@@ -118,7 +89,7 @@ def _lengths(tokens: TokenStatistics) -> Table:
     ]
     for name, spread, truncated in rows:
         numbers = (spread.minimum, spread.median, spread.percentile_95, spread.maximum)
-        _row(table, name, *(f"{number:,.0f}" for number in numbers), truncated)
+        add_row(table, name, *(f"{number:,.0f}" for number in numbers), truncated)
     return table
 
 
@@ -147,16 +118,18 @@ def _reading(reading: Reading, packing: bool) -> str:
 
 
 def _example(example: Example) -> Table:
-    table = _table("", "row", "positions", "text", left=4)
+    table = text_table("", "row", "positions", "text", left=4)
     span = example.span
-    _row(table, "prompt", _range(span.start, span.prompt_end), _range(0, span.prompt_end), _shortened(example.prompt))
+    add_row(
+        table, "prompt", _range(span.start, span.prompt_end), _range(0, span.prompt_end), _shortened(example.prompt)
+    )
     for number, (first, last) in list(enumerate(span.responses))[:MOST_RESPONSES]:
         positions = _range(span.prompt_end, span.prompt_end + last - first)
         text = _ended(example.responses[number], example.ends[number])
-        _row(table, f"response {number}", _range(first, last), positions, text)
+        add_row(table, f"response {number}", _range(first, last), positions, text)
     hidden = len(span.responses) - MOST_RESPONSES
     if hidden > 0:
-        _row(table, f"and {hidden} more")
+        add_row(table, f"and {hidden} more")
     return table
 
 
@@ -165,7 +138,7 @@ def _range(first: int, end: int) -> str:
 
 
 def _shortened(text: str) -> str:
-    shown = visible(text)
+    shown = printable(text)
     if len(shown) <= HEAD + TAIL + 40:
         return shown
     return f"{shown[:HEAD]} [... {len(shown) - HEAD - TAIL:,} characters ...] {shown[-TAIL:]}"
@@ -174,14 +147,15 @@ def _shortened(text: str) -> str:
 def _ended(text: str, end: str) -> Text:
     """A response with its end standing out. The last token is predicted, and not read."""
     shown = Text(_shortened(text.removesuffix(end) if end else text))
-    return shown.append(visible(end), style="reverse bold") if end else shown.append(" [cut: no end]", style="yellow")
+    return shown.append(printable(end), style="reverse bold") if end else shown.append(" [cut: no end]", style="yellow")
 
 
 def _boundary(example: Example) -> Text:
     pairs = [f"{chosen} over {rejected}" for chosen, rejected in example.pairs]
     more = f" and {len(pairs) - MOST_PAIRS} more" if len(pairs) > MOST_PAIRS else ""
     ends = sorted({end for end in example.ends if end})
-    before, after = _one_by_one(example.before), _one_by_one(example.after)
+    text = example.prompt + example.responses[0]
+    before, after = _one_by_one(example.before, text), _one_by_one(example.after, text)
     lines = [
         f"the prompt ends with  {before}  and response 0 begins with  {after}",
         f"each response ends with  {_one_by_one(ends) or 'nothing'}, which is predicted and not read",
@@ -190,15 +164,19 @@ def _boundary(example: Example) -> Text:
     return Text("\n".join(lines))
 
 
-def _one_by_one(tokens: Sequence[str]) -> str:
-    return " ".join(f"[{visible(token)}]" for token in tokens)
+def _one_by_one(tokens: Sequence[str], text: str = "") -> str:
+    """Tokens of a text, each in brackets; `***` where they may be a piece of a secret in it."""
+    known = redacted(text)
+    if known != text and "".join(tokens) not in known:
+        return "[***]"
+    return " ".join(f"[{printable(token)}]" for token in tokens)
 
 
 # --- objectives ---------------------------------------------------------------------------------------------
 
 
 def _objectives(experiment: Experiment) -> Table:
-    table = _table("", "role", "measured by", "better", "calibration", "scale", "unit", left=7)
+    table = text_table("", "role", "measured by", "better", "calibration", "scale", "unit", left=7)
     for objective in experiment.objectives.values():
         better = "more" if objective.maximize else "less"
         cells = (
@@ -209,7 +187,7 @@ def _objectives(experiment: Experiment) -> Table:
             f"{objective.scale:g}",
             objective.unit,
         )
-        _row(table, objective.name, *cells)
+        add_row(table, objective.name, *cells)
     return table
 
 
@@ -228,20 +206,20 @@ def measured_by(objective: Objective, evaluation: RewardSection | None = None) -
 
 
 def _rewards(inspection: Inspection) -> Table:
-    table = _table("", "mean", "sd", "min", "max", "margin sd", "agrees with pairs", "ties")
+    table = text_table("", "mean", "sd", "min", "max", "margin sd", "agrees with pairs", "ties")
     for name, s in inspection.rewards.items():
         scaled = margin_spread(inspection.experiment.objectives[name], s.sd)
         numbers = [f"{number:.4g}" for number in (s.mean, s.sd, s.minimum, s.maximum, scaled)]
-        _row(table, name, *numbers, _share(s.agreement), _share(s.ties))
+        add_row(table, name, *numbers, _share(s.agreement), _share(s.ties))
     return table
 
 
 def _correlations(inspection: Inspection) -> Table:
     """The upper triangle."""
     *rows, _ = names = list(inspection.rewards)
-    table = _table("", *names[1:])
+    table = text_table("", *names[1:])
     for row in rows:
-        _row(table, row, *(_correlation(inspection.correlations.get((row, column))) for column in names[1:]))
+        add_row(table, row, *(_correlation(inspection.correlations.get((row, column))) for column in names[1:]))
     return table
 
 
@@ -257,14 +235,14 @@ def _correlation(value: float | None) -> str:
 
 def _vectors(experiment: Experiment) -> Table:
     names = list(experiment.objectives)
-    table = _table("", *names, "objective k", "beta / w_k")
+    table = text_table("", *names, "objective k", "beta / w_k")
     vectors = experiment.sweep.weights
     for number, weights in enumerate(vectors[:MOST_VECTORS], start=1):
         k = _primary(experiment, weights)
         effective = f"{experiment.training.beta / weights[k]:.3g}" if k else ""
-        _row(table, number, *(f"{weights[name]:.3g}" for name in names), k or "regression", effective)
+        add_row(table, number, *(f"{weights[name]:.3g}" for name in names), k or "regression", effective)
     if len(vectors) > MOST_VECTORS:
-        _row(table, f"and {len(vectors) - MOST_VECTORS} more")
+        add_row(table, f"and {len(vectors) - MOST_VECTORS} more")
     return table
 
 
@@ -292,17 +270,17 @@ def _cost(cost: ExpectedCost, experiment: Experiment) -> Table:
     taken = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
     trainings = f"{cost.trainings:,} training{'s' if cost.trainings > 1 else ''}"
     work = f"{trainings} of {cost.steps:,} steps read {cost.training.read:,.0f} tokens"
-    table = _table("", "", left=2)
+    table = text_table("", "", left=2)
     table.show_header = False
-    _row(table, "of", _estimated(experiment))
-    _row(table, "model", f"{shape.parameters:,} parameters, {shape.trainable:,} trained")
-    _row(table, "peak memory", f"{memory.total / 1e9:.1f} GB: {taken}")
-    _row(table, "", f"the largest forward pass reads {cost.largest.read:,.0f} tokens")
-    _row(table, "work", f"{work}, {cost.training_flops / cost.training.read / 1e9:.3g} GFLOP each")
-    _row(table, "time", f"training {duration(cost.training_seconds)}")
-    _row(table, "", f"before it reference log-probs {duration(cost.scoring_seconds)}, unless they are in the cache")
-    _row(table, "", "rewards, generation and evaluation come on top")
-    _row(table, "measured", f"{cost.rates.matmul / 1e9:,.0f} GFLOP/s in matrix products on this {cost.device}")
+    add_row(table, "of", _estimated(experiment))
+    add_row(table, "model", f"{shape.parameters:,} parameters, {shape.trainable:,} trained")
+    add_row(table, "peak memory", f"{memory.total / 1e9:.1f} GB: {taken}")
+    add_row(table, "", f"the largest forward pass reads {cost.largest.read:,.0f} tokens")
+    add_row(table, "work", f"{work}, {cost.training_flops / cost.training.read / 1e9:.3g} GFLOP each")
+    add_row(table, "time", f"training {duration(cost.training_seconds)}")
+    add_row(table, "", f"before it reference log-probs {duration(cost.scoring_seconds)}, unless they are in the cache")
+    add_row(table, "", "rewards, generation and evaluation come on top")
+    add_row(table, "measured", f"{cost.rates.matmul / 1e9:,.0f} GFLOP/s in matrix products on this {cost.device}")
     return table
 
 

@@ -19,11 +19,12 @@ from typing import Any
 from modpo.base import simplex
 from modpo.base.artifact import require_free
 from modpo.base.costs import Cost
-from modpo.base.errors import EnvironmentFault, InputError, IntegrityError, ModpoError, Problem, one_line
-from modpo.base.files import locked, new_file, read_manifest, remove_unfinished, write_json
+from modpo.base.errors import InputError, IntegrityError, Problem
+from modpo.base.failures import done_or_recorded
+from modpo.base.files import locked, new_file, read_manifest, remove_unfinished
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
-from modpo.base.text import redacted, without_secrets
+from modpo.base.text import without_secrets
 from modpo.data.loading import load_groups
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment, to_yaml
 from modpo.experiment.methods import CONTINUOUS
@@ -178,17 +179,9 @@ def _failure_record(experiment: Experiment, weights: Weights) -> Path:
 
 
 def _made_or_recorded(run: Run, weights: Weights, make: Maker) -> bool:
-    name = simplex.name(weights)
-    record = _failure_record(run.experiment, weights)
-    try:
-        make(weights, point_folder(run.experiment, weights))
-    except (InputError, IntegrityError, EnvironmentFault):
-        raise  # not of this point's making: the others would meet it too
-    except (ModpoError, RuntimeError, ValueError, MemoryError) as error:
-        reason = redacted(one_line(error))
-        say(f"point {name} failed: {reason}")
-        write_json(record, {"name": name, "weights": weights, "reason": f"{type(error).__name__}: {reason}"})
+    name, folder = simplex.name(weights), point_folder(run.experiment, weights)
+    record, about = _failure_record(run.experiment, weights), {"name": name, "weights": weights}
+    made = done_or_recorded(lambda: make(weights, folder), f"point {name}", record, about)
+    if not made:
         run.reference.release()
-        return False
-    record.unlink(missing_ok=True)
-    return True
+    return made

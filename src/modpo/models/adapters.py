@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import sha256_file
 from modpo.base.finite import nonfinite_tensors
-from modpo.models.folders import ADAPTER_CONFIG, first_line, tensor_shapes
+from modpo.base.text import first_line
+from modpo.experiment.sections import LoraSection
+from modpo.models.folders import ADAPTER_CONFIG, lora_config, tensor_shapes
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -79,6 +81,25 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
     merged: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
     return merged
+
+
+def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> PeftModel:
+    """New adapters on the skeleton of a model.
+
+    Raises:
+        InputError: some fit no module of the model.
+    """
+    import torch
+    from peft import get_peft_model
+
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            adapted: PeftModel = get_peft_model(outline, lora_config(section))
+    except ValueError as error:
+        problem = f"do not fit the model: {first_line(error)}"
+        fix = "set `target_modules: all-linear`, or name modules of this model"
+        raise InputError(Problem(where, "lora", problem, fix)) from error
+    return adapted
 
 
 def fit_adapter(folder: Path, base: PreTrainedModel, where: str, field: str) -> PeftModel:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import MANIFEST
+from modpo.base.text import first_line
 from modpo.models.adapters import ADAPTER_WEIGHTS, adapter_config
-from modpo.models.folders import ADAPTER_CONFIG, TRAINING_LOG, first_line
+from modpo.models.folders import ADAPTER_CONFIG, TRAINING_LOG
 
 if TYPE_CHECKING:
     from peft import PeftModel

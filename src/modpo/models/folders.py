@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.base.files import sha256_file
+from modpo.base.text import first_line
 from modpo.experiment.sections import Experiment, LoraSection, ModelSection
 
 if TYPE_CHECKING:
@@ -155,11 +156,6 @@ def _snapshot(section: ModelSection, where: str, field: str) -> Path:
         raise InputError(Problem(where, field, problem, fix)) from error
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, on one line; its kind where it says nothing."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 # --- what a folder holds, without reading a model's weights -------------------------------------------------
 
 
@@ -213,7 +209,7 @@ def skeleton(
             return auto.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # a configuration can make transformers raise anything
         problem = f"{folder} is no model for {auto.__name__} ({first_line(error)})"
-        fix = "name a model that transformers knows; --trust-remote-code runs code that comes with a model"
+        fix = "name a model that transformers knows; `trust_remote_code` runs code that comes with a model"
         raise InputError(Problem(where, field, problem, fix)) from error
 
 
@@ -259,7 +255,7 @@ def read_tokenizer(folder: Path, where: str, field: str, *, trust_remote_code: b
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # a tokenizer's files can make it raise anything
         problem = f"the tokenizer of {folder} cannot be read ({first_line(error)})"
-        fix = "fetch or save it again; --trust-remote-code runs code that comes with a model"
+        fix = "fetch or save it again; `trust_remote_code` runs code that comes with a model"
         raise InputError(Problem(where, field, problem, fix)) from error
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, Problem
+from modpo.base.errors import InputError, Problem, Problems
 from modpo.base.files import sha256_json
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.preference_row import read_preference_row
@@ -91,18 +91,13 @@ def read_demonstrations(rows: Rows) -> list[Demonstration]:
         InputError: up to 20 bad rows at once.
     """
     found: list[Demonstration] = []
-    problems: list[Problem] = []
+    problems = Problems()
     for number in range(len(rows)):
         where = rows.where(number)
-        try:
+        with problems:
             found.append(_read(rows[number], where))
             _require_same_layout(found[0], found[-1], where)
-        except InputError as error:
-            problems += error.problems
-        if len(problems) >= MOST_PROBLEMS_SHOWN:
-            break
-    if problems:
-        raise InputError(problems)
+    problems.raise_any()
     return found
 
 

@@ -11,17 +11,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from modpo.base.errors import EnvironmentFault, InputError, Problem
+from modpo.base.errors import EnvironmentFault
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
 from modpo.data.loading import check_layouts, load_groups
-from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
+from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_groups
 from modpo.experiment.sections import Experiment, resolved
-from modpo.models.folders import lora_config, require_device_dtype, skeleton, tensor_shapes
+from modpo.models.adapters import add_adapters
+from modpo.models.folders import require_device_dtype, skeleton, tensor_shapes
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
-from modpo.rewards.loading import PROBE_ROWS, probe, reads_model
+from modpo.rewards.loading import PROBE_ROWS, probe, quick_rewards
 from modpo.scored.scorer import load_proxies, load_ready_rewards
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized here; the rest is found out when it is scored
@@ -41,7 +42,7 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
     from modpo.methods.run import check_settings
     from modpo.methods.sweep import require_same_experiment
 
-    require_writable(output or experiment.output_dir, "--output" if output else "output_dir")
+    require_writable(output or experiment.output_dir, "output" if output else "output_dir")
     if output is None:
         require_same_experiment(resolved(experiment).asked)
     check_experiment(experiment)
@@ -66,7 +67,10 @@ def check_experiment(experiment: Experiment) -> None:
     tokenizer = reference.tokenizer
     if groups is not None:
         require_usable(tokenizer, conversational=groups.conversational, where=reference.where)
-        tokens = _tokenize(experiment, groups, reference)
+        data = experiment.data
+        tokens = tokenize_groups(
+            groups[:MOST_GROUPS], tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
+        )
     rewards = load_ready_rewards(experiment)
     load_proxies(experiment)
     if groups is not None:
@@ -89,42 +93,19 @@ def require_writable(folder: Path, field: str) -> None:
         raise EnvironmentFault(f"{there}: may not be written; fix: change its permissions, or choose another `{field}`")
 
 
-def _tokenize(experiment: Experiment, groups: PromptGroups, reference: ReferenceModel) -> list[TokenizedGroup]:
-    """The first groups as training reads them, or everything that is wrong with them."""
-    data = experiment.data
-    found: list[TokenizedGroup] = []
-    problems: list[Problem] = []
-    for group in groups[:MOST_GROUPS]:
-        try:
-            found.append(
-                tokenize_group(
-                    group, reference.tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
-                )
-            )
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(problems)
-    return found
-
-
 def _probe(experiment: Experiment, groups: PromptGroups, rewards: Mapping[str, Reward]) -> None:
     """Score a few responses by each reward that reads no model."""
     batch = reward_batch(groups, range(min(PROBE_ROWS, len(groups))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scoring probes again, and says what it thinks of it
-        for name, reward in rewards.items():
-            section = experiment.objectives[name].reward
-            if section is not None and not reads_model(section):
-                probe(reward, batch)
+        for reward in quick_rewards(experiment.objectives, rewards).values():
+            probe(reward, batch)
 
 
 def _check_adapters(experiment: Experiment) -> None:
     """Put adapters on the model's skeleton: some settings fit no module of it."""
     if experiment.lora is None:
         return
-    import torch
-    from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
     reference = ReferenceModel.of(experiment)
@@ -132,13 +113,7 @@ def _check_adapters(experiment: Experiment) -> None:
     outline = skeleton(
         AutoModelForCausalLM, reference.folder, reference.where, reference.field, trust_remote_code=trust
     )
-    try:
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-            get_peft_model(outline, lora_config(experiment.lora))
-    except ValueError as error:
-        problem = f"do not fit the model: {str(error).splitlines()[0]}"
-        fix = "set `target_modules: all-linear`, or name modules of this model"
-        raise InputError(Problem(experiment.where("lora"), "lora", problem, fix)) from error
+    add_adapters(outline, experiment.lora, experiment.where("lora"))
 
 
 def _warn(experiment: Experiment, groups: PromptGroups, tokens: list[TokenizedGroup]) -> None:

@@ -119,7 +119,7 @@ class Steering:
     def _folder(self, point: Point) -> Path:
         folder = self.folder / str(point.adapter)
         if read_manifest(folder) is None:
-            problem, fix = "holds no finished policy, though the front knows it", "run `modpo sweep` again"
+            problem, fix = "holds no finished policy, though the front knows it", "train the sweep again"
             raise InputError(Problem(str(folder), "", problem, fix))
         return folder
 
@@ -127,7 +127,7 @@ class Steering:
         shares = coefficients([p.weights or {} for p in self._points], weights) if self._points else None
         if shares is None:
             span = hull_problem({p.name: p.weights or {} for p in self._points}) if self._points else "no point"
-            fix = "ask for a vector between trained points, or add it to `sweep.weights` and run `modpo sweep`"
+            fix = "ask for a vector between trained points, or add it to `sweep.weights` and train it"
             raise InputError(Problem(str(self.folder), "weights", f"{simplex.label(weights)} is outside {span}", fix))
         used = {p.name: (self._folder(p), c) for p, c in zip(self._points, shares, strict=True) if c > 0}
         for folder, _ in used.values():

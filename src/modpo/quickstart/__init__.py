@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,16 +46,6 @@ def run_quickstart(output: Path, *, separate: bool = False, fast: bool = False) 
     )
     say(f"the answers:  {output / 'report.html'} (open it in a browser: a slider moves the weights)")
     say(f"the policies: {output / 'points'} (PEFT adapters, made by {output / 'experiment.yaml'})")
-    if not separate:
-        say(f"talk to it:   {_modpo()} chat {output} (/w positive=0.8 changes the weights while you talk)")
-
-
-def _modpo() -> str:
-    """The command that is running, as it can be typed here: `make demo` runs it out of a folder that PATH lacks."""
-    started = Path(sys.argv[0])
-    if started.name != "modpo" or shutil.which("modpo"):
-        return "modpo"
-    return os.path.relpath(started)
 
 
 def quickstart_experiment(output: Path, size: Size, overrides: Sequence[str] = ()) -> Experiment:

@@ -66,7 +66,7 @@ def read_responses(front: Front) -> Responses | None:
             try:
                 answer = _read_line(line)
             except WrongFieldError as wrong:
-                fix = "run `modpo evaluate` again"
+                fix = "measure it again"
                 problems.append(Problem(f"{path}:{number}", wrong.field, wrong.problem, fix))
                 continue
             if answer.policy not in known:

@@ -104,8 +104,8 @@ def _is_finite(value: int | float) -> bool:
 
 
 def _value_problem(batch: RewardBatch, row: int, value: Any, trouble: str, field: str, fix: str) -> Problem:
-    said, response = repr(value), repr(plain_text(batch.responses[row])[:40])
-    shown = said if len(said) <= 40 else said[:37] + "..."
+    shown, response = repr(value), repr(plain_text(batch.responses[row])[:40])
+    shown = shown if len(shown) <= 40 else shown[:37] + "..."
     return Problem(batch.where[row], field, f"{shown} {trouble} (response {response})", fix)
 
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modpo.base.errors import InputError, Problem
 from modpo.data.prompt_group import Message, Text
+from modpo.data.tokens import render_chat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,8 @@ class ClassifierInput:
             InputError: the chat template refuses the conversation.
         """
         if self.form == "chat":
-            text = self._conversation(_messages(prompt, "user") + _messages(response, "assistant"), where)
+            messages = _messages(prompt, "user") + _messages(response, "assistant")
+            text = render_chat(messages, self.tokenizer, where, whose="the reward model's")
             return self._last(self._ids(text, add_special_tokens=False))  # the template has written them
         if self.form == "pair":
             return self._pair(_joined(prompt), _joined(response))
@@ -75,11 +76,10 @@ class ClassifierInput:
     def pad(self, encoded: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
         """Model inputs, each (b, S), filled up on the right."""
         import torch
-
-        width = max(len(item.input_ids) for item in encoded)
+        from torch.nn.utils.rnn import pad_sequence
 
         def rows(lists: Sequence[list[int]], filler: int) -> Tensor:
-            return torch.tensor([values + [filler] * (width - len(values)) for values in lists])
+            return pad_sequence([torch.tensor(values) for values in lists], batch_first=True, padding_value=filler)
 
         inputs = {
             "input_ids": rows([item.input_ids for item in encoded], pad_id),
@@ -114,17 +114,6 @@ class ClassifierInput:
         encoded = self.tokenizer([prompt], [response], verbose=False, **how)  # alone, an empty response counts as none
         segments = encoded.get("token_type_ids")
         return Encoded(encoded["input_ids"][0], segments[0] if segments else None, bool(how))
-
-    def _conversation(self, messages: list[Message], where: str) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            problem = f"the reward model's chat template refuses roles {roles}: {error}"
-            raise InputError(Problem(where, "prompt", problem, "give roles that the template takes")) from None
-        return text
 
 
 def _messages(text: Text, role: str) -> list[Message]:

@@ -114,7 +114,7 @@ class FunctionReward:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            if len(batch) > 1:  # row by row, to find the one it stumbles over
+            if len(batch) > 1:  # row by row, to find the one that it fails on
                 for i in range(len(batch)):
                     self._call(batch.rows(i, i + 1))
             problem = f"{self.reference} raised {described(error)} on {len(batch)} response(s)"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from modpo.base.errors import InputError, Problem
 from modpo.data.prompt_group import plain_text
-from modpo.experiment.sections import RewardSection
+from modpo.experiment.sections import Objective, RewardSection
 from modpo.rewards.batch import Reward, RewardBatch
 from modpo.rewards.context import RewardContext
 
@@ -64,7 +64,7 @@ def _source(section: RewardSection, context: RewardContext, where: str, name: st
                 [(p.weight, load_reward(p, context, where=where, name=name, field=field)) for p in parts]
             )
         case ["train"]:
-            problem, fix = "is not trained yet", "run `modpo reward` or `modpo sweep`"
+            problem, fix = "is not trained yet", "train the rewards first"
         case _:
             problem, fix = "needs exactly one source", f"give one of {', '.join(SOURCES)}"
     raise InputError(Problem(where, field, problem, fix))
@@ -97,12 +97,18 @@ def probe(reward: Reward, batch: RewardBatch) -> Sequence[float | None]:
     if problems:
         raise InputError(problems)
     if len({plain_text(response) for response in few.responses}) > 1 and len(set(first)) == 1:
-        said = f"{'none' if first[0] is None else format(first[0], 'g')} for each of the first {len(few)} responses"
-        warnings.warn(f"{few.where[0]}: reward is {said}: a constant reward moves nothing", stacklevel=2)
+        scored = f"{'none' if first[0] is None else format(first[0], 'g')} for each of the first {len(few)} responses"
+        warnings.warn(f"{few.where[0]}: reward is {scored}: a constant reward moves nothing", stacklevel=2)
     return first
 
 
+def quick_rewards(objectives: Mapping[str, Objective], rewards: Mapping[str, Reward]) -> dict[str, Reward]:
+    """Those of some objectives' rewards that read no language model."""
+    slow = {name for name, o in objectives.items() if o.reward is not None and reads_model(o.reward)}
+    return {name: reward for name, reward in rewards.items() if name not in slow}
+
+
 def reads_model(section: RewardSection) -> bool:
-    """Whether scoring reads a language model, which takes long."""
+    """Whether scoring reads a language model, which takes long; a reward that is still to be trained will be one."""
     named = (section.reward_model, section.implicit, section.train)
     return any(source is not None for source in named) or any(map(reads_model, section.sum or []))

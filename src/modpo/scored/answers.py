@@ -179,7 +179,7 @@ def _read_manifest(output: Path) -> dict[str, Any]:
 def require_ours(output: Path) -> None:
     """Refuse to write over a file that modpo did not write, or that was edited since."""
     if output.exists() and (output.is_dir() or sha256_file(output) not in _read_manifest(output).get("sha256", [])):
-        problem = "is there already, and is not as `modpo sample` wrote it"
+        problem = "is there already, and is not as it was sampled"
         raise InputError(Problem(str(output), "", problem, "move it away, or name another file"))
 
 

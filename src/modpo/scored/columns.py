@@ -139,7 +139,7 @@ class Column:
         shards, missing = self.finished_shards(), len(self.missing_shards())
         if missing:
             found = f"{self.shard_count - missing} of {self.shard_count} shards"
-            raise IntegrityError(f"{self.folder}: {found}; fix: run `modpo score` again")
+            raise IntegrityError(f"{self.folder}: {found}; fix: score again")
         paths = [self.shard_path(shard) for shard in range(self.shard_count)]
         for path in paths:
             if not is_own_file(self.folder, path.name) or sha256_file(path) != shards[path.name]["sha256"]:

@@ -26,7 +26,7 @@ ELSEWHERE = {
     "bf16": "model.dtype",
     "fp16": "model.dtype",
     "model_init_kwargs": "model",
-    "trust_remote_code": "--trust-remote-code",
+    "trust_remote_code": "trust_remote_code",
 }
 
 

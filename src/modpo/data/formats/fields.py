@@ -24,7 +24,7 @@ class Fields:
     after the `with`.
 
     Args:
-        row: None stands for a row that was complained of already: its fields read as empty values.
+        row: None stands for a row that has been reported already: its fields read as empty values.
         format: the name in `modpo.data.formats.FORMATS` that the row is read as.
     """
 
@@ -43,7 +43,7 @@ class Fields:
         if error is None and self._problems:
             raise InputError(self._problems)
 
-    def complain(self, name: str, problem: str) -> None:
+    def report(self, name: str, problem: str) -> None:
         """Note what is wrong with a field, unless something is already."""
         place = f"{self._path}{name}"
         if self._row is not None and all(known.field != place for known in self._problems):
@@ -58,14 +58,14 @@ class Fields:
         """A text; "" where an optional one is missing or null."""
         value = self._value(name, optional)
         if value is not None and not isinstance(value, str):
-            self.complain(name, f"{value!r:.60} is not text")
+            self.report(name, f"{value!r:.60} is not text")
         return value if isinstance(value, str) else ""
 
     def number(self, name: str, *, optional: bool = False) -> float | None:
         """A number, also one written as text; None where it is null or "N/A", or an optional one is missing."""
         row = self._row or {}
         if name not in row and not optional:
-            self.complain(name, "missing field")
+            self.report(name, "missing field")
         value = row.get(name)
         if value in NOT_RATED:
             return None
@@ -74,7 +74,7 @@ class Fields:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            self.complain(name, f"{value!r:.60} is not a number")
+            self.report(name, f"{value!r:.60} is not a number")
             return None
         return number
 
@@ -82,14 +82,14 @@ class Fields:
         """One of a few integers; true and false are 1 and 0."""
         value = self._value(name)
         if value is not None and value not in options:
-            self.complain(name, f"{value!r:.60} is not {' or '.join(map(str, options))}")
+            self.report(name, f"{value!r:.60} is not {' or '.join(map(str, options))}")
         return int(value) if value in options else options[0]
 
     def items(self, name: str) -> list[Any]:
         """A list of anything."""
         value = self._value(name)
         if value is not None and not isinstance(value, list):
-            self.complain(name, f"{value!r:.60} is not a list")
+            self.report(name, f"{value!r:.60} is not a list")
         return value if isinstance(value, list) else []
 
     def each(self, name: str) -> list[Fields]:
@@ -103,13 +103,13 @@ class Fields:
 
     def _inner(self, name: str, value: Any) -> Fields:
         if not isinstance(value, dict):
-            self.complain(name, f"{value!r:.60} is not an object")
+            self.report(name, f"{value!r:.60} is not an object")
         known = value if isinstance(value, dict) and self._row is not None else None
         return Fields(known, self._format, path=f"{self._path}{name}.", problems=self._problems)
 
     def _value(self, name: str, optional: bool = False) -> Any:
-        """What stands there; None, where that is wrong, is complained of."""
+        """What stands there; None, where that is wrong, is reported."""
         value = (self._row or {}).get(name)
         if value is None and not optional:
-            self.complain(name, "is null" if name in (self._row or {}) else "missing field")
+            self.report(name, "is null" if name in (self._row or {}) else "missing field")
         return value

@@ -60,14 +60,14 @@ def read_passages(fields: Fields) -> list[list[str]]:
     """Each passage as its title and its sentences."""
     passages = fields.items("passages")
     if not all(_is_passage(passage) for passage in passages):
-        fields.complain("passages", "is not a list of [title, sentence, ...]")
+        fields.report("passages", "is not a list of [title, sentence, ...]")
     return passages
 
 
 def _choices(fields: Fields) -> list[int]:
     choices = fields.items("preference")
     if len(choices) != len(COMPARED) or any(choice not in (TIE, FIRST, SECOND) for choice in choices):
-        fields.complain("preference", f"{choices!r:.60} is not six times 0, 1 or 2")
+        fields.report("preference", f"{choices!r:.60} is not six times 0, 1 or 2")
     return choices
 
 

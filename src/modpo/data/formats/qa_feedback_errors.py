@@ -52,9 +52,9 @@ def read_answer_feedback(fields: Fields, answer: str) -> AnswerFeedback:
 def _error_span(fields: Fields, answer: str) -> ErrorSpan:
     kind = fields.text("error type")
     if kind not in CATEGORY_OF:
-        fields.complain("error type", f"{kind!r:.60} is none of {', '.join(CATEGORY_OF)}")
+        fields.report("error type", f"{kind!r:.60} is none of {', '.join(CATEGORY_OF)}")
     start, end = fields.number("start") or 0, fields.number("end") or 0
     if answer and not 0 <= start < end <= len(answer):
-        fields.complain("end", f"characters {start:g} to {end:g} are no span of an answer of {len(answer)} characters")
+        fields.report("end", f"characters {start:g} to {end:g} are no span of an answer of {len(answer)} characters")
     repeats = fields.text("explanation", optional=True).strip() if kind == "Redundant" else ""
     return ErrorSpan(CATEGORY_OF.get(kind, ""), int(start), int(end), repeats)

@@ -38,9 +38,9 @@ def sharegpt_row(row: Row) -> Row | None:
         system = fields.text("system", optional=True)
         chosen, rejected = (_answer(fields.inside(side)) for side in ("chosen", "rejected"))
         if not turns:
-            fields.complain("conversations", "is empty")
+            fields.report("conversations", "is empty")
         elif turns[-1]["role"] not in ("user", "tool"):
-            fields.complain("conversations", "does not end with a turn to answer")
+            fields.report("conversations", "does not end with a turn to answer")
     if not chosen["content"] or not rejected["content"]:
         return None
     if system.strip() and turns[0]["role"] != "system":
@@ -52,12 +52,12 @@ def sharegpt_row(row: Row) -> Row | None:
 def _message(turn: Fields) -> Message:
     speaker = turn.text("from")
     if speaker not in ROLE_OF:
-        turn.complain("from", f"{speaker!r:.60} is none of {', '.join(ROLE_OF)}")
+        turn.report("from", f"{speaker!r:.60} is none of {', '.join(ROLE_OF)}")
     return message(ROLE_OF.get(speaker, "user"), turn.text("value"))
 
 
 def _answer(fields: Fields) -> Message:
     answer = _message(fields)
     if answer["role"] != "assistant":
-        fields.complain("from", "is not gpt")
+        fields.report("from", "is not gpt")
     return answer

@@ -40,7 +40,7 @@ def _comparison(fields: Fields) -> tuple[Row, list[str]]:
     texts = [summary.text("text") for summary in fields.each("summaries")]
     choice = fields.choice("choice", (0, 1))
     if len(texts) != 2:
-        fields.complain("summaries", f"holds {len(texts)} summaries, not two")
+        fields.report("summaries", f"holds {len(texts)} summaries, not two")
     return {"pairs": [[choice, 1 - choice]]}, texts
 
 
@@ -54,6 +54,6 @@ def _prompt(info: Fields) -> str:
     if article.strip():
         return f"Article:\n{article.strip()}\n\nTL;DR:\n"
     if not post.strip():
-        info.complain("post", "neither a post nor an article")
+        info.report("post", "neither a post nor an article")
     subreddit, title = info.text("subreddit", optional=True), info.text("title", optional=True)
     return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title.strip()}\n\nPOST: {post.strip()}\n\nTL;DR:"
