@@ -29,6 +29,7 @@ from modpo.front.ledger import FILE, Entry, Ledger, read_ledger, took, write_led
 from modpo.methods.sweep import finished_points
 from modpo.models.reference import ReferenceModel
 from modpo.scored.scorer import experiment_scorer
+from tests.kit import SAMPLE, SAMPLED_DATA, WORDS, prompt_rows, write_experiment, write_rows
 
 # --- a cost -------------------------------------------------------------------------------------------------
 
@@ -142,40 +143,33 @@ def test_reading_counts_passes(reference: ReferenceModel, packing: bool) -> None
 
 # --- a whole sweep ------------------------------------------------------------------------------------------
 
-WORDS = ("sun", "sea", "rain", "road", "tea", "song", "book", "tree")
-
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A folder in which a pipeline has run: sft, answers sampled, a reward trained, a sweep."""
     folder = tmp_path_factory.mktemp("house")
-    rows = [{"prompt": f"{i}: the {word}? "} for i, word in enumerate(WORDS)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "prompts.jsonl", prompt_rows())
     labelled = [{"prompt": f"{i}? ", "chosen": f"a {word}", "rejected": f"{word}!!"} for i, word in enumerate(WORDS)]
-    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    write_rows(folder / "labels.jsonl", labelled)
     told = [{"prompt": f"d{i}? ", "completion": f"{word}."} for i, word in enumerate(WORDS[:4])]
-    (folder / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
-    count_letters = 'function: modpo.rewards.text:match_count, kwargs: {pattern: "[a-z]"}'
-    labels = f"path: {folder / 'labels.jsonl'}, eval_prompts: 2"
-    (folder / "experiment.yaml").write_text(
-        f"""
-model: {{model_name_or_path: {tiny_model}, dtype: float32}}
-lora: {{r: 4}}
-sft:
-  path: {folder / "told.jsonl"}
-  arguments: {{max_steps: 2, per_device_train_batch_size: 2, gradient_accumulation_steps: 2}}
-sample: {{prompts: {folder / "prompts.jsonl"}, held_out: 3, responses_per_prompt: 3, max_new_tokens: 8}}
-data: {{path: {folder / "rows.jsonl"}, eval_path: {folder / "held_out.jsonl"}, eval_format: prompts, max_length: 64}}
-objectives:
-  dense: {{pairs: bradley_terry, reward: {{{count_letters}}}, calibration: standardise}}
-  same: {{reward: {{{count_letters}}}, maximize: false, scale: 0.5}}
-  liked: {{reward: {{train: {{kind: implicit, {labels}, arguments: {{max_steps: 2}}}}}}}}
-training: {{per_device_train_batch_size: 3, learning_rate: 1e-2, save_steps: 1}}
-sweep: {{weights: [{{dense: 0.5, same: 0.25, liked: 0.25}}, {{dense: 0.25, same: 0.5, liked: 0.25}}]}}
-evaluation: {{max_new_tokens: 8, bootstrap: 20}}
-output_dir: {folder / "run"}
-cache_dir: {folder / "cache"}
-"""
+    write_rows(folder / "told.jsonl", told)
+    count_letters = '{function: modpo.rewards.text:match_count, kwargs: {pattern: "[a-z]"}}'
+    trained = "{kind: implicit, path: FOLDER/labels.jsonl, eval_prompts: 2, arguments: {max_steps: 2}}"
+    write_experiment(
+        folder,
+        tiny_model,
+        sft="""
+  path: FOLDER/told.jsonl
+  arguments: {max_steps: 2, per_device_train_batch_size: 2, gradient_accumulation_steps: 2}""",
+        sample=SAMPLE,
+        data=SAMPLED_DATA,
+        objectives=f"""
+  dense: {{pairs: bradley_terry, reward: {count_letters}, calibration: standardise}}
+  same: {{reward: {count_letters}, maximize: false, scale: 0.5}}
+  liked: {{reward: {{train: {trained}}}}}""",
+        training="{per_device_train_batch_size: 3, learning_rate: 1e-2, save_steps: 1}",
+        sweep="{weights: [{dense: 0.5, same: 0.25, liked: 0.25}, {dense: 0.25, same: 0.5, liked: 0.25}]}",
+        evaluation="{max_new_tokens: 8, bootstrap: 20}",
     )
     assert main(["sweep", str(folder / "experiment.yaml")]) == 0
     return folder

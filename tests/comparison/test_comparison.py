@@ -25,41 +25,31 @@ from modpo.front.schema import Cost, Estimate, Front, FrontObjective, Hypervolum
 from modpo.methods.modpo import maker as modpo_maker
 from modpo.methods.run import Maker, Run
 from modpo.policies.steered_front import load_front
-
-WORDS = ("sun", "sea", "rain", "road", "tea", "song", "book", "tree")
+from tests.kit import SAMPLE, SAMPLED_DATA, prompt_rows, write_experiment, write_rows
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A folder with a comparison that has run: `experiment.yaml`, `run/`, `cache/`."""
     folder = tmp_path_factory.mktemp("house")
-    write_experiment(folder, tiny_model)
+    write_comparison(folder, tiny_model)
     assert main(["sweep", str(folder / "experiment.yaml"), "--set", "comparison.seeds=[0, 3]"]) == 0
     return folder
 
 
-def write_experiment(folder: Path, model: Path) -> Path:
-    prompts = [{"prompt": f"{i}: the {word}? "} for i, word in enumerate(WORDS)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    path = folder / "experiment.yaml"
-    path.write_text(
-        f"""
-model: {{model_name_or_path: {model}, dtype: float32}}
-lora: {{r: 4}}
-sample: {{prompts: {folder / "prompts.jsonl"}, held_out: 3, responses_per_prompt: 3, max_new_tokens: 8}}
-data: {{path: {folder / "rows.jsonl"}, eval_path: {folder / "held_out.jsonl"}, eval_format: prompts, max_length: 64}}
-objectives:
-  long: {{pairs: bradley_terry, reward: modpo.rewards.text:character_count, scale: 0.5, unit: characters}}
-  dense: {{reward: {{function: modpo.rewards.text:match_count, kwargs: {{pattern: "[a-z]"}}}}, maximize: false}}
-training: {{per_device_train_batch_size: 4, learning_rate: 1e-2}}
-sweep: {{grid: 2}}
-comparison: {{methods: [modpo, continuous], seeds: [0]}}
-evaluation: {{max_new_tokens: 8, bootstrap: 40, samples_per_prompt: 2}}
-output_dir: {folder / "run"}
-cache_dir: {folder / "cache"}
-"""
+def write_comparison(folder: Path, model: Path) -> Path:
+    write_rows(folder / "prompts.jsonl", prompt_rows())
+    return write_experiment(
+        folder,
+        model,
+        sample=SAMPLE,
+        data=SAMPLED_DATA,
+        objectives="""
+  long: {pairs: bradley_terry, reward: modpo.rewards.text:character_count, scale: 0.5, unit: characters}
+  dense: {reward: {function: modpo.rewards.text:match_count, kwargs: {pattern: "[a-z]"}}, maximize: false}""",
+        comparison="{methods: [modpo, continuous], seeds: [0]}",
+        evaluation="{max_new_tokens: 8, bootstrap: 40, samples_per_prompt: 2}",
     )
-    return path
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -277,14 +267,14 @@ def test_a_stopped_run_shows_what_there_is(tmp_path: Path, copy: Callable[..., l
 )
 def test_what_cannot_be_compared_is_said_first(tmp_path: Path, tiny_model: Path, override: str, said: str) -> None:
     with pytest.raises(InputError) as caught:
-        read_experiment(write_experiment(tmp_path, tiny_model), [override])
+        read_experiment(write_comparison(tmp_path, tiny_model), [override])
     assert said in str(caught.value)
 
 
 def test_a_comparison_is_measured(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", str(write_experiment(tmp_path, tiny_model)), "--no-evaluate"]) == 2
+    assert main(["sweep", str(write_comparison(tmp_path, tiny_model)), "--no-evaluate"]) == 2
     assert "--no-evaluate: goes not with `comparison`" in capsys.readouterr().err
-    assert main(["evaluate", str(write_experiment(tmp_path, tiny_model))]) == 2
+    assert main(["evaluate", str(write_comparison(tmp_path, tiny_model))]) == 2
     assert "comparison: is not measured by itself; fix: run `modpo sweep`" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

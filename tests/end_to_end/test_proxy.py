@@ -6,7 +6,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,64 +21,36 @@ from modpo.front.schema import Front
 from modpo.pipeline.reward import _task
 from modpo.policies.steered_front import load_front
 from modpo.scored.scorer import load_rewards, score_experiment
+from tests.kit import SAMPLE, SAMPLED_DATA, WORDS, prompt_rows, write_experiment, write_rows
 
-WORDS = ("sun", "sea", "rain", "road", "tea", "song", "book", "tree", "bird", "wind")
 METHODS = ("modpo", "best_of_n", "morlhf")
 
 
-def write_experiment(folder: Path, model: Path, **sections: Any) -> Path:
-    rows = [{"prompt": f"{i}: the {word}? "} for i, word in enumerate(WORDS)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    proxy = {"train": {"kind": "reward_model", "eval_prompts": 2}}
-    tree = {
-        "model": {"model_name_or_path": str(model), "dtype": "float32"},
-        "lora": {"r": 4},
-        "sample": {
-            "prompts": str(folder / "prompts.jsonl"),
-            "held_out": 3,
-            "responses_per_prompt": 3,
-            "max_new_tokens": 8,
-        },
-        "data": {
-            "path": str(folder / "rows.jsonl"),
-            "eval_path": str(folder / "held_out.jsonl"),
-            "eval_format": "prompts",
-            "max_length": 64,
-        },
-        "objectives": {
-            "long": {
-                "pairs": "bradley_terry",
-                "reward": "modpo.rewards.text:character_count",
-                "scale": 0.5,
-                "proxy": proxy,
-            },
-            "short": {
-                "pairs": "bradley_terry",
-                "reward": "modpo.rewards.text:word_count",
-                "maximize": False,
-                "proxy": proxy,
-            },
-        },
-        "training": {"per_device_train_batch_size": 4},
-        "sweep": {"grid": 2},
-        "morlhf": {"max_steps": 2, "num_generations": 2, "per_device_train_batch_size": 4},
-        "best_of_n": {"n": 2},
-        "comparison": {"methods": list(METHODS), "seeds": [0]},
-        "evaluation": {"max_new_tokens": 8, "bootstrap": 20},
-        "output_dir": str(folder / "run"),
-        "cache_dir": str(folder / "cache"),
-        **sections,
+PROXY_TRAINING = "proxy: {train: {kind: reward_model, eval_prompts: 2}}"
+
+
+def write_comparison(folder: Path, model: Path, **sections: str) -> Path:
+    write_rows(folder / "prompts.jsonl", prompt_rows((*WORDS, "bird", "wind")))
+    given = {
+        "sample": SAMPLE,
+        "data": SAMPLED_DATA,
+        "objectives": f"""
+  long: {{pairs: bradley_terry, reward: modpo.rewards.text:character_count, scale: 0.5, {PROXY_TRAINING}}}
+  short: {{pairs: bradley_terry, reward: modpo.rewards.text:word_count, maximize: false, {PROXY_TRAINING}}}""",
+        "training": "{per_device_train_batch_size: 4}",
+        "morlhf": "{max_steps: 2, num_generations: 2, per_device_train_batch_size: 4}",
+        "best_of_n": "{n: 2}",
+        "comparison": f"{{methods: [{', '.join(METHODS)}], seeds: [0]}}",
+        "evaluation": "{max_new_tokens: 8, bootstrap: 20}",
     }
-    path = folder / "experiment.yaml"
-    path.write_text(json.dumps(tree))  # which is YAML
-    return path
+    return write_experiment(folder, model, **(given | sections))
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A folder with a comparison that has run: `experiment.yaml`, `run/`, `cache/`."""
     folder = tmp_path_factory.mktemp("house")
-    assert main(["sweep", str(write_experiment(folder, tiny_model))]) == 0
+    assert main(["sweep", str(write_comparison(folder, tiny_model))]) == 0
     return folder
 
 
@@ -233,14 +204,14 @@ def test_modpo_reward_trains_proxies(house: Path, capsys: pytest.CaptureFixture[
     ],
 )
 def test_what_can_be_no_proxy_is_said(tmp_path: Path, tiny_model: Path, override: str, said: str) -> None:
-    path = write_experiment(tmp_path, tiny_model)
+    path = write_comparison(tmp_path, tiny_model)
     with pytest.raises(InputError) as raised:
         read_experiment(path, [override])
     assert said in str(raised.value)
 
 
 def test_a_column_can_be_compared_with_a_proxy(tmp_path: Path, tiny_model: Path) -> None:
-    path = write_experiment(tmp_path, tiny_model)
+    path = write_comparison(tmp_path, tiny_model)
     ratings = {"pairs": "tone", "reward": {"column": "tone"}, "proxy": {"train": {"kind": "implicit", "pairs": "tone"}}}
     measured = "evaluation.rewards={long: modpo.rewards.text:character_count}"
     for known in (ratings, {**ratings, "reward": None}):
@@ -256,7 +227,7 @@ def test_a_column_can_be_compared_with_a_proxy(tmp_path: Path, tiny_model: Path)
 def test_a_proxy_that_cannot_be_had_is_said_before_anything_is_sampled(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_experiment(tmp_path, tiny_model)
+    path = write_comparison(tmp_path, tiny_model)
     for proxy in ("function: nowhere.at:all", "reward_model: /nowhere"):
         assert main(["sweep", str(path), "--set", f"objectives.long.proxy={{{proxy}}}"]) == 2
         assert "objectives.long.proxy" in capsys.readouterr().err

@@ -38,20 +38,32 @@ from modpo.scored.data import ScoredData
 from modpo.scored.scorer import experiment_scorer
 from modpo.training.checkpoints import WEIGHTS, Checkpoints, ResumableRun, trained_tensors
 from modpo.training.trainer import MODPOTrainer
+from tests.kit import WORDS, write_experiment, write_rows
 
 POINT = "kind0.5-concise0.5"
 WEIGHTS_OPTION = ["--weights", "kind=0.5,concise=0.5"]
 STEPS, STEPS_IN_EPOCH = 24, 6
 
-# 11 prompts a batch of one each, two batches a step but for the last of an epoch; dropout; a log out of step with both
-EXPERIMENT = """
-model: {{model_name_or_path: {model}, dtype: float32}}
-lora: {{r: 4, lora_dropout: 0.3}}
-data: {{path: {folder}/rows.jsonl, eval_prompts: 3, max_length: 64}}
-objectives:
-  kind: {{pairs: data}}
-  concise: {{reward: modpo.rewards.text:word_count, maximize: false, scale: 0.5}}
-training:
+
+def write_training(folder: Path, model: Path) -> Path:
+    """14 prompts, of which 3 are held out.
+
+    11 prompts in batches of one, two batches a step but for the last of an epoch; dropout; a log out of step with both.
+    """
+    rows = []
+    for i in range(14):
+        word = WORDS[i % 7]
+        answers = {"chosen": f"good {word}" + " and more" * (i % 3), "rejected": f"bad {word}" + " and less" * (i % 2)}
+        rows.append({"prompt": f"{i}: the {word}? ", **answers})
+    write_rows(folder / "rows.jsonl", rows)
+    return write_experiment(
+        folder,
+        model,
+        lora="{r: 4, lora_dropout: 0.3}",
+        objectives="""
+  kind: {pairs: data}
+  concise: {reward: modpo.rewards.text:word_count, maximize: false, scale: 0.5}""",
+        training="""
   per_device_train_batch_size: 1
   gradient_accumulation_steps: 2
   learning_rate: 1e-2
@@ -59,25 +71,10 @@ training:
   num_train_epochs: 4
   logging_steps: 5
   save_steps: 5
-  arguments: {{disable_dropout: false}}
-sweep: {{weights: [{{kind: 0.5, concise: 0.5}}]}}
-evaluation: {{max_new_tokens: 4, bootstrap: 10}}
-output_dir: {folder}/run
-cache_dir: {folder}/cache
-"""
-
-
-def write_experiment(folder: Path, model: Path) -> Path:
-    """An experiment of 14 prompts, of which 3 are held out."""
-    words = ("sun", "sea", "rain", "road", "tea", "song", "book")
-    with (folder / "rows.jsonl").open("w") as file:
-        for i in range(14):
-            word = words[i % len(words)]
-            row = {"prompt": f"{i}: the {word}? ", "chosen": f"good {word}" + " and more" * (i % 3)}
-            file.write(json.dumps({**row, "rejected": f"bad {word}" + " and less" * (i % 2)}) + "\n")
-    path = folder / "experiment.yaml"
-    path.write_text(EXPERIMENT.format(folder=folder, model=model))
-    return path
+  arguments: {disable_dropout: false}""",
+        sweep="{weights: [{kind: 0.5, concise: 0.5}]}",
+        evaluation="{max_new_tokens: 4, bootstrap: 10}",
+    )
 
 
 @dataclass
@@ -124,7 +121,7 @@ class Bench:
 
 
 def make_bench(folder: Path, model: Path, overrides: list[str]) -> Bench:
-    experiment = read_experiment(write_experiment(folder, model), overrides)
+    experiment = read_experiment(write_training(folder, model), overrides)
     reference = ReferenceModel(experiment.model, experiment.cache_dir)
     prompts, _ = load_groups(experiment)
     return Bench(experiment, experiment_scorer(experiment, reference).score(prompts), reference, prompts)
@@ -152,7 +149,7 @@ def undisturbed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 @pytest.fixture
 def experiment_file(tmp_path: Path, tiny_model: Path) -> Path:
-    return write_experiment(tmp_path, tiny_model)
+    return write_training(tmp_path, tiny_model)
 
 
 @pytest.fixture
@@ -362,7 +359,7 @@ def test_another_base_model_is_refused(tmp_path: Path, tiny_model: Path, fault) 
     """By its weights, not by its path."""
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
-    experiment = read_experiment(write_experiment(tmp_path, model))
+    experiment = read_experiment(write_training(tmp_path, model))
     fault("step.done:2:term")
     with pytest.raises(Interrupted):
         train_point(experiment, {"kind": 0.5, "concise": 0.5})

@@ -28,40 +28,34 @@ from modpo.pipeline.stages import prepare
 from modpo.quickstart import FAST, FULL, Size, quickstart_experiment
 from modpo.scored.answers import SampleSettings, sample_column, sample_responses, write_prompts
 from modpo.scored.columns import Column
+from tests.kit import read_rows, write_experiment, write_rows
 
 
 @pytest.fixture
 def experiment_file(tmp_path: Path, tiny_model: Path) -> Path:
-    prompts = "".join(json.dumps({"prompt": f"{i}: what now? "}) + "\n" for i in range(12))
-    (tmp_path / "prompts.jsonl").write_text(prompts)
-    path = tmp_path / "experiment.yaml"
-    path.write_text(
-        f"""
-model: {{model_name_or_path: {tiny_model}, dtype: float32}}
-lora: {{r: 4}}
-sample:
-  prompts: {tmp_path / "prompts.jsonl"}
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"{i}: what now? "} for i in range(12)])
+    return write_experiment(
+        tmp_path,
+        tiny_model,
+        sample="""
+  prompts: FOLDER/prompts.jsonl
   held_out: 3
   max_prompts: 6
   responses_per_prompt: 3
-  max_new_tokens: 6
-data:
-  path: {tmp_path / "data" / "train.jsonl"}
-  eval_path: {tmp_path / "data" / "held_out.jsonl"}
+  max_new_tokens: 6""",
+        data="""
+  path: FOLDER/data/train.jsonl
+  eval_path: FOLDER/data/held_out.jsonl
   eval_format: prompts
   eval_prompts: 3
-  max_length: 64
-objectives:
-  long: {{pairs: bradley_terry, reward: modpo.rewards.text:character_count, scale: 0.5}}
-  few: {{reward: modpo.rewards.text:word_count, maximize: false}}
-training: {{per_device_train_batch_size: 4, max_steps: 1}}
-sweep: {{grid: 1}}
-evaluation: {{max_new_tokens: 6, bootstrap: 50}}
-output_dir: {tmp_path / "run"}
-cache_dir: {tmp_path / "cache"}
-"""
+  max_length: 64""",
+        objectives="""
+  long: {pairs: bradley_terry, reward: modpo.rewards.text:character_count, scale: 0.5}
+  few: {reward: modpo.rewards.text:word_count, maximize: false}""",
+        training="{per_device_train_batch_size: 4, max_steps: 1}",
+        sweep="{grid: 1}",
+        evaluation="{max_new_tokens: 6, bootstrap: 50}",
     )
-    return path
 
 
 @pytest.fixture
@@ -74,17 +68,13 @@ def reference(experiment: Experiment) -> ReferenceModel:
     return ReferenceModel(experiment.model, experiment.cache_dir)
 
 
-def rows(path: str | Path | None) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(str(path)).read_text("utf-8").splitlines()]
-
-
 def test_answers_and_held_out_prompts_are_written(experiment: Experiment, reference: ReferenceModel) -> None:
     """Against the plain way: the split, and one call of `generate` for all answers."""
     sample_experiment(experiment)
     assert experiment.sample is not None
     prompts = group_rows(open_rows(experiment.sample.prompts), format="prompts")
     answered, held_out = prompts.split_held_out(3, 0)
-    assert [row["prompt"] for row in rows(experiment.data.eval_path)] == [group.prompt for group in held_out]
+    assert [row["prompt"] for row in read_rows(experiment.data.eval_path)] == [group.prompt for group in held_out]
     tokenizer = reference.tokenizer
     ids = generate(
         reference.model,
@@ -99,8 +89,8 @@ def test_answers_and_held_out_prompts_are_written(experiment: Experiment, refere
         {"prompt": group.prompt, "responses": [text for text in texts[3 * i : 3 * i + 3] if text]}
         for i, group in enumerate(answered[:6])
     ]
-    assert rows(experiment.data.path) == [row for row in expected if row["responses"]]
-    assert len(rows(experiment.data.path)) > 0
+    assert read_rows(experiment.data.path) == [row for row in expected if row["responses"]]
+    assert len(read_rows(experiment.data.path)) > 0
 
 
 def test_the_same_again_samples_and_writes_nothing(
@@ -122,12 +112,12 @@ def test_the_same_again_samples_and_writes_nothing(
 
 def test_other_settings_write_other_answers(experiment: Experiment) -> None:
     sample_experiment(experiment)
-    before = rows(experiment.data.path)
+    before = read_rows(experiment.data.path)
     assert experiment.sample is not None
     sample_experiment(replace(experiment, sample=replace(experiment.sample, max_prompts=2)))
-    assert [row["prompt"] for row in rows(experiment.data.path)] == [row["prompt"] for row in before[:2]]
+    assert [row["prompt"] for row in read_rows(experiment.data.path)] == [row["prompt"] for row in before[:2]]
     sample_experiment(experiment)
-    assert rows(experiment.data.path) == before
+    assert read_rows(experiment.data.path) == before
 
 
 @pytest.mark.parametrize("field_name", ["path", "eval_path"])
@@ -172,9 +162,9 @@ def test_killed_between_manifest_and_rows_it_goes_on(
         patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             write_prompts(prompts[:4], path)
-    assert len(rows(path)) == 2
+    assert len(read_rows(path)) == 2
     write_prompts(prompts[:4], path)
-    assert len(rows(path)) == 4
+    assert len(read_rows(path)) == 4
 
 
 def test_a_killed_run_samples_the_rest(
@@ -223,7 +213,7 @@ def test_conversations_are_answered_in_their_layout(
     sample_responses(
         reference, prompts, tmp_path / "out.jsonl", SampleSettings(max_new_tokens=8), cache_dir=tmp_path / "cache"
     )
-    (row,) = rows(tmp_path / "out.jsonl")
+    (row,) = read_rows(tmp_path / "out.jsonl")
     assert row["prompt"] == [{"role": "user", "content": "Hi?"}]
     assert all(len(response) == 1 and response[0]["role"] == "assistant" for response in row["responses"])
     assert len(group_rows(open_rows(tmp_path / "out.jsonl"))) == 1
@@ -255,7 +245,7 @@ def test_and_so_are_those_that_will_be_split_off_the_answers(experiment: Experim
     experiment = replace(experiment, data=data, sample=replace(experiment.sample, held_out=0, max_new_tokens=24))
     before = held_out_prompts(experiment)
     sample_experiment(experiment)
-    assert len(rows(data.path)) == 6  # no prompt was left out for empty answers
+    assert len(read_rows(data.path)) == 6  # no prompt was left out for empty answers
     assert before.keys.tolist() == load_groups(experiment)[1].keys.tolist()
 
 

@@ -34,63 +34,50 @@ from modpo.rewards.accuracy import held_out_accuracies, held_out_accuracy
 from modpo.rewards.batch import RewardBatch, reward_batch
 from modpo.rewards.context import RewardContext
 from modpo.rewards.loading import load_reward
+from tests.kit import WORDS, times, write_experiment, write_rows
 
-WORDS = ("sun", "sea", "rain", "road", "tea", "song", "book", "tree")
 
-
-def write_rows(path: Path, prompts: int = 14) -> None:
+def rows(prompts: int = 14) -> list[dict[str, Any]]:
     """Two label sets: `kind` prefers the friendlier answer, `brief` the shorter one. Every fourth prompt disagrees."""
-    with path.open("w") as file:
-        for i in range(prompts):
-            word = WORDS[i % len(WORDS)]
-            responses = [f"good {word}", f"bad {word} and more", f"good {word} and more!"]
-            pairs = {"kind": [[0, 1], [2, 1]], "brief": [[0, 2], [0, 1]][: 1 + i % 2]}
-            if i % 4 == 3:
-                pairs = {"kind": [[0, 1], [1, 2]], "brief": [[2, 0]]}
-            file.write(json.dumps({"prompt": f"{i}: the {word}? ", "responses": responses, "pairs": pairs}) + "\n")
+    found = []
+    for i in range(prompts):
+        word = WORDS[i % len(WORDS)]
+        responses = [f"good {word}", f"bad {word} and more", f"good {word} and more!"]
+        pairs = {"kind": [[0, 1], [2, 1]], "brief": [[0, 2], [0, 1]][: 1 + i % 2]}
+        if i % 4 == 3:
+            pairs = {"kind": [[0, 1], [1, 2]], "brief": [[2, 0]]}
+        found.append({"prompt": f"{i}: the {word}? ", "responses": responses, "pairs": pairs})
+    return found
 
 
 def write_demonstrations(path: Path, count: int = 8) -> None:
-    rows = [{"prompt": f"d{i} the {WORDS[i % 8]}? ", "completion": f"good {WORDS[i % 8]}"} for i in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [WORDS[i % len(WORDS)] for i in range(count)]
+    write_rows(path, [{"prompt": f"d{i} the {w}? ", "completion": f"good {w}"} for i, w in enumerate(words)])
 
 
 @pytest.fixture
 def experiment_file(tmp_path: Path, tiny_model: Path) -> Path:
-    write_rows(tmp_path / "rows.jsonl")
+    write_rows(tmp_path / "rows.jsonl", rows())
     write_demonstrations(tmp_path / "demonstrations.jsonl")
-    path = tmp_path / "experiment.yaml"
-    path.write_text(
-        f"""
-model: {{model_name_or_path: {tiny_model}, dtype: float32}}
-lora: {{r: 4}}
-sft:
-  path: {tmp_path / "demonstrations.jsonl"}
+    return write_experiment(
+        tmp_path,
+        tiny_model,
+        sft="""
+  path: FOLDER/demonstrations.jsonl
   eval_prompts: 2
-  arguments: {{learning_rate: 1e-2, num_train_epochs: 2, per_device_train_batch_size: 4}}
-data: {{path: {tmp_path / "rows.jsonl"}, eval_prompts: 4, max_length: 64}}
-objectives:
-  kind: {{pairs: kind}}
+  arguments: {learning_rate: 1e-2, num_train_epochs: 2, per_device_train_batch_size: 4}""",
+        data="{path: FOLDER/rows.jsonl, eval_prompts: 4, max_length: 64}",
+        objectives="""
+  kind: {pairs: kind}
   brief:
     reward:
-      train:
-        kind: reward_model
-        pairs: brief
-        arguments: {{learning_rate: 1e-2, num_train_epochs: 1}}
+      train: {kind: reward_model, pairs: brief, arguments: {learning_rate: 1e-2, num_train_epochs: 1}}
   friendly:
     reward:
-      train:
-        kind: implicit
-        pairs: kind
-        arguments: {{beta: 0.3, learning_rate: 2e-2, num_train_epochs: 3}}
-training: {{per_device_train_batch_size: 4, learning_rate: 1e-2}}
-sweep: {{weights: [{{kind: 0.5, brief: 0.25, friendly: 0.25}}]}}
-evaluation: {{max_new_tokens: 6, bootstrap: 50}}
-output_dir: {tmp_path / "run"}
-cache_dir: {tmp_path / "cache"}
-"""
+      train: {kind: implicit, pairs: kind, arguments: {beta: 0.3, learning_rate: 2e-2, num_train_epochs: 3}}""",
+        sweep="{weights: [{kind: 0.5, brief: 0.25, friendly: 0.25}]}",
+        evaluation="{max_new_tokens: 6, bootstrap: 50}",
     )
-    return path
 
 
 @pytest.fixture
@@ -100,10 +87,6 @@ def experiment(experiment_file: Path) -> Experiment:
 
 def without_sft(experiment: Experiment) -> Experiment:
     return replace(experiment, sft=None)
-
-
-def times(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 # --- demonstrations -----------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from modpo.experiment.sections import Experiment, RewardSection, RewardTraining
 from modpo.front.schema import Front
 from modpo.methods.sweep import finished_points
 from modpo.policies.steered_front import load_front
+from tests.kit import WORDS, write_experiment, write_rows
 
 CHARACTERS = "{concise: modpo.rewards.text:character_count}"
-WORDS = ("sun", "sea", "rain", "road", "tea", "song", "book", "tree")
 
 
 @pytest.fixture
@@ -30,24 +30,15 @@ def experiment_file(tmp_path: Path, tiny_model: Path) -> Path:
         {"prompt": f"{i}: the {word}? ", "chosen": f"good {word}" + "!" * i, "rejected": f"bad {word} and more"}
         for i, word in enumerate(WORDS)
     ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = tmp_path / "experiment.yaml"
-    path.write_text(
-        f"""
-model: {{model_name_or_path: {tiny_model}, dtype: float32}}
-lora: {{r: 4}}
-data: {{path: {tmp_path / "rows.jsonl"}, eval_prompts: 3, max_length: 64}}
-objectives:
-  kind: {{pairs: data, reward: {{function: modpo.rewards.text:matches, kwargs: {{pattern: good}}}}}}
-  concise: {{reward: modpo.rewards.text:word_count, maximize: false, calibration: standardise, unit: characters}}
-training: {{per_device_train_batch_size: 4, learning_rate: 1e-2}}
-sweep: {{weights: [{{kind: 0.5, concise: 0.5}}]}}
-evaluation: {{max_new_tokens: 8, bootstrap: 50}}
-output_dir: {tmp_path / "run"}
-cache_dir: {tmp_path / "cache"}
-"""
+    write_rows(tmp_path / "rows.jsonl", rows)
+    return write_experiment(
+        tmp_path,
+        tiny_model,
+        objectives="""
+  kind: {pairs: data, reward: {function: modpo.rewards.text:matches, kwargs: {pattern: good}}}
+  concise: {reward: modpo.rewards.text:word_count, maximize: false, calibration: standardise, unit: characters}""",
+        sweep="{weights: [{kind: 0.5, concise: 0.5}]}",
     )
-    return path
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from typing import Any
 
 from modpo.base.files import MANIFEST
 from modpo.experiment.sections import TrainingSection
+from tests.kit import WORDS, write_rows
 
 FILE = "experiment.yaml"
 ROWS = "rows.jsonl"
 PROMPTS, HELD_OUT = 10, 3
 POINTS = ("kind0.75-concise0.25", "kind0.25-concise0.75")
-WORDS = ("sun", "sea", "rain", "road", "tea", "song", "book", "tree")
 
 # What differs between two equal runs: how long they took.
 TIMED = ("training_log.json", "progress.json")
@@ -63,7 +63,7 @@ def write_experiment(folder: Path, model: Path) -> None:
     """Rows, a reward and the experiment: two objectives, two vectors, four steps each."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "fault_reward.py").write_text(REWARD)
-    (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    write_rows(folder / ROWS, rows())
     (folder / FILE).write_text(_yaml(model))
 
 

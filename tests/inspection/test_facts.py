@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from modpo.inspection.estimate import packed_work
 from modpo.inspection.facts import inspect_experiment, look, sample_indices
 from modpo.inspection.reward_statistics import correlations, reward_statistics, reward_warnings
 from modpo.inspection.token_statistics import forward_passes, parts_of, reading
+from tests.kit import write_rows
 
 LENGTH = RewardSection(function="modpo.rewards.text:character_count")
 ROWS = [
@@ -69,8 +69,7 @@ def experiment(tmp_path: Path, tiny_model: Path):
     def build(
         rows: list[dict[str, Any]] = ROWS, objectives: dict[str, Objective] = TWO, *, batch: int = 2, **data: Any
     ) -> Experiment:
-        path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path = write_rows(tmp_path / "rows.jsonl", rows)
         return Experiment(
             model=ModelSection(str(tiny_model), dtype="float32"),
             data=DataSection(str(path), **{"eval_prompts": 0, "max_length": 64, **data}),
@@ -105,9 +104,8 @@ def test_data_is_counted(experiment):
 
 
 def test_held_out_prompts_are_not_trained_on(experiment, tmp_path, capsys):
-    held_out = tmp_path / "held_out.jsonl"
     rows = [{"prompt": prompt, "chosen": "x", "rejected": "y"} for prompt in ("bb\n", "new\n", "cc\n")]
-    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out = write_rows(tmp_path / "held_out.jsonl", rows)
     found = look(experiment(eval_path=str(held_out), eval_prompts=64))
     assert (found.data.train["groups"], found.data.held_out["groups"]) == (1, 3)
     assert "2 prompts are held out as well: they are not trained on" in capsys.readouterr().err

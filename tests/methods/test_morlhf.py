@@ -7,7 +7,6 @@ import math
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from modpo.base.errors import InputError, IntegrityError, NumericError
-from modpo.base.files import read_manifest
 from modpo.base.interrupts import Interruption
 from modpo.cli import main
 from modpo.data.loading import load_groups
@@ -29,6 +27,7 @@ from modpo.models.folders import save_policy
 from modpo.models.reference import ReferenceModel
 from modpo.scored.scorer import experiment_scorer
 from modpo.training.checkpoints import Checkpoints, ResumableRun
+from tests.kit import manifest_of, write_experiment, write_rows
 
 
 def letters(completions: list[str], **kwargs: object) -> list[float]:
@@ -48,35 +47,22 @@ def broken(completions: list[str], **kwargs: object) -> list[float]:
 @pytest.fixture
 def experiment_file(tmp_path: Path, tiny_model: Path) -> Path:
     rows = [{"prompt": f"{i}: go? ", "chosen": f"yes {i}", "rejected": f"no, never {i}"} for i in range(10)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    path = tmp_path / "experiment.yaml"
-    path.write_text(
-        f"""
-model: {{model_name_or_path: {tiny_model}, dtype: float32}}
-lora: {{r: 4}}
-data: {{path: {tmp_path / "rows.jsonl"}, eval_prompts: 2, max_length: 64}}
-objectives:
+    write_rows(tmp_path / "rows.jsonl", rows)
+    return write_experiment(
+        tmp_path,
+        tiny_model,
+        data="{path: FOLDER/rows.jsonl, eval_prompts: 2, max_length: 64}",
+        objectives=f"""
   letters: {{pairs: data, reward: "{__name__}:letters", scale: 4}}
-  short: {{reward: "{__name__}:length", maximize: false, calibration: standardise}}
-training: {{beta: 0.05, logging_steps: 1}}
-morlhf: {{max_steps: 4, per_device_train_batch_size: 8, learning_rate: 1e-2, max_completion_length: 8}}
-sweep: {{method: morlhf, grid: 2}}
-evaluation: {{max_new_tokens: 8, bootstrap: 50}}
-output_dir: {tmp_path / "run"}
-cache_dir: {tmp_path / "cache"}
-"""
+  short: {{reward: "{__name__}:length", maximize: false, calibration: standardise}}""",
+        training="{beta: 0.05, logging_steps: 1}",
+        morlhf="{max_steps: 4, per_device_train_batch_size: 8, learning_rate: 1e-2, max_completion_length: 8}",
+        sweep="{method: morlhf, grid: 2}",
     )
-    return path
 
 
 def read(path: Path, *overrides: str) -> Experiment:
     return read_experiment(path, list(overrides))
-
-
-def manifest_of(folder: Path) -> dict[str, Any]:
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    return manifest
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from modpo.models.reference import ReferenceModel
 from modpo.scored.scorer import experiment_scorer
 from modpo.training.checkpoints import trained_tensors
 from modpo.training.on_policy import OnPolicy
+from tests.kit import write_experiment, write_rows
 
 REPLACED = ("_tokenize_prompts", "_generate_single_turn", "_get_per_token_logps_and_entropies")
 OF_TRANSFORMERS = ("training_step", "_load_from_checkpoint", "_save_checkpoint")
@@ -34,27 +34,22 @@ def experiment_file(tmp_path: Path, tiny_model: Path) -> Path:
     talks = [[{"role": "user", "content": f"{i}: go" + "?" * i}] for i in range(9)]
     answers = [[{"role": "assistant", "content": text}] for text in ("yes", "no, never")]
     rows = [{"prompt": talk, "responses": answers} for talk in talks]
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    path = tmp_path / "experiment.yaml"
-    path.write_text(
-        f"""
-model: {{model_name_or_path: {tiny_model}, dtype: float32}}
-lora: {{r: 4}}
-data: {{path: {tmp_path / "rows.jsonl"}, eval_prompts: 1, max_length: 64}}
-objectives: {{long: {{pairs: bradley_terry, reward: "{__name__}:length"}}}}
-training: {{beta: 0.1, logging_steps: 1, lr_scheduler_type: constant, warmup_steps: 0}}
-morlhf:
+    write_rows(tmp_path / "rows.jsonl", rows)
+    return write_experiment(
+        tmp_path,
+        tiny_model,
+        data="{path: FOLDER/rows.jsonl, eval_prompts: 1, max_length: 64}",
+        objectives=f'{{long: {{pairs: bradley_terry, reward: "{__name__}:length"}}}}',
+        training="{beta: 0.1, logging_steps: 1, lr_scheduler_type: constant, warmup_steps: 0}",
+        morlhf="""
   max_steps: 2
   per_device_train_batch_size: 8
   learning_rate: 0.3
   max_completion_length: 8
-  arguments: {{optim: sgd}} # what is compared is the gradient, not Adam's sign of it
-sweep: {{method: morlhf, weights: [{{long: 1}}]}}
-output_dir: {tmp_path / "run"}
-cache_dir: {tmp_path / "cache"}
-"""
+  arguments: {optim: sgd} # what is compared is the gradient, not Adam's sign of it""",
+        sweep="{method: morlhf, weights: [{long: 1}]}",
+        evaluation=None,
     )
-    return path
 
 
 def trained_by(path: Path, *overrides: str) -> tuple[OnPolicy, dict[str, Tensor]]:
