@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from modpo.cli import main
-from tests.kit import build_model, preference_rows, write_experiment, write_rows
+from modpo.experiment.file import read_experiment
+from modpo.experiment.sections import Experiment
+from tests.kit import build_model, copy_sweep, preference_rows, write_experiment, write_rows
 
 # A shell that starts a job in the background has it ignore SIGINT, and what it starts too: tests send that signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -57,3 +59,14 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -
     training = "{per_device_train_batch_size: 4, learning_rate: 2e-2, num_train_epochs: 2}"
     assert main(["sweep", str(write_experiment(folder, tiny_model, training=training))]) == 0
     return folder
+
+
+@pytest.fixture
+def copied_file(finished_sweep: Path, tmp_path: Path) -> Path:
+    """The experiment file of a copy of the finished sweep, which a test may change."""
+    return copy_sweep(finished_sweep, tmp_path)
+
+
+@pytest.fixture
+def copied(copied_file: Path) -> Experiment:
+    return read_experiment(copied_file)

@@ -24,7 +24,6 @@ from modpo.experiment.sections import Experiment
 from modpo.front.schema import Front
 from modpo.methods.sweep import finished_points, run_sweep
 from modpo.models.combine import read_adapter
-from modpo.policies.best_of_n import BestOfN
 from modpo.policies.steered_front import load_front
 from modpo.report import write_report
 from tests.kit import preference_rows, write_experiment, write_rows
@@ -280,18 +279,6 @@ def test_the_rewards_that_are_trained_on_choose(best_of_n: Ran, read: Callable[.
         chosen = answers(measured, point.name)
         assert [a["response"] for a in chosen] == [a["response"] for a in answers(best_of_n, point.name)]
         assert [a["rewards"]["kind"] for a in chosen] == [len(a["response"].split()) for a in chosen]
-
-
-def test_the_bound_of_kl_against_exact_enumeration() -> None:
-    """Best of n of m equally likely answers with rewards 1..m: P(i) = (i/m)^n - ((i-1)/m)^n. It is met as m grows."""
-    for n in (1, 2, 4, 8):
-        kls = []
-        for m in (2, 5, 1000):
-            best = [(i / m) ** n - ((i - 1) / m) ** n for i in range(1, m + 1)]
-            kls.append(sum(p * math.log(p * m) for p in best if p > 0))
-        bound = BestOfN(n, {"kind": 1.0}).kl_bound
-        assert all(kl <= bound + 1e-12 for kl in kls)
-        assert kls[-1] == pytest.approx(bound, abs=0.01)
 
 
 def test_choices_of_best_of_n_cannot_be_loaded(best_of_n: Ran, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

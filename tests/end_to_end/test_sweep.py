@@ -13,18 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
+from transformers import TrainerState
 
-from modpo.base.errors import LESS_MEMORY, EnvironmentFault, IntegrityError, NumericError
-from modpo.base.files import locked
+from modpo.base.errors import LESS_MEMORY, NumericError
 from modpo.cli import main
-from modpo.evaluation.evaluate import evaluate_sweep
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
-from modpo.front.schema import read_front
 from modpo.methods.sweep import finished_points, run_sweep
 from modpo.policies.steered_front import load_front
-from tests.kit import copy_sweep, errors, preference_rows, read_rows, times, write_experiment, write_rows
+from tests.kit import errors, preference_rows, read_rows, write_experiment, write_rows
 
 
 @pytest.fixture
@@ -36,17 +33,6 @@ def experiment_file(tmp_path: Path, tiny_model: Path) -> Path:
 @pytest.fixture
 def experiment(experiment_file: Path) -> Experiment:
     return read_experiment(experiment_file)
-
-
-@pytest.fixture
-def copied_file(finished_sweep: Path, tmp_path: Path) -> Path:
-    """The experiment file of a copy of the finished sweep."""
-    return copy_sweep(finished_sweep, tmp_path)
-
-
-@pytest.fixture
-def copied(copied_file: Path) -> Experiment:
-    return read_experiment(copied_file)
 
 
 def adapters(experiment: Experiment) -> dict[str, bytes]:
@@ -68,47 +54,6 @@ def test_from_rows_to_front(finished_sweep: Path) -> None:
     assert len(answers) == 3 * 3  # policies x held-out prompts
     words = [len(a["response"].split()) for a in answers if a["policy"] == front.points[0].name]
     assert front.points[0].scores["concise"].mean == pytest.approx(np.mean(words))
-
-
-def test_kl_is_the_log_ratio_of_the_answers(copied: Experiment) -> None:
-    """log pi(y|x) - log pi_ref(y|x), packed, against two plain forward passes with and without the adapter."""
-    from modpo.data.groups import group_rows
-    from modpo.data.sources import open_rows
-    from modpo.evaluation.measurer import Measurer, Policy
-    from modpo.forward.logprobs import padded_logps
-    from modpo.models.reference import ReferenceModel
-
-    point = next(finished_points(copied))
-    reference = ReferenceModel(copied.model, copied.cache_dir)
-    measurer = Measurer(copied, reference, group_rows(open_rows(copied.data.path)), {}, None)
-    prompts, answers = [[5, 6, 7], [8, 9]], [[10, 11, 12, 13], [14, 15]]
-    policy = Policy(point.name, point.weights, point.folder, point.files)
-    with measurer._loaded(policy) as model:
-        found = measurer._log_ratios(policy, model, prompts, answers)
-        with torch.no_grad():
-            ours = padded_logps(model, prompts, [[a] for a in answers])
-            theirs = padded_logps(reference.model, prompts, [[a] for a in answers])
-    assert (ours - theirs).abs().max() > 0.01  # training has moved the policy
-    torch.testing.assert_close(torch.tensor(found), ours - theirs, atol=2e-3, rtol=1e-3)
-
-
-def test_finished_points_are_kept_and_the_same_seed_gives_the_same_bytes(copied_file: Path, tmp_path: Path) -> None:
-    copied = read_experiment(copied_file)
-    before = times(copied.output_dir / "points")
-    assert run_sweep(copied) == []
-    assert times(copied.output_dir / "points") == before
-    again = read_experiment(copied_file, [f"output_dir={tmp_path / 'again'}"])
-    run_sweep(again)
-    assert adapters(again) == adapters(copied)
-
-
-def test_a_second_sweep_with_another_beta_scores_nothing_again(
-    copied_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_sweep(read_experiment(copied_file, ["training.beta=0.5", "seed=0", f"output_dir={tmp_path / 'other'}"]))
-    said = capsys.readouterr().err
-    assert "reference log-probs: 7 of 7 prompts, in the cache" in said
-    assert "reward concise: 7 of 7 prompts, in the cache" in said
 
 
 def test_killed_in_the_middle_it_continues(copied_file: Path, copied: Experiment, tmp_path: Path) -> None:
@@ -204,61 +149,6 @@ def test_weights_that_turn_nan_in_the_last_step_are_not_published(
     assert [point.name for point in finished_points(experiment)] == ["kind0.75-concise0.25"]
 
 
-def test_a_folder_of_another_experiment_is_refused(copied: Experiment, copied_file: Path) -> None:
-    before = adapters(copied)
-    with pytest.raises(IntegrityError, match="training differ"):
-        run_sweep(read_experiment(copied_file, ["training.beta=0.7"]))
-    assert adapters(copied) == before
-    more = read_experiment(copied_file, ["sweep={grid: 1}"])
-    assert run_sweep(more) == []  # other vectors may join
-
-
-def test_a_changed_adapter_is_found(copied: Experiment) -> None:
-    path = next(finished_points(copied)).folder / "adapter_model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
-        run_sweep(copied)
-
-
-def test_two_sweeps_on_one_folder(experiment: Experiment) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "import sys, time, pathlib; from modpo.base.files import locked\n"
-        "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)",
-        str(experiment.output_dir),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(EnvironmentFault, match="another process"):
-            run_sweep(experiment)
-        holder.kill()
-    with locked(experiment.output_dir):
-        pass
-
-
-def test_all_weights_trained_without_adapters(experiment_file: Path, tmp_path: Path) -> None:
-    overrides = ["lora=null", "training.learning_rate=1e-3", f"output_dir={tmp_path / 'full'}"]
-    experiment = read_experiment(experiment_file, overrides)
-    assert run_sweep(experiment) == []
-    points = list(finished_points(experiment))
-    assert len(points) == 2
-    front = evaluate_sweep(experiment)
-    assert all(abs(p.kl.mean) > 0 for p in front.points)
-    models = [AutoModelForCausalLM.from_pretrained(p.folder) for p in points]
-    first, second = (m.get_input_embeddings().weight for m in models)
-    assert not torch.equal(first, second)
-
-
-def test_measured_policies_are_not_measured_again(copied: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
-    front = read_front(copied.output_dir)
-    assert evaluate_sweep(copied) == front
-    assert "answers of" not in capsys.readouterr().err
-
-
 def test_a_folder_that_holds_something_else_is_not_replaced(
     experiment: Experiment, experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,11 +160,6 @@ def test_a_folder_that_holds_something_else_is_not_replaced(
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_points_of_another_experiment_are_not_measured(copied_file: Path) -> None:
-    with pytest.raises(IntegrityError, match="objectives differ"):
-        evaluate_sweep(read_experiment(copied_file, ["objectives.concise.scale=2"]))
-
-
 def test_what_cannot_be_measured_is_refused_before_training(
     experiment: Experiment, experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,45 +169,3 @@ def test_what_cannot_be_measured_is_refused_before_training(
     assert main(["sweep", str(experiment_file), *overrides]) == 2
     assert "no held-out pairs to measure kind on" in capsys.readouterr().err
     assert not experiment.output_dir.exists()
-
-
-def test_answers_with_any_character_are_read_back(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modpo.data.loading import load_groups
-    from modpo.evaluation.measurer import Measurer, reference_policy
-    from modpo.models.reference import ReferenceModel
-
-    strange = "one\u2028two\x85three\x1cfour"
-    answer = {"policy": "reference", "prompt_index": 0, "prompt": "?", "response": strange, "tokens": 3, "kl": 0.0}
-    answer["rewards"] = {"tokens": 7.0}  # an objective may be called like another number of the answer
-    monkeypatch.setattr(Measurer, "_answers", lambda self, policy, model: [answer])
-    _, held_out = load_groups(experiment)
-    reference = ReferenceModel(experiment.model, experiment.cache_dir)
-    measured = Measurer(experiment, reference, held_out, {}, None).measure(reference_policy())
-    assert measured.answers == [answer]
-    assert measured.scores("tokens").tolist() == [7.0]
-    assert measured.numbers("tokens").tolist() == [3.0]
-
-
-def test_saved_modules_of_one_point_do_not_reach_the_next(experiment_file: Path, tmp_path: Path) -> None:
-    """With `modules_to_save`, PEFT's unload leaves the trained head in the base: the next point must not see it."""
-    overrides = ["lora.modules_to_save=[lm_head]", f"output_dir={tmp_path / 'saved'}"]
-    both = read_experiment(experiment_file, overrides)
-    assert run_sweep(both) == []
-    alone = read_experiment(
-        experiment_file,
-        [*overrides[:1], f"output_dir={tmp_path / 'alone'}", "sweep={weights: [{kind: 0.25, concise: 0.75}]}"],
-    )
-    assert run_sweep(alone) == []
-    assert adapters(both)["kind0.25-concise0.75"] == adapters(alone)["kind0.25-concise0.75"]
-
-
-def test_the_model_s_own_generation_settings_do_not_change_the_policy(tiny_model: Path) -> None:
-    from modpo.forward.generate import generate
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    prompts = [[5, 6, 7], [8, 9]]
-    plain = generate(model, tokenizer, prompts, ends=[0], max_new_tokens=12)
-    model.generation_config.repetition_penalty = 50.0
-    assert generate(model, tokenizer, prompts, ends=[0], max_new_tokens=12) == plain
-    assert model.generation_config.repetition_penalty == 50.0

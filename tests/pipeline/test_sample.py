@@ -18,7 +18,6 @@ from modpo.data.groups import PromptGroups, group_rows, overlap
 from modpo.data.loading import load_groups
 from modpo.data.sources import open_rows
 from modpo.data.tokens import stop_ids, tokenize_prompt
-from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
 from modpo.forward.generate import generate
 from modpo.models.reference import ReferenceModel
@@ -56,11 +55,6 @@ def experiment_file(tmp_path: Path, tiny_model: Path) -> Path:
         sweep="{grid: 1}",
         evaluation="{max_new_tokens: 6, bootstrap: 50}",
     )
-
-
-@pytest.fixture
-def experiment(experiment_file: Path) -> Experiment:
-    return read_experiment(experiment_file)
 
 
 @pytest.fixture
@@ -340,20 +334,3 @@ def test_vllm_is_asked_for_what_the_policy_says(
     assert first == SamplingParams(0.7, 5, [reference.tokenizer.eos_token_id], True, 20, False)
     assert samples.key != sample_column(reference, prompts, settings, cache_dir=tmp_path / "cache").key
     assert [len(row["responses"]) for row in samples.open()] == [2, 2, 2]
-
-
-def test_a_frozen_head_is_not_copied_for_each_answer(tiny_model: Path) -> None:
-    """`torch.matmul` copies a head that needs no gradient once for each answer, seen as a batched product."""
-    from torch.profiler import ProfilerActivity, profile
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_model).requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.pad_token = tokenizer.eos_token
-    prompts = [[1, 2, 3]] * 4
-    with profile(activities=[ProfilerActivity.CPU]) as ours:
-        answers = generate(model, tokenizer, prompts, ends=[0], max_new_tokens=2)
-    assert len(answers) == 4
-    assert not any(weight.requires_grad for weight in model.parameters())
-    names = [event.name for event in ours.events()]
-    assert "aten::bmm" not in names
