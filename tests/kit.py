@@ -132,6 +132,21 @@ def at(kind: float) -> dict[str, float]:
     return {"kind": kind, "concise": 1 - kind}
 
 
+# --- damage -------------------------------------------------------------------------------------------------
+
+
+def flip_a_bit(path: Path, at: int = -3) -> None:
+    """The lowest bit of one byte; the last bytes of weights are numbers of a tensor."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """The object of a file with other values for some of its keys."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 # --- what a run left behind ---------------------------------------------------------------------------------
 
 

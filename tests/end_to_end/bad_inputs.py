@@ -197,14 +197,6 @@ def in_model(change: Callable[[Path], object]) -> Change:
     return lambda house: change(house.own_model())
 
 
-def edit_json(name: str, **changes: Any) -> Callable[[Path], object]:
-    def change(folder: Path) -> None:
-        path = folder / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-    return change
-
-
 def conversations(house: House) -> None:
     """The rows as conversations."""
     house.rows = [
@@ -384,44 +376,31 @@ DATA = {
         "ROWS:3:length",
     ),
     "whitespace-only response": refused(
-        both(edit(3, chosen=" \n"), edit(5, rejected="")),
-        "ROWS:3:chosen",
-        "ROWS:5:rejected",
+        both(edit(3, chosen=" \n"), edit(5, rejected="")), "ROWS:3:chosen", "ROWS:5:rejected"
     ),
     "blank prompt": refused(edit(2, prompt="  "), "ROWS:2:prompt"),
     "duplicate key": refused(
-        raw(0, b'{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}'),
-        "ROWS:2:chosen",
+        raw(0, b'{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}'), "ROWS:2:chosen"
     ),
     "invalid UTF-8": refused(raw(0, 1, b'{"prompt": "\xff"}'), "ROWS:3"),
-    "half of a character": refused(
-        raw(0, b'{"prompt": "a", "chosen": "\\ud800", "rejected": "d"}'),
-        "ROWS:2:chosen",
-    ),
+    "half of a character": refused(raw(0, b'{"prompt": "a", "chosen": "\\ud800", "rejected": "d"}'), "ROWS:2:chosen"),
     "chosen equals rejected everywhere": refused(
-        lambda house: [row.update(chosen=row["rejected"]) for row in house.rows],
-        "ROWS:chosen",
+        lambda house: [row.update(chosen=row["rejected"]) for row in house.rows], "ROWS:chosen"
     ),
     "no pairs": refused(
-        lambda house: setattr(house, "rows", [{"prompt": "a ", "responses": ["b", "c"]}]),
-        "ROWS:objectives.kind.pairs",
+        lambda house: setattr(house, "rows", [{"prompt": "a ", "responses": ["b", "c"]}]), "ROWS:objectives.kind.pairs"
     ),
     "prompt as long as max_length": refused(
-        yaml("max_length: 64", "max_length: 64, max_prompt_length: 64"),
-        "FILE:3:data.max_prompt_length",
+        yaml("max_length: 64", "max_length: 64, max_prompt_length: 64"), "FILE:3:data.max_prompt_length"
     ),
     "response without a token of its own": refused(
-        both(edit(3, chosen="<eos>"), edit(4, rejected="<turn>")),
-        "ROWS:3:responses[0]",
-        "ROWS:4:responses[1]",
+        both(edit(3, chosen="<eos>"), edit(4, rejected="<turn>")), "ROWS:3:responses[0]", "ROWS:4:responses[1]"
     ),
     "unknown chat role": refused(
-        both(chats, lambda house: house.rows[2]["prompt"][0].update(role="human")),
-        "ROWS:3:prompt[0].role",
+        both(chats, lambda house: house.rows[2]["prompt"][0].update(role="human")), "ROWS:3:prompt[0].role"
     ),
     "a response of the user": refused(
-        both(chats, lambda house: house.rows[2]["chosen"][0].update(role="user")),
-        "ROWS:3:chosen",
+        both(chats, lambda house: house.rows[2]["chosen"][0].update(role="user")), "ROWS:3:chosen"
     ),
     "a role that the template refuses": refused(
         both(chats, yaml("eval_prompts: 2", "eval_prompts: 0"), with_system(3), in_model(template_without_system)),
@@ -437,9 +416,7 @@ DATA = {
         "ROWS:3:prompt",
     ),
     "chat and plain fields mixed": refused(
-        edit(3, prompt=[{"role": "user", "content": "a"}]),
-        "ROWS:3:chosen",
-        "ROWS:3:rejected",
+        edit(3, prompt=[{"role": "user", "content": "a"}]), "ROWS:3:chosen", "ROWS:3:rejected"
     ),
     "everything held out": refused(yaml("eval_path: HELD_OUT", "eval_prompts: 6"), "FILE:3:data.eval_prompts"),
     "bad held-out rows": refused(yaml("eval_path: HELD_OUT", "eval_path: FOLDER/none.jsonl"), "FOLDER/none.jsonl"),
@@ -453,10 +430,7 @@ CONFIG = {
     "missing file": refused(lambda house: None, "FOLDER/none.yaml", command=("sweep FOLDER/none.yaml",)),
     "a folder": refused(lambda house: None, "FOLDER", command=("sweep FOLDER",)),
     "not YAML": refused(yaml("{grid: 1}", "{grid: 1"), "FILE:9", quotes="not YAML: "),
-    "unknown key": refused(
-        yaml("learning_rate", "learning_rat"),
-        "FILE:7:training.learning_rat",
-    ),
+    "unknown key": refused(yaml("learning_rate", "learning_rat"), "FILE:7:training.learning_rat"),
     "unknown section": refused(yaml("lora:", "lore:"), "FILE:2:lore"),
     "wrong type": refused(yaml("r: 2", "r: two"), "FILE:2:lora.r"),
     "half a step": refused(yaml("r: 2", "r: 2.5"), "FILE:2:lora.r"),
@@ -469,10 +443,7 @@ CONFIG = {
     "a Python tag": refused(yaml("r: 2", "r: !!python/object/apply:os.getcwd []"), "FILE:2:lora.r"),
     "an alias": refused(yaml("sweep: {grid: 1}", "sweep: &a {grid: 1}\nsft: *a"), "FILE:9"),
     "conflicting options": refused(yaml("{grid: 1}", "{grid: 1, lattice: 2}"), "FILE:8:sweep"),
-    "two rewards": refused(
-        reward("{column: a, function: b:c}"),
-        "FILE:6:objectives.concise.reward",
-    ),
+    "two rewards": refused(reward("{column: a, function: b:c}"), "FILE:6:objectives.concise.reward"),
     "said in two places": refused(
         yaml("learning_rate: 1e-2", "arguments: {beta: 1}"), "FILE:7:training.arguments.beta"
     ),
@@ -529,11 +500,7 @@ WEIGHTS = {
     "all zero": refused(vectors("[{kind: 0, concise: 0}]"), PLACE),
     "NaN": refused(vectors("[{kind: .nan, concise: 0.5}]"), f"{PLACE}.kind"),
     "unknown objective": refused(vectors("[{kind: 0.5, consise: 0.5}]"), f"{PLACE}.consise"),
-    "decimal comma": refused(
-        vectors("[{kind: 0,7, concise: 0,3}]"),
-        f"{PLACE}.kind",
-        f"{PLACE}.concise",
-    ),
+    "decimal comma": refused(vectors("[{kind: 0,7, concise: 0,3}]"), f"{PLACE}.kind", f"{PLACE}.concise"),
     "text": refused(vectors("[{kind: much, concise: 0.3}]"), f"{PLACE}.kind"),
     "no vectors": refused(yaml("sweep: {grid: 1}\n", ""), "FILE:sweep"),
     "wrong length on the command line": refused(lambda house: None, "--weights:weights", command=trained("0.7,0.3")),
@@ -567,56 +534,37 @@ REWARDS = {
         code=6,
     ),
     "infinity": refused(
-        scorer("return [-math.inf if c == 'bad rain' else 1.0 for c in completions]"),
-        "ROWS:3:concise",
-        code=6,
+        scorer("return [-math.inf if c == 'bad rain' else 1.0 for c in completions]"), "ROWS:3:concise", code=6
     ),
-    "text": refused(
-        scorer("return ['high' if c == 'bad rain' else 1.0 for c in completions]"),
-        "ROWS:3:concise",
-    ),
+    "text": refused(scorer("return ['high' if c == 'bad rain' else 1.0 for c in completions]"), "ROWS:3:concise"),
     "None": refused(scorer("return [None if c == 'bad rain' else 1.0 for c in completions]"), "ROWS:3:concise"),
-    "wrong shape": refused(
-        scorer("return [[1.0] if c == 'bad rain' else 1.0 for c in completions]"),
-        "ROWS:3:concise",
-    ),
+    "wrong shape": refused(scorer("return [[1.0] if c == 'bad rain' else 1.0 for c in completions]"), "ROWS:3:concise"),
     "no list": refused(scorer("return 1.0"), "ROWS:1:concise"),
     "not deterministic": refused(
-        scorer("return [next(calls) if c == 'bad rain' else 1.0 for c in completions]"),
-        "ROWS:3:reward",
+        scorer("return [next(calls) if c == 'bad rain' else 1.0 for c in completions]"), "ROWS:3:reward"
     ),
-    "raises": refused(
-        scorer("return [1 / (c != 'bad rain') for c in completions]"),
-        "ROWS:3:concise",
-    ),
+    "raises": refused(scorer("return [1 / (c != 'bad rain') for c in completions]"), "ROWS:3:concise"),
     "import fails": refused(function("no_such_module:score"), OF_REWARD),
     "module raises": refused(
-        both(scorer("return 1"), lambda house: (house.folder / "my_rewards.py").write_text("1 / 0")),
-        OF_REWARD,
+        both(scorer("return 1"), lambda house: (house.folder / "my_rewards.py").write_text("1 / 0")), OF_REWARD
     ),
     "no such function": refused(function("modpo.rewards.text:no_such"), OF_REWARD),
     "not callable": refused(function("math:pi"), OF_REWARD),
     "takes no completions": refused(scorer("return []", "prompts"), OF_REWARD),
     "needs a field that is not there": refused(
-        scorer("return [1.0] * len(completions)", "completions, grade"),
-        "ROWS:1:grade",
+        scorer("return [1.0] * len(completions)", "completions, grade"), "ROWS:1:grade"
     ),
     "missing column": refused(
-        both(reward("{column: length}"), lambda house: setattr(house, "rows", house.rows[:1])),
-        "ROWS:1:length",
+        both(reward("{column: length}"), lambda house: setattr(house, "rows", house.rows[:1])), "ROWS:1:length"
     ),
     "several labels and none named": refused(
-        both(lambda house: classifier(house, num_labels=3), judge),
-        f"{OF_REWARD}.label",
+        both(lambda house: classifier(house, num_labels=3), judge), f"{OF_REWARD}.label"
     ),
     "no such label": refused(
         both(lambda house: classifier(house, num_labels=3), reward("{reward_model: FOLDER/classifier, label: good}")),
         f"{OF_REWARD}.label",
     ),
-    "no classifier": refused(
-        reward("{reward_model: MODEL}"),
-        f"{OF_REWARD}.reward_model",
-    ),
+    "no classifier": refused(reward("{reward_model: MODEL}"), f"{OF_REWARD}.reward_model"),
     "reward model not found": refused(
         reward("{reward_model: no/such-model}"),
         f"{OF_REWARD}.reward_model",
@@ -632,8 +580,7 @@ MODELS = {
         yaml("MODEL", "no/such-model"), OF_MODEL, quotes="looked in ", mentions="no/such-model, https://"
     ),
     "an empty folder": refused(
-        both(yaml("MODEL", "FOLDER/empty"), lambda house: (house.folder / "empty").mkdir()),
-        OF_MODEL,
+        both(yaml("MODEL", "FOLDER/empty"), lambda house: (house.folder / "empty").mkdir()), OF_MODEL
     ),
     "pickle only": refused(in_model(pickled), OF_MODEL),
     "weights cut short": refused(in_model(cut_short), OF_MODEL, quotes="cannot be read ("),
@@ -645,27 +592,12 @@ MODELS = {
     "a broken tokenizer": refused(
         in_model(lambda folder: (folder / "tokenizer.json").write_text("{}")), OF_MODEL, quotes="cannot be read ("
     ),
-    "no chat template for conversations": refused(
-        both(chats, in_model(without_template)),
-        "FILE:1",
-    ),
-    "vocabulary mismatch": refused(
-        in_model(larger_tokenizer),
-        OF_MODEL,
-    ),
+    "no chat template for conversations": refused(both(chats, in_model(without_template)), "FILE:1"),
+    "vocabulary mismatch": refused(in_model(larger_tokenizer), OF_MODEL),
     "an adapter in place of a model": refused(both(adapter, yaml("MODEL", "FOLDER/adapter")), OF_MODEL),
-    "adapter of another base": refused(
-        both(lambda house: adapter(house, hidden_size=32), implicit),
-        OF_IMPLICIT,
-    ),
-    "adapter of a deeper base": refused(
-        both(lambda house: adapter(house, num_hidden_layers=3), implicit),
-        OF_IMPLICIT,
-    ),
-    "adapter with missing keys": refused(
-        adapter_with(lambda tensors: tensors.pop(next(iter(tensors)))),
-        OF_IMPLICIT,
-    ),
+    "adapter of another base": refused(both(lambda house: adapter(house, hidden_size=32), implicit), OF_IMPLICIT),
+    "adapter of a deeper base": refused(both(lambda house: adapter(house, num_hidden_layers=3), implicit), OF_IMPLICIT),
+    "adapter with missing keys": refused(adapter_with(lambda tensors: tensors.pop(next(iter(tensors)))), OF_IMPLICIT),
     "adapter with extra keys": refused(adapter_with(foreign), OF_IMPLICIT),
     "adapter with NaN": refused(adapter_with(unfinite), OF_IMPLICIT),
     "pickled adapter": refused(both(pickled_adapter, implicit), OF_IMPLICIT),

@@ -33,7 +33,6 @@ from tests.end_to_end.bad_inputs import (
     bytes_of,
     chats,
     edit,
-    edit_json,
     golden,
     house_in,
     in_model,
@@ -45,7 +44,7 @@ from tests.end_to_end.bad_inputs import (
     without_pad_token,
     yaml,
 )
-from tests.kit import errors
+from tests.kit import edit_json, errors
 
 
 @pytest.fixture
@@ -158,6 +157,10 @@ SWEEP = ("sweep", "--no-evaluate")
 SCORE = ("score",)
 
 
+def pad_with_the_end(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", pad_token="<eos>")
+
+
 def duplicates(house: House) -> None:
     house.rows += house.rows[:2]
 
@@ -208,11 +211,7 @@ ACCEPTED: dict[str, tuple[Change, tuple[str, ...], str]] = {
         "warning: ROWS: 6 prompts to train on are fewer than one batch of 7",
     ),
     "config: 1e-5, which YAML reads as text": (yaml("1e-2", "1e-5"), SCORE, ""),
-    "weights: normalize": (
-        yaml("{grid: 1}", "{weights: [{kind: 3, concise: 1}], normalize: true}"),
-        SCORE,
-        "",
-    ),
+    "weights: normalize": (yaml("{grid: 1}", "{weights: [{kind: 3, concise: 1}], normalize: true}"), SCORE, ""),
     "weights: the same vector twice": (
         vectors("[{kind: 0.5, concise: 0.5}, {concise: 0.5, kind: 0.5}]"),
         SWEEP,
@@ -229,7 +228,7 @@ ACCEPTED: dict[str, tuple[Change, tuple[str, ...], str]] = {
         "warning: ROWS:1: reward is 1 for each of the first 8 responses: a constant reward moves nothing",
     ),
     "models: no pad token": (in_model(without_pad_token), SCORE, ""),
-    "models: pad equals eos": (in_model(edit_json("tokenizer_config.json", pad_token="<eos>")), SWEEP, "trained in"),
+    "models: pad equals eos": (in_model(pad_with_the_end), SWEEP, "trained in"),
 }
 
 

@@ -59,9 +59,7 @@ def front(house: Path, method: str) -> Front:
 
 
 def ledger(house: Path, method: str) -> Ledger:
-    found = read_ledger(house / "run" / method / "seed0")
-    assert found is not None
-    return found
+    return read_ledger(house / "run" / method / "seed0")
 
 
 def test_every_method_is_measured_by_the_rewards_themselves(house: Path) -> None:
@@ -93,9 +91,7 @@ def test_a_sweep_of_the_comparison_is_an_experiment_of_its_own(house: Path, caps
     file = house / "run" / "morlhf" / "seed0" / "experiment.yaml"
     before = (file.parent / "front.json").read_text()
     for name in ("long", "short"):
-        proxy = read_experiment(file).objectives[name].proxy
-        assert proxy is not None
-        assert proxy.reward_model == str(house / "run" / "rewards" / name)
+        assert read_experiment(file).objectives[name].proxy.reward_model == str(house / "run" / "rewards" / name)
     assert all(
         o.proxy is None for o in read_experiment(file.parents[2] / "modpo/seed0/experiment.yaml").objectives.values()
     )

@@ -38,7 +38,7 @@ from modpo.scored.data import ScoredData
 from modpo.scored.scorer import experiment_scorer
 from modpo.training.checkpoints import WEIGHTS, Checkpoints, ResumableRun, trained_tensors
 from modpo.training.trainer import MODPOTrainer
-from tests.kit import WORDS, write_experiment, write_rows
+from tests.kit import WORDS, flip_a_bit, write_experiment, write_rows
 
 POINT = "kind0.5-concise0.5"
 WEIGHTS_OPTION = ["--weights", "kind=0.5,concise=0.5"]
@@ -215,12 +215,6 @@ def checkpoints(work: Path) -> list[int]:
     return sorted(int(folder.name.removeprefix("checkpoint-")) for folder in found)
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 # --- to the same bits -----------------------------------------------------------------------------------------
 
 
@@ -327,7 +321,7 @@ def test_without_any_that_verifies_it_starts_over(
     bench: Bench, undisturbed: tuple[End, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(undisturbed[1] / "checkpoint-9", tmp_path / "checkpoint-9")
-    flip(tmp_path / "checkpoint-9" / WEIGHTS)
+    flip_a_bit(tmp_path / "checkpoint-9" / WEIGHTS)
     assert_same_end(bench.train(tmp_path, every=10), undisturbed[0])
     assert "no checkpoint verifies, so training starts from the beginning" in capsys.readouterr().err
     assert checkpoints(tmp_path) == [10, 20]
@@ -364,7 +358,7 @@ def test_another_base_model_is_refused(tmp_path: Path, tiny_model: Path, fault) 
     with pytest.raises(Interrupted):
         train_point(experiment, {"kind": 0.5, "concise": 0.5})
     fault("")
-    flip(model / "model.safetensors")
+    flip_a_bit(model / "model.safetensors")
     with pytest.raises(IntegrityError, match=r"data\.reference, model\.weights"):
         train_point(experiment, {"kind": 0.5, "concise": 0.5})
 

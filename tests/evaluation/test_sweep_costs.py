@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modpo.base.costs import Cost
-from modpo.base.files import read_manifest, read_sealed, write_sealed
+from modpo.base.files import read_sealed, write_sealed
 from modpo.cli import main
 from modpo.data.loading import load_groups
 from modpo.evaluation.sweep_costs import sweep_ledger
@@ -19,7 +19,7 @@ from modpo.experiment.sections import Experiment
 from modpo.front.ledger import FILE, Ledger, read_ledger
 from modpo.methods.sweep import finished_points
 from modpo.scored.scorer import experiment_scorer
-from tests.kit import SAMPLE, SAMPLED_DATA, WORDS, prompt_rows, write_experiment, write_rows
+from tests.kit import SAMPLE, SAMPLED_DATA, WORDS, manifest_of, prompt_rows, write_experiment, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def ledger(house: Path) -> Ledger:
-    found = read_ledger(house / "run")
-    assert found is not None
-    return found
+    return read_ledger(house / "run")
 
 
 def costs(ledger: Ledger) -> dict[str, Cost]:
@@ -122,7 +120,6 @@ def test_what_is_in_the_cache_counts_as_when_it_was_made(house: Path, ledger: Le
         shutil.copytree(house / "run" / name, tmp_path / "run" / name)
     assert main(["sweep", str(house / "experiment.yaml"), "--set", f"output_dir={tmp_path / 'run'}"]) == 0
     again = read_ledger(tmp_path / "run")
-    assert again is not None
     shared = {entry.stage for entry in ledger.entries if entry.method is None}
     assert len(shared) == 9
     assert {s: c for s, c in costs(again).items() if s in shared} == {
@@ -156,9 +153,7 @@ def test_points_of_one_training_pay_for_it_once(house: Path, tmp_path: Path) -> 
     given = [f"output_dir={tmp_path / 'run'}", "sweep.mode=continuous"]
     assert main(["sweep", str(house / "experiment.yaml"), *(x for g in given for x in ("--set", g))]) == 0
     found = read_ledger(tmp_path / "run")
-    manifest = read_manifest(tmp_path / "run" / "continuous")
-    assert found is not None
-    assert manifest is not None
+    manifest = manifest_of(tmp_path / "run" / "continuous")
     own = {e.stage: e.cost for e in found.entries if e.method == "continuous" and e.counts}
     assert own == {"train continuous": Cost.of(manifest["cost"])}
     points = list(finished_points(replace(resolved(house), output_dir=tmp_path / "run")))

@@ -33,10 +33,7 @@ def make_front(folder):
 
     return Front(
         folder=folder,
-        objectives=[
-            FrontObjective("good", True, "points"),
-            FrontObjective("long", False, "words", 0.02, "m:f"),
-        ],
+        objectives=[FrontObjective("good", True, "points"), FrontObjective("long", False, "words", 0.02, "m:f")],
         reference=policy("reference", 0.1, 50.0, dominated=True),
         points=[
             policy(
@@ -156,11 +153,7 @@ def edited(path, value):
 BROKEN = [
     ("schema", ..., "schema: missing"),
     ("schema", 2, "schema: 2 is newer than 1.*update modpo"),
-    (
-        "points.0.scores.good.mean",
-        "0.9",
-        r"points\.0\.scores\.good\.mean: expected a finite number, got '0\.9'",
-    ),
+    ("points.0.scores.good.mean", "0.9", r"points\.0\.scores\.good\.mean: expected a finite number, got '0\.9'"),
     ("points.0.scores.good.mean", True, "expected a finite number"),
     ("points.0.scores.good.mean", 10**400, "expected a finite number"),
     ("points.0.scores.good.mean", ..., r"points\.0\.scores\.good\.mean: missing"),

@@ -16,7 +16,7 @@ from modpo.evaluation.evaluate import evaluate_sweep
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
 from modpo.methods.sweep import finished_points, run_sweep
-from tests.kit import times
+from tests.kit import flip_a_bit, times
 
 
 def adapters(experiment: Experiment) -> dict[str, bytes]:
@@ -53,9 +53,7 @@ def test_a_folder_of_another_experiment_is_refused(copied: Experiment, copied_fi
 
 def test_a_changed_adapter_is_found(copied: Experiment) -> None:
     path = next(finished_points(copied)).folder / "adapter_model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
+    flip_a_bit(path)
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
         run_sweep(copied)
 

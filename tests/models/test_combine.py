@@ -15,6 +15,7 @@ from torch import Tensor
 from modpo.base.errors import InputError
 from modpo.models.combine import combine_adapters, read_adapter, steer
 from modpo.training.continuous import adapter_names
+from tests.kit import edit_json
 from tests.models.adapters import base, dense, load_policy, logps, make_adapter
 
 
@@ -152,8 +153,7 @@ def test_a_module_smaller_than_the_rank(tiny_model: Path, tmp_path: Path):
 
 
 def change_config(folder: Path, **changes: Any) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    edit_json(folder / "adapter_config.json", **changes)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from modpo.experiment.sections import LoraSection, ModelSection
 from modpo.models import folders as models
 from modpo.models.folders import default_cache_dir, lora_config, require_device_dtype
 from modpo.models.reference import LoadedModel, ReferenceModel
+from tests.kit import edit_json, flip_a_bit
 
 WHERE = "experiment.yaml:2"
 
@@ -32,15 +33,11 @@ def reference(folder: Path | str, **section: str) -> ReferenceModel:
 
 
 def edit_config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    edit_json(folder / "config.json", **changes)
 
 
 def flip_a_weight(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
+    flip_a_bit(folder / "model.safetensors")
 
 
 # --- fingerprints -------------------------------------------------------------------------------------------

@@ -12,17 +12,15 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from modpo.base.errors import InputError, IntegrityError
-from modpo.base.files import read_manifest
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.sources import open_rows
 from modpo.experiment.sections import Experiment, RewardSection
 from modpo.pipeline.reward import train_reward
-from modpo.pipeline.reward_task import RewardTask
 from modpo.rewards.accuracy import held_out_accuracies
 from modpo.rewards.batch import RewardBatch, reward_batch
 from modpo.rewards.context import RewardContext
 from modpo.rewards.loading import load_reward
-from tests.kit import times
+from tests.kit import manifest_of, times
 from tests.pipeline.staged import without_sft
 
 
@@ -48,7 +46,7 @@ def test_a_reward_is_trained_measured_and_loads(
 ) -> None:
     experiment = without_sft(experiment)
     folder = train_reward(experiment, name)
-    manifest = read_manifest(folder) or {}
+    manifest = manifest_of(folder)
     reward = loaded(experiment, name, folder)
     train, held_out = group_rows(open_rows(experiment.data.path)).split_held_out(4, 0)
     by_hand = shares(reward, held_out, label_set)
@@ -67,7 +65,7 @@ def test_a_reward_is_trained_measured_and_loads(
 def test_an_implicit_reward_remembers_its_beta(experiment: Experiment) -> None:
     experiment = without_sft(experiment)
     folder = train_reward(experiment, "friendly")
-    manifest = read_manifest(folder) or {}
+    manifest = manifest_of(folder)
     assert (manifest["beta"], manifest["kind"]) == (0.3, "implicit")
     assert (folder / "adapter_config.json").is_file()
     groups = group_rows(open_rows(experiment.data.path))[:2]
@@ -78,14 +76,15 @@ def test_an_implicit_reward_remembers_its_beta(experiment: Experiment) -> None:
     assert doubled == pytest.approx([2 * score for score in scores])
 
 
+def trained_with(experiment: Experiment, name: str, **changes: Any) -> Experiment:
+    """The experiment, whose objective of that name learns its reward otherwise."""
+    objective = experiment.objectives[name]
+    reward = replace(objective.reward, train=replace(objective.reward.train, **changes))
+    return replace(experiment, objectives={**experiment.objectives, name: replace(objective, reward=reward)})
+
+
 def few_steps(experiment: Experiment, name: str) -> Experiment:
-    """The experiment, whose objective of that name learns its reward in two steps."""
-    section = experiment.objectives[name].reward
-    assert section is not None
-    assert section.train is not None
-    train = replace(section.train, arguments={"learning_rate": 1e-3, "max_steps": 2})
-    objective = replace(experiment.objectives[name], reward=replace(section, train=train))
-    return replace(experiment, objectives={**experiment.objectives, name: objective})
+    return trained_with(experiment, name, arguments={"learning_rate": 1e-3, "max_steps": 2})
 
 
 @pytest.mark.parametrize("name", ["brief", "friendly"])
@@ -113,14 +112,9 @@ def test_rewards_of_both_kinds_with_all_weights(experiment: Experiment) -> None:
 def test_no_reward_learns_from_prompts_that_policies_are_measured_on(experiment: Experiment, name: str) -> None:
     from modpo.pipeline.reward import _task
 
-    section = experiment.objectives[name].reward
-    assert section is not None
-    assert section.train is not None
     _, measured = group_rows(open_rows(experiment.data.path)).split_held_out(4, 0)
     for fewer in (1, 4, 7):  # its own held-out prompts, and the experiment's
-        train = replace(section.train, eval_prompts=fewer)
-        objective = replace(experiment.objectives[name], reward=replace(section, train=train))
-        task: RewardTask = _task(replace(experiment, objectives={name: objective}), name)
+        task = _task(trained_with(experiment, name, eval_prompts=fewer), name)
         assert not set(task.learned.keys) & set(measured.keys)
         assert not set(task.learned.keys) & set(task.held_out.keys)
         assert len(task.held_out) == fewer
@@ -128,14 +122,8 @@ def test_no_reward_learns_from_prompts_that_policies_are_measured_on(experiment:
 
 
 def test_a_label_set_that_is_not_there(experiment: Experiment) -> None:
-    section = experiment.objectives["brief"].reward
-    assert section is not None
-    assert section.train is not None
-    objective = replace(
-        experiment.objectives["brief"], reward=replace(section, train=replace(section.train, pairs="brevity"))
-    )
     with pytest.raises(InputError, match=r"no pair of the label set 'brevity'; it has kind, brief; fix: "):
-        train_reward(replace(experiment, objectives={"brief": objective}), "brief")
+        train_reward(trained_with(experiment, "brief", pairs="brevity"), "brief")
 
 
 def test_an_objective_without_a_reward_to_train(experiment: Experiment) -> None:
@@ -154,14 +142,8 @@ def test_an_objective_without_a_reward_to_train(experiment: Experiment) -> None:
 def test_bad_reward_arguments_are_one_line(
     experiment: Experiment, name: str, arguments: dict[str, Any], said: str
 ) -> None:
-    section = experiment.objectives[name].reward
-    assert section is not None
-    assert section.train is not None
-    objective = replace(
-        experiment.objectives[name], reward=replace(section, train=replace(section.train, arguments=arguments))
-    )
     with pytest.raises(InputError, match=said) as caught:
-        train_reward(replace(experiment, objectives={**experiment.objectives, name: objective}), name)
+        train_reward(trained_with(experiment, name, arguments=arguments), name)
     assert f"objectives.{name}.reward.train.arguments." in str(caught.value)
     assert not experiment.output_dir.exists()
 

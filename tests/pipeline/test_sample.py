@@ -65,7 +65,6 @@ def reference(experiment: Experiment) -> ReferenceModel:
 def test_answers_and_held_out_prompts_are_written(experiment: Experiment, reference: ReferenceModel) -> None:
     """Against the plain way: the split, and one call of `generate` for all answers."""
     sample_experiment(experiment)
-    assert experiment.sample is not None
     prompts = group_rows(open_rows(experiment.sample.prompts), format="prompts")
     answered, held_out = prompts.split_held_out(3, 0)
     assert [row["prompt"] for row in read_rows(experiment.data.eval_path)] == [group.prompt for group in held_out]
@@ -107,7 +106,6 @@ def test_the_same_again_samples_and_writes_nothing(
 def test_other_settings_write_other_answers(experiment: Experiment) -> None:
     sample_experiment(experiment)
     before = read_rows(experiment.data.path)
-    assert experiment.sample is not None
     sample_experiment(replace(experiment, sample=replace(experiment.sample, max_prompts=2)))
     assert [row["prompt"] for row in read_rows(experiment.data.path)] == [row["prompt"] for row in before[:2]]
     sample_experiment(experiment)
@@ -131,7 +129,6 @@ def test_a_file_that_was_edited_is_not_written_over(experiment: Experiment) -> N
     path = Path(experiment.data.path)
     path.write_text(path.read_text() + '{"prompt": "mine", "responses": ["a"]}\n')
     edited = path.read_text()
-    assert experiment.sample is not None
     for sample in (experiment.sample, replace(experiment.sample, max_prompts=2)):
         with pytest.raises(InputError, match="is not as `modpo sample` wrote it"):
             sample_experiment(replace(experiment, sample=sample))
@@ -234,7 +231,6 @@ def test_prompts_to_be_measured_on_are_known_before_they_are_written(experiment:
 
 
 def test_and_so_are_those_that_will_be_split_off_the_answers(experiment: Experiment) -> None:
-    assert experiment.sample is not None
     data = replace(experiment.data, eval_path=None, eval_format=None, eval_prompts=2)
     experiment = replace(experiment, data=data, sample=replace(experiment.sample, held_out=0, max_new_tokens=24))
     before = held_out_prompts(experiment)
@@ -249,14 +245,12 @@ def test_what_the_quickstart_samples(tmp_path: Path, size: Size) -> None:
     answered, held_out = sample_prompts(experiment)
     assert (len(answered), len(held_out)) == (size.train_prompts, size.held_out_prompts)
     assert overlap(answered, held_out) == 0
-    assert experiment.sample is not None
     assert experiment.sample.max_new_tokens == experiment.evaluation.max_new_tokens == size.max_new_tokens
     assert experiment.sample.responses_per_prompt == 4
     assert experiment.sample.temperature == 1.0
 
 
 def test_vllm_that_is_not_there(experiment: Experiment) -> None:
-    assert experiment.sample is not None
     with pytest.raises(
         EnvironmentFault, match=r"sample.engine: vLLM is not installed, or has no GPU; fix: pip install"
     ):
@@ -320,12 +314,7 @@ def test_vllm_is_asked_for_what_the_policy_says(
     settings = SampleSettings(responses_per_prompt=2, max_new_tokens=5, temperature=0.7, seed=10)
     samples = sample_column(reference, prompts, replace(settings, engine="vllm"), cache_dir=tmp_path / "cache")
     assert models == [
-        {
-            "model": str(reference.folder),
-            "dtype": "float32",
-            "trust_remote_code": False,
-            "generation_config": "vllm",
-        }
+        {"model": str(reference.folder), "dtype": "float32", "trust_remote_code": False, "generation_config": "vllm"}
     ]
     assert [given.seed for _, given in stand_in.asked] == [20, 21, 22, 23, 24, 25]  # each its own, over all shards
     ids = [tokenize_prompt(group.prompt, reference.tokenizer) for group in prompts for _ in range(2)]

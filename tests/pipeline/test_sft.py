@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from modpo.base.errors import InputError, IntegrityError, NumericError
-from modpo.base.files import read_manifest
 from modpo.data.groups import group_rows
 from modpo.data.sources import open_rows
 from modpo.data.tokens import tokenize_prompt
@@ -23,7 +22,7 @@ from modpo.forward.logprobs import padded_logps
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.demonstrations import load_demonstrations, read_demonstrations
 from modpo.pipeline.sft import train_sft
-from tests.kit import times
+from tests.kit import manifest_of, times
 from tests.pipeline.staged import ANSWER, USER, write_demonstrations
 
 
@@ -42,7 +41,6 @@ def demonstrated_logps(folder: Path, experiment: Experiment) -> list[float]:
 @pytest.mark.parametrize("adapters", [True, False])
 def test_sft_learns_the_demonstrations(experiment: Experiment, tiny_model: Path, adapters: bool) -> None:
     if not adapters:
-        assert experiment.sft is not None
         sft = replace(experiment.sft, arguments={**experiment.sft.arguments, "learning_rate": 1e-3})
         experiment = replace(experiment, lora=None, sft=sft)
     folder = train_sft(experiment)
@@ -50,7 +48,7 @@ def test_sft_learns_the_demonstrations(experiment: Experiment, tiny_model: Path,
     assert not (folder / "adapter_config.json").exists()
     before, after = demonstrated_logps(tiny_model, experiment), demonstrated_logps(folder, experiment)
     assert np.mean(after) > np.mean(before) + 5
-    manifest = read_manifest(folder) or {}
+    manifest = manifest_of(folder)
     assert manifest["demonstrations"] == 6
     assert manifest["cost"]["tokens"] > 0
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
@@ -59,7 +57,6 @@ def test_sft_learns_the_demonstrations(experiment: Experiment, tiny_model: Path,
 def test_held_out_loss_is_that_of_the_saved_model(experiment: Experiment) -> None:
     """Nats per token of the two held-out demonstrations, which fit one batch, by hand."""
     folder = train_sft(experiment)
-    assert experiment.sft is not None
     held_out = load_demonstrations(experiment.sft, never=group_rows(open_rows(experiment.data.path)), seed=0).held_out
     assert len(held_out) == 2
     every = read_demonstrations(open_rows(experiment.sft.path))
@@ -67,7 +64,7 @@ def test_held_out_loss_is_that_of_the_saved_model(experiment: Experiment) -> Non
     chosen = [every.index(row) for row in held_out]
     tokens = sum(len(str(every[i]["completion"])) + 1 for i in chosen)  # a byte is a token, and the end is one
     expected = -sum(logps[i] for i in chosen) / tokens
-    assert (read_manifest(folder) or {})["held_out_loss"] == pytest.approx(expected, rel=1e-3)
+    assert manifest_of(folder)["held_out_loss"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_sft_is_kept_and_other_settings_are_refused(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +76,6 @@ def test_sft_is_kept_and_other_settings_are_refused(experiment: Experiment, caps
     assert times(folder) == before
     with pytest.raises(IntegrityError, match="was made from other data or settings; fix: delete it"):
         train_sft(replace(experiment, seed=1))
-    assert experiment.sft is not None
     write_demonstrations(Path(experiment.sft.path), 9)
     with pytest.raises(IntegrityError, match="was made from other data or settings"):
         train_sft(experiment)
@@ -94,7 +90,7 @@ def test_sft_of_the_answers_that_people_preferred(experiment: Experiment) -> Non
     learned, _ = group_rows(open_rows(experiment.data.path)).split_held_out(4, 0)
     agreed = [group for group in learned if int(str(group.prompt).split(":")[0]) % 4 != 3]
     assert 0 < len(agreed) < len(learned)
-    assert (read_manifest(folder) or {})["demonstrations"] == len(agreed)
+    assert manifest_of(folder)["demonstrations"] == len(agreed)
 
 
 def test_sft_on_conversations_in_half_precision(experiment: Experiment, tmp_path: Path) -> None:
@@ -116,7 +112,6 @@ def test_sft_on_conversations_in_half_precision(experiment: Experiment, tmp_path
 )
 def test_bad_sft_arguments_are_one_line(experiment_file: Path, arguments: dict[str, Any], said: str) -> None:
     experiment = read_experiment(experiment_file, ["model.model_name_or_path=nowhere/to/be/found"])
-    assert experiment.sft is not None
     with pytest.raises(InputError) as caught:
         train_sft(replace(experiment, sft=replace(experiment.sft, arguments=arguments)))
     assert f"{experiment_file}:" in str(caught.value)
@@ -125,7 +120,6 @@ def test_bad_sft_arguments_are_one_line(experiment_file: Path, arguments: dict[s
 
 
 def test_a_loss_that_is_not_finite_leaves_nothing(experiment: Experiment) -> None:
-    assert experiment.sft is not None
     section = replace(experiment.sft, arguments={"learning_rate": 1e30, "max_grad_norm": 0.0})
     with pytest.raises(NumericError, match="not finite"):
         train_sft(replace(experiment, sft=section))

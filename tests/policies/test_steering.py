@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modpo.base.errors import InputError, IntegrityError
-from modpo.base.files import new_folder, read_manifest
+from modpo.base.files import new_folder
 from modpo.cli import main
 from modpo.evaluation.evaluate import evaluate_sweep
 from modpo.experiment.file import read_experiment
@@ -25,7 +25,7 @@ from modpo.models.adapters import ADAPTER_WEIGHTS
 from modpo.models.combine import steer
 from modpo.policies.steered_front import load_front
 from modpo.policies.steering import CONTINUOUS, SteeredPolicy, Steering
-from tests.kit import at, preference_rows, write_experiment, write_rows
+from tests.kit import at, flip_a_bit, manifest_of, preference_rows, write_experiment, write_rows
 from tests.models.adapters import PROMPTS, dense, load_policy, logps
 
 POINTS = {"kind0.75-concise0.25": 0.75, "kind0.25-concise0.75": 0.25}
@@ -153,9 +153,7 @@ def test_where_to_begin(swept: Path, continuous: Path):
 
 def test_a_changed_adapter_is_found(folder: Path):
     path = folder / "points" / "kind0.75-concise0.25" / ADAPTER_WEIGHTS
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
+    flip_a_bit(path)
     for kind in (0.75, 0.5):
         with pytest.raises(IntegrityError, match="was changed"):
             load_front(folder).at(at(kind))
@@ -187,8 +185,7 @@ def test_baked_adapter_is_plain_peft(tiny_model: Path, swept: Path, tmp_path: Pa
     baked, model = plain_peft(tiny_model, tmp_path / "baked"), front.at(at(kind))
     assert greedy(baked) == greedy(model)
     torch.testing.assert_close(logps(baked), logps(model), rtol=0, atol=1e-4)
-    about = read_manifest(tmp_path / "baked")
-    assert about is not None
+    about = manifest_of(tmp_path / "baked")
     assert (about["weights"], about["beta"], about["error"]) == (at(kind), 0.1, 0)
     assert ("point" if kind == 0.75 else "interpolated") in about["made_of"]
 
@@ -230,8 +227,7 @@ def test_what_is_baked_over(swept: Path, tmp_path: Path):
     front = load_front(swept)
     front.bake(at(0.75), tmp_path / "baked")
     front.bake(at(0.5), tmp_path / "baked")
-    about = read_manifest(tmp_path / "baked")
-    assert about is not None
+    about = manifest_of(tmp_path / "baked")
     assert about["weights"] == at(0.5)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

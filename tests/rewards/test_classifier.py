@@ -14,23 +14,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modpo.base.errors import EnvironmentFault, InputError, NumericError
-from modpo.data.prompt_group import Text
 from modpo.experiment.sections import ModelSection, RewardSection
 from modpo.rewards import classifier as classifier_module
-from modpo.rewards.batch import RewardBatch
 from modpo.rewards.classifier import ClassifierReward
 from modpo.rewards.classifier_input import ClassifierInput
 from modpo.rewards.context import RewardContext
 from modpo.rewards.loading import load_reward, probe
+from tests.kit import edit_json, flip_a_bit
+from tests.rewards.batches import texts
 
 WHERE = "experiment.yaml:9"
 LABELS = ["bad", "good", "neutral"]
 CONTEXT = RewardContext(ModelSection("unused", dtype="float32"), Path("unused"), max_length=64)
-
-
-def texts(prompts: list[Text], responses: list[Text]) -> RewardBatch:
-    where = [f"rows.jsonl:{i + 1}" for i in range(len(prompts))]
-    return RewardBatch(prompts, responses, columns={}, fields={}, where=where)
 
 
 BATCH = texts(
@@ -43,10 +38,6 @@ def classifier(folder: Path | str, context: RewardContext = CONTEXT, **section: 
     reward = load_reward(RewardSection(reward_model=str(folder), **section), context, where=WHERE, name="helpful")
     assert isinstance(reward, ClassifierReward)
     return reward
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def build(tiny_model: Path, folder: Path, **settings: object) -> Path:
@@ -409,11 +400,7 @@ def test_a_model_with_code_of_its_own_is_refused_unread(copy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("label", "message"),
-    [
-        (None, "the model has 3 labels, none is named"),
-        ("great", "the model has no label 'great'"),
-    ],
+    ("label", "message"), [(None, "the model has 3 labels, none is named"), ("great", "the model has no label 'great'")]
 )
 def test_a_label_has_to_be_named(labelled, label, message):
     with pytest.raises(InputError, match=rf"reward.label: {message}; fix: use one of: bad, good, neutral$"):
@@ -529,9 +516,7 @@ def test_the_identity_is_of_content_not_of_place(scalar, copy):
 
 
 def flip_a_weight(folder: Path) -> None:
-    content = bytearray((folder / "model.safetensors").read_bytes())
-    content[-3] ^= 1
-    (folder / "model.safetensors").write_bytes(content)
+    flip_a_bit(folder / "model.safetensors")
 
 
 @pytest.mark.parametrize(

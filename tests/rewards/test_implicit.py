@@ -23,7 +23,6 @@ from transformers import (
 
 from modpo.base.errors import InputError, IntegrityError, NumericError
 from modpo.base.files import new_folder
-from modpo.data.prompt_group import Text
 from modpo.experiment.sections import ModelSection, RewardSection
 from modpo.forward import logprobs
 from modpo.forward.logprobs import reference_logps
@@ -32,13 +31,9 @@ from modpo.rewards.batch import RewardBatch
 from modpo.rewards.context import RewardContext
 from modpo.rewards.implicit import ImplicitReward
 from modpo.rewards.loading import load_reward, probe
+from tests.rewards.batches import texts
 
 WHERE = "experiment.yaml:9"
-
-
-def texts(prompts: list[Text], responses: list[Text]) -> RewardBatch:
-    where = [f"rows.jsonl:{i + 1}" for i in range(len(prompts))]
-    return RewardBatch(prompts, responses, columns={}, fields={}, where=where)
 
 
 PLAIN = texts(

@@ -75,10 +75,7 @@ def returning(write: Write, expression: str) -> Reward:
 
 
 def test_function_is_called_as_trl_calls_it(write: Write) -> None:
-    write(
-        "seen",
-        "calls = []\ndef f(**given):\n    calls.append(given)\n    return [0] * len(given['completions'])\n",
-    )
+    write("seen", "calls = []\ndef f(**given):\n    calls.append(given)\n    return [0] * len(given['completions'])\n")
     reward = load("seen:f", factor=3)
     assert reward(PLAIN) == [0.0, 0.0, 0.0]
     assert reward(CHAT) == [0.0]

@@ -30,7 +30,7 @@ from modpo.models.reference import ReferenceModel
 from modpo.scored import scorer as scoring
 from modpo.scored.data import ScoredData
 from modpo.scored.scorer import experiment_scorer
-from tests.kit import write_rows
+from tests.kit import flip_a_bit, write_rows
 
 SCORER = """
 import os, signal
@@ -159,10 +159,7 @@ def in_the_model(change: Callable[[Path], None]) -> Callable[[House], Experiment
 
 
 def flip_a_weight(model: Path) -> None:
-    path = model / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
+    flip_a_bit(model / "model.safetensors")
 
 
 def exchange_two_tokens(model: Path) -> None:

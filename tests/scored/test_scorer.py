@@ -25,13 +25,7 @@ from modpo.data.loading import load_groups
 from modpo.data.rows import rows_from_list
 from modpo.data.tokens import tokenize_group
 from modpo.experiment.file import to_yaml
-from modpo.experiment.sections import (
-    Experiment,
-    LoraSection,
-    Objective,
-    RewardSection,
-    TrainingSection,
-)
+from modpo.experiment.sections import Experiment, LoraSection, Objective, RewardSection, TrainingSection
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import reward_batch
 from modpo.scored import columns
@@ -414,11 +408,7 @@ score_experiment(read_experiment(sys.argv[1]))
 
 
 def killed(house: House, *arguments: str, kill_at: str = "") -> None:
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(house.scorer_folder), *sys.path]),
-        "KILL_AT": kill_at,
-    }
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(house.scorer_folder), *sys.path]), "KILL_AT": kill_at}
     done = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
