@@ -113,7 +113,7 @@ for row in sys.argv[1:]:
 def test_what_the_file_alone_tells_is_found_before_a_heavy_library_is_loaded() -> None:
     rows = [row for row in CATALOGUE if row.startswith(("config: ", "weights: ")) and row not in ASKS_A_LIBRARY]
     assert CATALOGUE.keys() > ASKS_A_LIBRARY
-    subprocess.run([sys.executable, "-c", FILE_ALONE, *rows], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", FILE_ALONE, *rows], check=True, timeout=120, cwd=Path(__file__).parents[2])
 
 
 def test_debug_shows_the_traceback_before_the_line(house: House, capsys: pytest.CaptureFixture[str]) -> None:
