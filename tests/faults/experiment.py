@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modpo.base.files import MANIFEST
-from modpo.experiment.sections import TrainingSection
+from tests import kit
 from tests.kit import WORDS, write_rows
 
 FILE = "experiment.yaml"
@@ -64,7 +63,19 @@ def write_experiment(folder: Path, model: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "fault_reward.py").write_text(REWARD)
     write_rows(folder / ROWS, rows())
-    (folder / FILE).write_text(_yaml(model))
+    kit.write_experiment(
+        folder,
+        model,
+        lora="{r: 2}",
+        data=f"{{path: {ROWS}, eval_prompts: {HELD_OUT}, max_length: 64}}",
+        objectives="""
+  kind: {pairs: data}
+  concise: {reward: "fault_reward:score", unit: words, calibration: standardise}""",
+        training="{per_device_train_batch_size: 2, learning_rate: 1e-2, logging_steps: 1, save_steps: 1}",
+        evaluation="{max_new_tokens: 4, bootstrap: 20, report_prompts: 1}",
+        output_dir="run",
+        cache_dir="cache",
+    )
 
 
 def rows() -> list[dict[str, str]]:
@@ -82,27 +93,6 @@ def rows() -> list[dict[str, str]]:
 def prompt(i: int) -> str:
     """The prompt of rows 2 i + 1 and 2 i + 2."""
     return f"{i}: the {WORDS[i % len(WORDS)]}? "
-
-
-def _yaml(model: Path) -> str:
-    known = {field.name for field in dataclasses.fields(TrainingSection)}
-    save = {"save_steps": 1} if "save_steps" in known else {}
-    training = {"per_device_train_batch_size": 2, "learning_rate": 0.01, "logging_steps": 1, **save}
-    sections: dict[str, Any] = {
-        "model": {"model_name_or_path": str(model), "dtype": "float32"},
-        "lora": {"r": 2},
-        "data": {"path": ROWS, "eval_prompts": HELD_OUT, "max_length": 64},
-        "objectives": {
-            "kind": {"pairs": "data"},
-            "concise": {"reward": "fault_reward:score", "unit": "words", "calibration": "standardise"},
-        },
-        "training": training,
-        "sweep": {"grid": 2},
-        "evaluation": {"max_new_tokens": 4, "bootstrap": 20, "report_prompts": 1},
-        "output_dir": "run",
-        "cache_dir": "cache",
-    }
-    return json.dumps(sections, indent=1)  # JSON is YAML
 
 
 # --- what lies on disk --------------------------------------------------------------------------------------

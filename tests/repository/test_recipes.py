@@ -4,7 +4,6 @@ that it names and a small model, nothing is refused before training.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment, RewardSection
 from modpo.pipeline.preflight import check_training
 from modpo.pipeline.reward import _config, _task
+from tests.kit import write_rows
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
@@ -214,9 +214,7 @@ def test_the_rows_here_are_of_their_layout(name: str) -> None:
 def written(folder: Path, format: str, *, first: int) -> Path:
     """Rows that no other file has."""
     rows = [layout(format.removesuffix("_spans"), i) for i in range(first, first + ROWS)]
-    path = folder / f"{format}-{first}.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_rows(folder / f"{format}-{first}.jsonl", rows)
 
 
 def on_small_rows(file: Path, folder: Path, tiny_model: Path) -> Experiment:
