@@ -22,10 +22,9 @@ from modpo.experiment import reference
 from modpo.experiment.file import read_experiment
 from modpo.experiment.objectives import Objective
 from modpo.front.schema import Cost, Estimate, Front, FrontObjective, Hypervolume, Point, Score, write_front
+from tests.repository.documents import README, ROOT, blocks, inline_code, section, table
 
-ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "modpo"
-README = (ROOT / "README.md").read_text("utf-8")
 EXPERIMENT = (ROOT / "docs" / "experiment.md").read_text("utf-8")
 COMMANDS = (ROOT / "docs" / "commands.md").read_text("utf-8")
 FRONT = (ROOT / "docs" / "front.md").read_text("utf-8")
@@ -34,39 +33,6 @@ DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
 DOCUMENTS += sorted((ROOT / "recipes").rglob("*.md"))
 
 SECTIONS = reference.sections()  # heading in docs/experiment.md -> the dataclass behind it
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of one language; those of no language for ""."""
-    return [code for name, code in fenced(text) if name == language]
-
-
-def fenced(text: str) -> list[tuple[str, str]]:
-    """Language and content of every fenced block, in order."""
-    return re.findall(r"^```(\S*)\n(.*?)^```$", text, flags=re.M | re.S)
-
-
-def section(text: str, heading: str) -> str:
-    """What stands under a heading, up to the next one of any level."""
-    found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", text, flags=re.M | re.S)
-    assert found, f"no heading {heading!r}"
-    return found[1]
-
-
-def table(text: str) -> list[list[str]]:
-    """The cells of a table's rows, without its head."""
-    lines = [line for line in text.splitlines() if line.startswith("| `")]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-
-
-def inline_code(text: str) -> list[str]:
-    """What stands in single backticks, outside of fenced blocks."""
-    return re.findall(r"`([^`\n]+)`", prose(text))
-
-
-def prose(text: str) -> str:
-    """The text outside of fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
 
 
 # --- docs/experiment.md -------------------------------------------------------------------------------------

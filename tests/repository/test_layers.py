@@ -13,28 +13,9 @@ from pathlib import Path
 import pytest
 
 import modpo
+from tests.repository.layers import LAYERS
 
 ROOT = Path(modpo.__file__).parent
-LAYERS = (  # from the ground up
-    "base",
-    "experiment",
-    "data",
-    "models",
-    "forward",
-    "rewards",
-    "scored",
-    "training",
-    "front",
-    "policies",
-    "methods",
-    "evaluation",
-    "report",
-    "pipeline",
-    "comparison",
-    "inspection",
-    "quickstart",
-    "cli",
-)
 
 
 def module_name(path: Path, root: Path = ROOT) -> str:

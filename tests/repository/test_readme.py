@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from tests.repository.test_docs import README, ROOT, blocks, fenced, inline_code, prose
-from tests.repository.test_layers import LAYERS
+from tests.repository.documents import README, ROOT, blocks, fenced, inline_code, prose
+from tests.repository.layers import LAYERS
 
 CHINESE = (ROOT / "README.zh-CN.md").read_text("utf-8")
 
