@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields, replace
 from time import monotonic
-from types import TracebackType
 from typing import Any
 
 from modpo.base.memory import peak_memory, reset_peak_memory
 
 SECONDS_PER_HOUR = 3600
+COUNTS = ("tokens", "tokens_generated", "forward_passes", "backward_passes")  # of `Cost`
 
 
 @dataclass(frozen=True)
@@ -47,26 +47,13 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """One after the other: sums, but the larger memory and number of devices."""
-        return Cost(
-            self.seconds + other.seconds,
-            self.tokens + other.tokens,
-            self.tokens_generated + other.tokens_generated,
-            self.forward_passes + other.forward_passes,
-            self.backward_passes + other.backward_passes,
-            max(self.peak_memory_bytes, other.peak_memory_bytes),
-            max(self.devices, other.devices),
-        )
+        sums = {name: getattr(self, name) + getattr(other, name) for name in ("seconds", *COUNTS)}
+        memory = max(self.peak_memory_bytes, other.peak_memory_bytes)
+        return Cost(**sums, peak_memory_bytes=memory, devices=max(self.devices, other.devices))
 
     def share(self, of: int) -> Cost:
         """An equal part, where one training made `of` policies."""
-        return replace(
-            self,
-            seconds=self.seconds / of,
-            tokens=self.tokens // of,
-            tokens_generated=self.tokens_generated // of,
-            forward_passes=self.forward_passes // of,
-            backward_passes=self.backward_passes // of,
-        )
+        return replace(self, seconds=self.seconds / of, **{name: getattr(self, name) // of for name in COUNTS})
 
     def written(self) -> dict[str, Any]:
         """For a manifest."""
@@ -93,9 +80,7 @@ class Meter:
         self._started, self._open = monotonic(), True
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended, self._open = monotonic(), False
         self.note_memory(peak_memory())
         for meter in self._outer:
@@ -108,7 +93,7 @@ class Meter:
         if self._open:
             self.note_memory(peak_memory())
         seconds = (monotonic() if self._open else self._ended) - self._started
-        return replace(self._counted, seconds=seconds, devices=_devices())
+        return replace(self._counted, seconds=seconds, devices=int(os.environ.get("WORLD_SIZE", "1")))
 
     def add(self, counted: Cost) -> None:
         """What `count` was told."""
@@ -127,7 +112,3 @@ def count(*, tokens: int = 0, tokens_generated: int = 0, forward_passes: int = 0
     counted = Cost(0.0, tokens, tokens_generated, forward_passes, backward_passes)
     for meter in _METERS.get():
         meter.add(counted)
-
-
-def _devices() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))

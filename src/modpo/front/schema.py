@@ -231,8 +231,7 @@ def _parse(text: str, path: Path) -> Front:
         front: Front = decode(Front, content | {"folder": path.parent})
     except WrongFieldError as wrong:
         refuse(wrong.field, wrong.problem)
-    problems = [Problem(str(path), *trouble, _MEASURE_AGAIN) for trouble in _troubles(front)]
-    if problems:
+    if problems := [Problem(str(path), *trouble, _MEASURE_AGAIN) for trouble in _troubles(front)]:
         raise InputError(problems)
     names = [o.name for o in front.objectives]
     for i, point in enumerate(front.points):
