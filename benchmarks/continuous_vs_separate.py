@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from modpo.base.costs import Cost
 from modpo.evaluation.measured import RESPONSES
 from modpo.experiment.sections import Experiment
-from modpo.front.schema import Cost, Front, Point, read_front
+from modpo.front.schema import Front, Point, read_front
 from modpo.pipeline.stages import run_pipeline
 from modpo.quickstart import FULL, SEPARATE, quickstart_experiment
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modpo.base.costs import Cost
 from modpo.base.errors import InputError, NumericError
 from modpo.cli import main
 from modpo.comparison.result import compare
@@ -21,7 +22,8 @@ from modpo.evaluation.evaluate import SCORES
 from modpo.experiment.file import read_experiment
 from modpo.experiment.methods import METHODS, Method
 from modpo.front.ledger import Entry, Ledger, read_ledger, write_ledger
-from modpo.front.schema import Cost, Estimate, Front, FrontObjective, Hypervolume, Point, Score
+from modpo.front.pareto import Hypervolume, Score
+from modpo.front.schema import Estimate, Front, FrontObjective, Point
 from modpo.methods.modpo import maker as modpo_maker
 from modpo.methods.run import Maker, Run
 from modpo.policies.steered_front import load_front

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from modpo.base.errors import NumericError
-from modpo.front.schema import (
+from modpo.front.pareto import (
     Hypervolume,
     Score,
     bootstrap_mean,

@@ -8,20 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from modpo.base.costs import Cost
 from modpo.base.errors import InputError, IntegrityError, NumericError
 from modpo.front.audit import Audit
-from modpo.front.schema import (
-    Cost,
-    Estimate,
-    FailedPoint,
-    Front,
-    FrontObjective,
-    Hypervolume,
-    Point,
-    Score,
-    read_front,
-    write_front,
-)
+from modpo.front.pareto import Hypervolume, Score
+from modpo.front.schema import Estimate, FailedPoint, Front, FrontObjective, Point, read_front, write_front
 from modpo.policies.steered_front import load_front
 
 

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modpo.base.costs import Cost
 from modpo.base.files import MANIFEST, new_folder, read_manifest, sha256_json, unsealed
-from modpo.front.schema import Cost, Estimate, Front, FrontObjective, Hypervolume, Point, Score, read_front, write_front
+from modpo.front.pareto import Hypervolume, Score
+from modpo.front.schema import Estimate, Front, FrontObjective, Point, read_front, write_front
 from modpo.scored.columns import Column, column
 from tests.fuzz.cases import fuzz, survives
 from tests.fuzz.mutations import altered, mutated

@@ -3,8 +3,10 @@
 import json
 from html.parser import HTMLParser
 
+from modpo.base.costs import Cost
 from modpo.base.simplex import lattice, name
-from modpo.front.schema import Cost, Estimate, Front, FrontObjective, Hypervolume, Point, Score
+from modpo.front.pareto import Hypervolume, Score
+from modpo.front.schema import Estimate, Front, FrontObjective, Point
 
 OBJECTIVES = [
     FrontObjective("positive", True, "VADER compound", 4.0, "quickstart:positive"),

@@ -14,16 +14,11 @@ import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
+from modpo.base.costs import Cost
 from modpo.base.errors import InputError
 from modpo.front.audit import Audit
-from modpo.front.schema import (
-    Cost,
-    FailedPoint,
-    FrontObjective,
-    Score,
-    read_front,
-    write_front,
-)
+from modpo.front.pareto import Score
+from modpo.front.schema import FailedPoint, FrontObjective, read_front, write_front
 from modpo.report import write_report
 from modpo.report.chart import chart
 from modpo.report.escape import visible

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from modpo.front.schema import Cost, Estimate, Front, FrontObjective, Hypervolume, Point, Score
+from modpo.base.costs import Cost
+from modpo.front.pareto import Hypervolume, Score
+from modpo.front.schema import Estimate, Front, FrontObjective, Point
 
 OBJECTIVES = [FrontObjective("tone"), FrontObjective("words", maximize=False)]
 PROMPTS = 4

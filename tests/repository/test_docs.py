@@ -17,11 +17,13 @@ import yaml
 
 from modpo import cli
 from modpo.base import errors
+from modpo.base.costs import Cost
 from modpo.data.formats import FORMATS
 from modpo.experiment import reference
 from modpo.experiment.file import read_experiment
 from modpo.experiment.objectives import Objective
-from modpo.front.schema import Cost, Estimate, Front, FrontObjective, Hypervolume, Point, Score, write_front
+from modpo.front.pareto import Hypervolume, Score
+from modpo.front.schema import Estimate, Front, FrontObjective, Point, write_front
 from tests.repository.documents import README, ROOT, blocks, inline_code, section, table
 
 SOURCE = ROOT / "src" / "modpo"

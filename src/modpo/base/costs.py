@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields, replace
 from time import monotonic
-from types import TracebackType
 from typing import Any
 
 from modpo.base.memory import peak_memory, reset_peak_memory
@@ -81,9 +80,7 @@ class Meter:
         self._started, self._open = monotonic(), True
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended, self._open = monotonic(), False
         self.note_memory(peak_memory())
         for meter in self._outer:
@@ -96,7 +93,7 @@ class Meter:
         if self._open:
             self.note_memory(peak_memory())
         seconds = (monotonic() if self._open else self._ended) - self._started
-        return replace(self._counted, seconds=seconds, devices=_devices())
+        return replace(self._counted, seconds=seconds, devices=int(os.environ.get("WORLD_SIZE", "1")))
 
     def add(self, counted: Cost) -> None:
         """What `count` was told."""
@@ -115,7 +112,3 @@ def count(*, tokens: int = 0, tokens_generated: int = 0, forward_passes: int = 0
     counted = Cost(0.0, tokens, tokens_generated, forward_passes, backward_passes)
     for meter in _METERS.get():
         meter.add(counted)
-
-
-def _devices() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))

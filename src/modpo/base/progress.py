@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import TypeVar
 
 from modpo.base.text import printable
@@ -78,9 +77,7 @@ class Progress:
         rate = (self.done - self.resumed_at) / elapsed if elapsed else 0
         return duration((self.total - self.done) / rate) if rate else "?"
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
         if self._live:
             self._bar.stop()
         elif kind is None:

@@ -18,7 +18,6 @@ Weights = dict[str, float]
 
 SUM_TOLERANCE = 1e-6
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def read_weights(
@@ -132,7 +131,7 @@ def name(weights: Weights) -> str:
     if NAME.fullmatch(text):
         return text
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{UNSAFE.sub('_', text)[:55]}-{digest}"
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', text)[:55]}-{digest}"
 
 
 def spread_out(weights: Weights, spread: float) -> Weights:

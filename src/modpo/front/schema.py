@@ -20,33 +20,11 @@ from modpo.front.audit import Audit
 from modpo.front.pareto import (
     Hypervolume,
     Score,
-    bootstrap_mean,
-    default_reference_point,
-    dominated_flags,
-    measure_hypervolume,
 )
 from modpo.scored.calibration import UNCALIBRATED, Calibration
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-__all__ = [
-    "Cost",
-    "Estimate",
-    "FailedPoint",
-    "Front",
-    "FrontObjective",
-    "HeldOut",
-    "Hypervolume",
-    "Point",
-    "Score",
-    "bootstrap_mean",
-    "default_reference_point",
-    "dominated_flags",
-    "measure_hypervolume",
-    "read_front",
-    "write_front",
-]
 
 SCHEMA = 1
 FILE = "front.json"
@@ -221,8 +199,7 @@ def _parse(text: str, path: Path) -> Front:
         front: Front = decode(Front, content | {"folder": path.parent})
     except WrongFieldError as wrong:
         refuse(wrong.field, wrong.problem)
-    problems = [Problem(str(path), *trouble, _MEASURE_AGAIN) for trouble in _troubles(front)]
-    if problems:
+    if problems := [Problem(str(path), *trouble, _MEASURE_AGAIN) for trouble in _troubles(front)]:
         raise InputError(problems)
     names = [o.name for o in front.objectives]
     for i, point in enumerate(front.points):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from modpo.base.files import sha256_file
 from modpo.base.finite import nonfinite_tensors
 from modpo.base.text import first_line
 from modpo.experiment.sections import LoraSection
-from modpo.models.folders import ADAPTER_CONFIG, lora_config, tensor_shapes
+from modpo.models.folders import ADAPTER_CONFIG, lora_config, read_object, tensor_shapes
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,12 +30,7 @@ def adapter_config(folder: Path, where: str, field: str) -> dict[str, Any]:
     Raises:
         InputError: it is no JSON object, or names code or adapters outside of its folder.
     """
-    path = folder / ADAPTER_CONFIG
-    try:
-        config: dict[str, Any] = {**json.loads(path.read_text("utf-8"))}
-    except (ValueError, TypeError, RecursionError) as error:
-        problem = f"{path} cannot be read ({first_line(error)})"
-        raise InputError(Problem(where, field, problem, "save the adapter again")) from error
+    config = read_object(folder / ADAPTER_CONFIG, where, field, fix="save the adapter again")
     if reaching := [name for name in REACHES_OUT if config.get(name)]:
         problem, fix = f"{folder} wants what lies outside of it ({reaching[0]})", "name an adapter that stands alone"
         raise InputError(Problem(where, field, problem, fix))
@@ -130,11 +124,12 @@ def fit_adapter(folder: Path, base: PreTrainedModel, where: str, field: str) -> 
         raise InputError(Problem(where, field, problem, fix)) from error
     state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    problem = _differences(tensor_shapes([path], where, field), expected)
-    if problem:
+    if problem := _differences(tensor_shapes([path], where, field), expected):
         fix = "name the base that it was trained on, and an adapter that was saved whole"
         raise InputError(Problem(where, field, f"{folder} does not fit its base: it {problem}", fix))
-    _require_finite(path, where, field)
+    if broken := nonfinite_tensors(path):
+        problem = f"{path} holds NaN or infinity in {len(broken)} tensors ({broken[0]})"
+        raise InputError(Problem(where, field, problem, "train the adapter again, with a lower learning rate"))
     return adapted
 
 
@@ -151,9 +146,3 @@ def _differences(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
         "has in another shape": reshaped,
     }
     return ", ".join(f"{kind} {len(names)} tensors ({names[0]})" for kind, names in kinds.items() if names)
-
-
-def _require_finite(path: Path, where: str, field: str) -> None:
-    if broken := nonfinite_tensors(path):
-        problem = f"{path} holds NaN or infinity in {len(broken)} tensors ({broken[0]})"
-        raise InputError(Problem(where, field, problem, "train the adapter again, with a lower learning rate"))

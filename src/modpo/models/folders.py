@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,9 +90,9 @@ def require_model(folder: Path, where: str, field: str = FIELD) -> None:
 
 def _require_own_weights(folder: Path, where: str, field: str) -> None:
     """Refuse weights that are not the folder's own .safetensors files: transformers reads whatever an index names."""
-    named = [_read_object(folder / "config.json", where, field).get("transformers_weights")]
+    named = [read_object(folder / "config.json", where, field).get("transformers_weights")]
     for path in sorted(folder.glob("*.index.json")):
-        shards = _read_object(path, where, field).get("weight_map")
+        shards = read_object(path, where, field).get("weight_map")
         named += shards.values() if isinstance(shards, dict) else [shards]
     for name in named:
         if name is not None and not (isinstance(name, str) and OWN_WEIGHTS.fullmatch(name)):
@@ -101,7 +102,7 @@ def _require_own_weights(folder: Path, where: str, field: str) -> None:
 
 def _require_own_attention(folder: Path, where: str, field: str) -> None:
     """Refuse a model that asks for compiled code of another repository, which transformers fetches and runs."""
-    for name, value in _settings(_read_object(folder / "config.json", where, field)):
+    for name, value in _settings(read_object(folder / "config.json", where, field)):
         if name.endswith(IMPLEMENTATIONS) and "/" in value:
             problem = f"{folder} wants code from the Hub ({name}: {value!r:.80})"
             raise InputError(Problem(where, field, problem, f"take `{name}` out of its config.json"))
@@ -120,8 +121,8 @@ def _settings(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, value
 
 
-def _read_object(path: Path, where: str, field: str) -> dict[str, Any]:
-    """What a JSON file of a model says.
+def read_object(path: Path, where: str, field: str, fix: str = "fetch or save it again") -> dict[str, Any]:
+    """What a JSON file of a model or an adapter says.
 
     Raises:
         InputError: it is no JSON object.
@@ -129,8 +130,7 @@ def _read_object(path: Path, where: str, field: str) -> dict[str, Any]:
     try:
         return {**json.loads(path.read_text("utf-8"))}
     except (ValueError, TypeError, RecursionError) as error:
-        problem = f"{path} cannot be read ({first_line(error)})"
-        raise InputError(Problem(where, field, problem, "fetch or save it again")) from error
+        raise InputError(Problem(where, field, f"{path} cannot be read ({first_line(error)})", fix)) from error
 
 
 def _snapshot(section: ModelSection, where: str, field: str) -> Path:
@@ -162,7 +162,7 @@ def _snapshot(section: ModelSection, where: str, field: str) -> Path:
 def model_fingerprint(folder: Path) -> dict[str, Any]:
     """What a model folder computes: its configuration and its weights' sha256. Holds no path."""
     weights = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
-    config = _read_object(folder / "config.json", str(folder), "")
+    config = read_object(folder / "config.json", str(folder), "")
     return {
         "config": {name: value for name, value in sorted(config.items()) if name not in PROVENANCE},
         "weights": [sha256_file(path) for path in weights],
@@ -236,8 +236,7 @@ def read_model(
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         problem = f"{folder} cannot be read ({first_line(error)})"
         raise InputError(Problem(where, field, problem, f"name a complete model for {auto.__name__}")) from error
-    missing = sorted(set(info["missing_keys"]) - set(brought))
-    if missing:
+    if missing := sorted(set(info["missing_keys"]) - set(brought)):
         problem = f"{folder} lacks {len(missing)} of the model's tensors ({missing[0]})"
         raise InputError(Problem(where, field, problem, f"name a complete model for {auto.__name__}"))
     return model.eval()
@@ -266,14 +265,7 @@ def lora_config(section: LoraSection) -> LoraConfig:
     """PEFT's configuration of the adapters to train."""
     from peft import LoraConfig
 
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=section.r,
-        lora_alpha=section.lora_alpha,
-        lora_dropout=section.lora_dropout,
-        target_modules=section.target_modules,
-        modules_to_save=section.modules_to_save,
-    )
+    return LoraConfig(task_type="CAUSAL_LM", **asdict(section))
 
 
 def save_policy(model: PreTrainedModel | PeftModel, folder: Path) -> None:

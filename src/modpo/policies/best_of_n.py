@@ -13,13 +13,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modpo.base.decode import decode
 from modpo.base.simplex import Weights
-
-if TYPE_CHECKING:
-    pass
 
 FILE = "best_of_n.json"
 

@@ -60,8 +60,7 @@ class LogitInterpolation:
     """
 
     def __init__(self, own: float, others: Sequence[tuple[float, ReadPolicy]]) -> None:
-        self._own = own
-        self._others = list(others)
+        self._own, self._others = own, list(others)
         self._caches: list[Any] = [None] * len(self._others)
         self._read: Tensor | None = None  # input_ids that the others have read
 
@@ -101,7 +100,7 @@ class LogitInterpolation:
             ValueError: what was generated so far is not what was read: another call of `generate`, or beams.
         """
         read = 0 if self._read is None else self._read.shape[1]
-        if self._read is not None and not (len(input_ids) == len(self._read) and self._continues(input_ids)):
+        if self._read is not None and not (input_ids.shape[1] > read and input_ids[:, :read].equal(self._read)):
             raise ValueError("a LogitInterpolation is for one call of generate, without beams: make another one")
         mixed = self._own * scores.float().log_softmax(-1)
         for i, (coefficient, policy) in enumerate(self._others):
@@ -109,11 +108,6 @@ class LogitInterpolation:
             mixed = mixed + coefficient * logits.float().log_softmax(-1)
         self._read = input_ids
         return mixed
-
-    def _continues(self, input_ids: Tensor) -> bool:
-        assert self._read is not None
-        read = self._read.shape[1]
-        return input_ids.shape[1] > read and bool((input_ids[:, :read] == self._read).all())
 
 
 def _adapter_reader(model: PeftModel, adapter: str, attention_mask: Tensor | None) -> ReadPolicy:

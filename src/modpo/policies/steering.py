@@ -92,7 +92,7 @@ class Steering:
     def middle(self) -> Weights:
         """Where all objectives weigh alike; without a continuous policy, the point that is nearest to that."""
         alike = simplex.middle(self.names)
-        if self._continuous() or not self._points:
+        if not self._points or read_manifest(self.folder / CONTINUOUS) is not None:
             return alike
         return min((p.weights or {} for p in self._points), key=lambda w: sum((w[n] - alike[n]) ** 2 for n in alike))
 
@@ -112,9 +112,6 @@ class Steering:
             adapters = {self.folder / CONTINUOUS / name: scale for name, scale in scales.items() if scale != 0}
             return Source("continuous", adapters, "the continuous policy")
         return self._interpolated(weights)
-
-    def _continuous(self) -> bool:
-        return read_manifest(self.folder / CONTINUOUS) is not None
 
     def _folder(self, point: Point) -> Path:
         folder = self.folder / str(point.adapter)
