@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
+from tools import experiment_reference as reference
 
 from modpo import cli
 from modpo.base import errors
 from modpo.base.costs import Cost
 from modpo.data.formats import FORMATS
-from modpo.experiment import reference
 from modpo.experiment.file import read_experiment
 from modpo.experiment.objectives import Objective
 from modpo.front.pareto import Hypervolume, Score
