@@ -48,12 +48,14 @@ class Artifact:
         parts: everything that decides its content, by name, as JSON; the key is the hash of it.
         label: what the console calls it; empty: nothing is said of one that is kept.
         replaceable: one of another key is made again, where else it would be refused.
+        guarded: content without a manifest is somebody's work and refused, where else it is a loss and made again.
     """
 
     folder: Path
     parts: Mapping[str, Any]
     label: str = ""
     replaceable: bool = False
+    guarded: bool = False
 
     @property
     def key(self) -> str:
@@ -68,7 +70,8 @@ class Artifact:
         """
         manifest = read_manifest(self.folder)
         if manifest is None:
-            require_free(self.folder)
+            if self.guarded:
+                require_free(self.folder)
             return None
         if manifest.get(KEY) != self.key:
             if self.replaceable:

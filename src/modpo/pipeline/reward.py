@@ -64,7 +64,7 @@ def train_reward(experiment: Experiment, name: str, role: str = REWARD) -> Path:
     config = _config(task)
     reference = ReferenceModel.of(experiment)
     require_usable(reference.tokenizer, conversational=task.learned.conversational, where=reference.where)
-    trained = Artifact(task.folder, _parts(task, config, reference), task.label)
+    trained = Artifact(task.folder, _parts(task, config, reference), task.label, guarded=True)
     if trained.there() is None:
         with locked(experiment.output_dir):
             remove_unfinished(task.folder.parent)

@@ -61,7 +61,7 @@ def train_sft(experiment: Experiment) -> Path:
     data = load_demonstrations(experiment.sft, never=held_out_prompts(experiment), seed=seed)
     reference = ReferenceModel.of(experiment)
     require_usable(reference.tokenizer, conversational=data.conversational, where=reference.where)
-    model = Artifact(folder, _parts(experiment, reference, data), LABEL)
+    model = Artifact(folder, _parts(experiment, reference, data), LABEL, guarded=True)
     if model.there() is None:
         with locked(experiment.output_dir):
             remove_unfinished(experiment.output_dir)
