@@ -100,7 +100,8 @@ class GroupCollator:
 
         Returns:
             `weights` (K,) float64, `pairs` (B, 2) of indices into the responses, their `primaries` (B,), `ref_logps`
-            (M,) in nats, `margins` (M, K), and the tokens: `packed_row`, or `prompts_ids` and `responses_ids`.
+            (M,) in nats, `margins` (M, K), what is read: `packed_row`, or `prompts_ids` and `responses_ids`, and of
+            how many `tokens`, without padding.
         """
         pairs: list[list[int]] = []
         first = 0
@@ -117,5 +118,7 @@ class GroupCollator:
         }
         prompts, responses = [g.prompt_ids for g in groups], [g.responses_ids for g in groups]
         if self.packing:
-            return {**batch, "packed_row": pack(prompts, responses)}
-        return {**batch, "prompts_ids": prompts, "responses_ids": responses}
+            row = pack(prompts, responses)
+            return {**batch, "packed_row": row, "tokens": row.layout.length}
+        tokens = sum(len(group.prompt_ids) + len(ids) for group in groups for ids in group.responses_ids)
+        return {**batch, "prompts_ids": prompts, "responses_ids": responses, "tokens": tokens}
