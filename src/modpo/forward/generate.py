@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -43,12 +44,13 @@ def generate(
     """
     order = sorted(range(len(prompts_ids)), key=lambda i: len(prompts_ids[i]))
     answers: dict[int, list[int]] = {}
+    pad = int(tokenizer.pad_token_id)
     with evaluating(model), Progress(label, len(order), "answers") as progress:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             torch.manual_seed(seed + start)
             prompts = [prompts_ids[i] for i in batch]
-            sampled = _sample(model, tokenizer, prompts, ends, max_new_tokens, temperature)
+            sampled = _sample(model, prompts, ends, pad, max_new_tokens=max_new_tokens, temperature=temperature)
             answers.update(zip(batch, sampled, strict=True))
             progress.advance(len(batch))
     return [answers[i] for i in range(len(prompts_ids))]
@@ -56,14 +58,13 @@ def generate(
 
 def _sample(
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts_ids: Sequence[Sequence[int]],
+    prompts_ids: list[Sequence[int]],
     ends: Collection[int],
-    max_new_tokens: int,
-    temperature: float,
+    pad: int,
+    **settings: Any,
 ) -> list[list[int]]:
     """Answers to the B prompts of one batch, which is padded to (B, W) and continued to (B, W + max_new_tokens)."""
-    prompts, pad = [torch.tensor(ids) for ids in prompts_ids], int(tokenizer.pad_token_id)
+    prompts = [torch.tensor(ids) for ids in prompts_ids]
     padded = partial(pad_sequence, batch_first=True, padding_side="left")  # so that answers start side by side
     input_ids, attention_mask = padded(prompts, padding_value=pad), padded([torch.ones_like(ids) for ids in prompts])
     width, device = input_ids.shape[1], next(model.parameters()).device
@@ -72,12 +73,11 @@ def _sample(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             do_sample=True,
-            temperature=temperature,
             top_k=0,
             top_p=1.0,
-            max_new_tokens=max_new_tokens,
             eos_token_id=list(ends),
             pad_token_id=pad,
+            **settings,
         )
     # Up to and with the first end token: what follows in a batch is padding.
     new = out[:, width:].tolist()

@@ -36,20 +36,18 @@ def packed_logps(model: nn.Module, row: PackedRow) -> Tensor:
     `model` is a causal language model, bare or wrapped (PEFT, DDP, FSDP), whose innermost model has been through
     `attach_packed_forward`, within `packed_attention`.
     """
+    return row.sum_by_response(packed_token_logps(model, row))
+
+
+def packed_token_logps(model: nn.Module, row: PackedRow) -> Tensor:
+    """Log-probs of the N response tokens of a packed row, (N,), in the order of its `labels`; see `packed_logps`."""
     logps: Tensor = model(packed_row=row)
     _count_pass()
     return logps
 
 
-def packed_token_logps(model: nn.Module, row: PackedRow) -> Tensor:
-    """Log-probs of the N response tokens of a packed row, (N,), in the order of its `labels`; see `packed_logps`."""
-    logps: Tensor = model(packed_row=row, by_token=True)
-    _count_pass()
-    return logps
-
-
 def attach_packed_forward(model: PreTrainedModel) -> None:
-    """Let `model(packed_row=row)` return the responses' log-probs; every other call stays as it was.
+    """Let `model(packed_row=row)` return its tokens' log-probs, (N,); every other call stays as it was.
 
     The forward itself is taken over, rather than the model taken apart, because the wrappers of distributed training
     act on calls of the whole model. Attaching twice does nothing.
@@ -59,9 +57,7 @@ def attach_packed_forward(model: PreTrainedModel) -> None:
     plain_forward = model.forward
 
     @wraps(type(model).forward)  # `generate` reads the signature to know which inputs to prepare
-    def forward(
-        self: PreTrainedModel, *args: Any, packed_row: PackedRow | None = None, by_token: bool = False, **kwargs: Any
-    ) -> Any:
+    def forward(self: PreTrainedModel, *args: Any, packed_row: PackedRow | None = None, **kwargs: Any) -> Any:
         if packed_row is None:
             return plain_forward(*args, **kwargs)
         hidden = self.base_model(
@@ -71,8 +67,7 @@ def attach_packed_forward(model: PreTrainedModel) -> None:
             packed=packed_row.layout,
         ).last_hidden_state[0]  # (T, hidden size)
         head = self.get_output_embeddings()
-        token_logps = head_logps(hidden[packed_row.predictors], head.weight, head.bias, packed_row.labels)
-        return token_logps if by_token else packed_row.sum_by_response(token_logps)
+        return head_logps(hidden[packed_row.predictors], head.weight, head.bias, packed_row.labels)
 
     forward.__dict__["takes_packed_rows"] = True
     model.forward = types.MethodType(forward, model)

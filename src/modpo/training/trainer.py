@@ -32,11 +32,10 @@ from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.scored.calibration import Calibration
 from modpo.training.arguments import disable_functional_dropout, most_packed_tokens
 from modpo.training.callbacks import NOT_FINITE_FIX, FiniteGradients
-from modpo.training.collator import GroupCollator
+from modpo.training.collator import GroupCollator, require_calibrations, scored_rows, trainable_rows
 from modpo.training.config import MODPOConfig
 from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss
 from modpo.training.resumable import Resumable
-from modpo.training.rows import require_calibrations, scored_rows, trainable_rows
 
 # At step 0 policy and reference are the same model; what they may differ by is rounding, relative to the log-prob.
 STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
