@@ -187,20 +187,16 @@ def require_packable(model: PreTrainedModel) -> None:
         InputError: naming what stands in the way; `packing: false` is the way out.
     """
     attached = getattr(model.forward, "takes_packed_rows", False)
-    reason = _known_obstacle(model) or _probe(model)
-    if reason:
+    if reason := _known_obstacle(model) or _probe(model):
         if not attached:
             detach_packed_forward(model)
-        name = model.config.model_type
-        raise InputError(
-            Problem(f"model ({name})", "packing", f"cannot read packed rows: {reason}", "set `packing: false`")
-        )
+        where, problem = f"model ({model.config.model_type})", f"cannot read packed rows: {reason}"
+        raise InputError(Problem(where, "packing", problem, "set `packing: false`"))
 
 
 def _known_obstacle(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
-    other_layers = set(getattr(config, "layer_types", None) or ()) - PACKABLE_LAYER_TYPES
-    if other_layers:
+    if other_layers := set(getattr(config, "layer_types", None) or ()) - PACKABLE_LAYER_TYPES:
         return f"it has layers of type {', '.join(sorted(other_layers))}"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return f"its attention slides over a window of {config.sliding_window} tokens"

@@ -47,15 +47,9 @@ class LossWeightingTrainer(MODPOTrainer):
 
     def _pair_losses(self, logps: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """DPO's loss of each pair times the weight of the pair, and the implicit rewards, (B,) each."""
-        no_margins = logps.new_zeros(len(inputs["pairs"]), 0)
-        losses, *rewards = modpo_loss(
-            *pair_logps(logps, inputs["ref_logps"], inputs["pairs"]),
-            no_margins,
-            no_margins,
-            weights=(1.0,),
-            beta=self.beta,
-            loss_type=self.loss_types[0],
-        )
+        four, none = pair_logps(logps, inputs["ref_logps"], inputs["pairs"]), logps.new_zeros(len(inputs["pairs"]), 0)
+        settings = {"weights": (1.0,), "beta": self.beta, "loss_type": self.loss_types[0]}
+        losses, *rewards = modpo_loss(*four, none, none, **settings)
         return losses * self._pair_weights.to(losses)[inputs["primaries"]], rewards[0], rewards[1]
 
 

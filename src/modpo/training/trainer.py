@@ -118,10 +118,8 @@ class MODPOTrainer(Resumable, DPOTrainer):
         if started_as_peft and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
         self._prepare_model()
-        # With dropout, policy and reference differ at every step.
-        self._starts_at_reference = (
-            args.disable_dropout and getattr(peft_config, "init_lora_weights", True) is not False
-        )
+        adds_nothing = getattr(peft_config, "init_lora_weights", True) is not False
+        self._starts_at_reference = args.disable_dropout and adds_nothing  # with dropout they differ at every step
 
     def _new_collator(
         self, args: MODPOConfig, objectives: Mapping[str, Objective], calibrations: Mapping[str, Calibration]
@@ -198,8 +196,7 @@ class MODPOTrainer(Resumable, DPOTrainer):
     @contextmanager
     def _hot_path(self) -> Iterator[None]:
         """Within it the model reads packed rows, and adapters' inputs are not cast."""
-        attention = packed_attention(self._causal_lm) if self.args.packing else nullcontext()
-        with uncast_inputs(self), attention:
+        with uncast_inputs(self), packed_attention(self._causal_lm) if self.args.packing else nullcontext():
             yield
 
     def compute_loss(
@@ -248,14 +245,8 @@ class MODPOTrainer(Resumable, DPOTrainer):
                 computed = regression_loss(*four, chosen, rejected, weights=weights, beta=self.beta)
             else:
                 others = [i for i in range(len(weights)) if i != k]
-                computed = modpo_loss(
-                    *four,
-                    chosen[:, others],
-                    rejected[:, others],
-                    weights=[weights[k], *(weights[i] for i in others)],
-                    beta=self.beta,
-                    loss_type=self.loss_types[0],
-                )
+                margins, w = (chosen[:, others], rejected[:, others]), [weights[i] for i in (k, *others)]
+                computed = modpo_loss(*four, *margins, weights=w, beta=self.beta, loss_type=self.loss_types[0])
                 if self.args.scale_loss_by_weight:
                     computed = (computed[0] * weights[k], *computed[1:])
             found = [total.masked_scatter(mine, part) for total, part in zip(found, computed, strict=True)]
