@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modpo.base.costs import count
 from modpo.base.progress import Progress
-from modpo.forward.low_rank import causal_lm
+from modpo.forward.low_rank import causal_lm, evaluating
 
 
 @torch.no_grad()
@@ -40,51 +43,45 @@ def generate(
         Token ids of the answers, in the prompts' order.
     """
     order = sorted(range(len(prompts_ids)), key=lambda i: len(prompts_ids[i]))
-    answers: list[list[int]] = [[] for _ in prompts_ids]
-    was_training = model.training
-    model.eval()
-    with Progress(label, len(order), "answers") as progress:
+    answers: dict[int, list[int]] = {}
+    pad = int(tokenizer.pad_token_id)
+    with evaluating(model), Progress(label, len(order), "answers") as progress:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             torch.manual_seed(seed + start)
             prompts = [prompts_ids[i] for i in batch]
-            sampled = _sample(model, tokenizer, prompts, ends, max_new_tokens, temperature)
-            for i, answer in zip(batch, sampled, strict=True):
-                answers[i] = answer
+            sampled = _sample(model, prompts, ends, pad, max_new_tokens=max_new_tokens, temperature=temperature)
+            answers.update(zip(batch, sampled, strict=True))
             progress.advance(len(batch))
-    model.train(was_training)
-    return answers
+    return [answers[i] for i in range(len(prompts_ids))]
 
 
 def _sample(
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts_ids: Sequence[Sequence[int]],
+    prompts_ids: list[Sequence[int]],
     ends: Collection[int],
-    max_new_tokens: int,
-    temperature: float,
+    pad: int,
+    **settings: Any,
 ) -> list[list[int]]:
     """Answers to the B prompts of one batch, which is padded to (B, W) and continued to (B, W + max_new_tokens)."""
-    width = max(len(p) for p in prompts_ids)
-    input_ids = torch.full((len(prompts_ids), width), int(tokenizer.pad_token_id))
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts_ids):  # padding stands on the left, so that answers start side by side
-        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[row, width - len(prompt) :] = 1
-    device = next(model.parameters()).device
+    prompts = [torch.tensor(ids) for ids in prompts_ids]
+    padded = partial(pad_sequence, batch_first=True, padding_side="left")  # so that answers start side by side
+    input_ids, attention_mask = padded(prompts, padding_value=pad), padded([torch.ones_like(ids) for ids in prompts])
+    width, device = input_ids.shape[1], next(model.parameters()).device
     with bare_generation(model), folded_head(model):
         out = model.generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             do_sample=True,
-            temperature=temperature,
             top_k=0,
             top_p=1.0,
-            max_new_tokens=max_new_tokens,
             eos_token_id=list(ends),
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=pad,
+            **settings,
         )
-    answers = [_until_end(row, ends) for row in out[:, width:].tolist()]
+    # Up to and with the first end token: what follows in a batch is padding.
+    new = out[:, width:].tolist()
+    answers = [next((ids[:n] for n, token in enumerate(ids, start=1) if token in ends), ids) for ids in new]
     count(tokens_generated=sum(map(len, answers)), forward_passes=out.shape[1] - width)
     return answers
 
@@ -119,11 +116,3 @@ def folded_head(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         yield
     finally:
         weight.requires_grad_(False)
-
-
-def _until_end(ids: list[int], ends: Collection[int]) -> list[int]:
-    """Up to and with the first end token: what follows in a batch is padding."""
-    for i, token in enumerate(ids):
-        if token in ends:
-            return ids[: i + 1]
-    return ids

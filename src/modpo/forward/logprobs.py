@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import itertools
 import types
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from modpo.base.costs import count
 from modpo.base.errors import InputError, Problem
 from modpo.forward.attention import packed_attention
-from modpo.forward.low_rank import causal_lm
+from modpo.forward.low_rank import causal_lm, evaluating
 from modpo.forward.packing import PackedRow, pack, packed_tokens, runs
 
 CHUNK_ELEMENTS = 1 << 24  # logits alive at a time: 64 MiB in float32
@@ -36,20 +36,18 @@ def packed_logps(model: nn.Module, row: PackedRow) -> Tensor:
     `model` is a causal language model, bare or wrapped (PEFT, DDP, FSDP), whose innermost model has been through
     `attach_packed_forward`, within `packed_attention`.
     """
+    return row.sum_by_response(packed_token_logps(model, row))
+
+
+def packed_token_logps(model: nn.Module, row: PackedRow) -> Tensor:
+    """Log-probs of the N response tokens of a packed row, (N,), in the order of its `labels`; see `packed_logps`."""
     logps: Tensor = model(packed_row=row)
     _count_pass()
     return logps
 
 
-def packed_token_logps(model: nn.Module, row: PackedRow) -> Tensor:
-    """Log-probs of the N response tokens of a packed row, (N,), in the order of its `labels`; see `packed_logps`."""
-    logps: Tensor = model(packed_row=row, by_token=True)
-    _count_pass()
-    return logps
-
-
 def attach_packed_forward(model: PreTrainedModel) -> None:
-    """Let `model(packed_row=row)` return the responses' log-probs; every other call stays as it was.
+    """Let `model(packed_row=row)` return its tokens' log-probs, (N,); every other call stays as it was.
 
     The forward itself is taken over, rather than the model taken apart, because the wrappers of distributed training
     act on calls of the whole model. Attaching twice does nothing.
@@ -59,9 +57,7 @@ def attach_packed_forward(model: PreTrainedModel) -> None:
     plain_forward = model.forward
 
     @wraps(type(model).forward)  # `generate` reads the signature to know which inputs to prepare
-    def forward(
-        self: PreTrainedModel, *args: Any, packed_row: PackedRow | None = None, by_token: bool = False, **kwargs: Any
-    ) -> Any:
+    def forward(self: PreTrainedModel, *args: Any, packed_row: PackedRow | None = None, **kwargs: Any) -> Any:
         if packed_row is None:
             return plain_forward(*args, **kwargs)
         hidden = self.base_model(
@@ -71,8 +67,7 @@ def attach_packed_forward(model: PreTrainedModel) -> None:
             packed=packed_row.layout,
         ).last_hidden_state[0]  # (T, hidden size)
         head = self.get_output_embeddings()
-        token_logps = head_logps(hidden[packed_row.predictors], head.weight, head.bias, packed_row.labels)
-        return token_logps if by_token else packed_row.sum_by_response(token_logps)
+        return head_logps(hidden[packed_row.predictors], head.weight, head.bias, packed_row.labels)
 
     forward.__dict__["takes_packed_rows"] = True
     model.forward = types.MethodType(forward, model)
@@ -96,10 +91,8 @@ def head_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tens
         dtype = torch.get_autocast_dtype(hidden.device.type)
         weight, bias = weight.to(dtype), bias.to(dtype) if bias is not None else None
     hidden = hidden.to(weight.dtype)
-    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    if trained and torch.is_grad_enabled():
-        return _TrainedHeadLogps.apply(hidden, weight, bias, labels)
-    return _FrozenHeadLogps.apply(hidden, weight, bias, labels)
+    logps: Tensor = _HeadLogps.apply(hidden, weight, bias, labels)
+    return logps
 
 
 def _chunks(positions: int, vocabulary: int) -> Sequence[slice]:
@@ -114,14 +107,18 @@ def _wide_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-class _FrozenHeadLogps(torch.autograd.Function):
-    """With a frozen head, d logp / d hidden needs nothing of the backward pass: it is computed from the same logits."""
+class _HeadLogps(torch.autograd.Function):
+    """With a frozen head, d logp / d hidden needs nothing of the backward pass: it is computed from the same logits.
+
+    With a trained one, the logits are computed again in the backward pass, chunk by chunk.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
         """hidden (N, H), weight (V, H), bias (V,), labels (N,) -> (N,)."""
         out = []
-        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        ctx.frozen = not any(ctx.needs_input_grad[1:])
+        slope = torch.empty_like(hidden) if ctx.frozen and ctx.needs_input_grad[0] else None
         for chunk in _chunks(len(hidden), len(weight)):
             logits = _wide_logits(hidden[chunk], weight, bias)
             lse = logits.logsumexp(dim=-1, keepdim=True)
@@ -129,33 +126,15 @@ class _FrozenHeadLogps(torch.autograd.Function):
             if slope is not None:
                 probs = logits.sub_(lse).exp_().to(weight.dtype)
                 slope[chunk] = weight[labels[chunk]] - probs @ weight  # (n, H)
-        if slope is not None:
-            ctx.save_for_backward(slope)
+        ctx.save_for_backward(*((slope,) if ctx.frozen else (hidden, weight, bias, labels)))
         return torch.cat(out)
 
     @staticmethod
-    def backward(ctx: Any, d_logps: Tensor) -> tuple[Tensor, None, None, None]:
-        """d_logps (N,) -> the gradient of hidden, (N, H)."""
-        (slope,) = ctx.saved_tensors
-        return d_logps[:, None].to(slope.dtype) * slope, None, None, None
-
-
-class _TrainedHeadLogps(torch.autograd.Function):
-    """With a trained head, the logits are computed again in the backward pass, chunk by chunk."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-        """hidden (N, H), weight (V, H), bias (V,), labels (N,) -> (N,)."""
-        out = []
-        for chunk in _chunks(len(hidden), len(weight)):
-            logits = _wide_logits(hidden[chunk], weight, bias)
-            out.append((logits.gather(1, labels[chunk, None]) - logits.logsumexp(dim=-1, keepdim=True))[:, 0])
-        ctx.save_for_backward(hidden, weight, bias, labels)
-        return torch.cat(out)
-
-    @staticmethod
-    def backward(ctx: Any, d_logps: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        """d_logps (N,) -> gradients of hidden (N, H), weight (V, H) and bias (V,)."""
+    def backward(ctx: Any, d_logps: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        """d_logps (N,) -> gradients of hidden (N, H), and of a trained head: weight (V, H) and bias (V,)."""
+        if ctx.frozen:
+            (slope,) = ctx.saved_tensors
+            return d_logps[:, None].to(slope.dtype) * slope, None, None, None
         hidden, weight, bias, labels = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
@@ -181,23 +160,15 @@ def padded_logps(
     The plain path: nothing of the model is touched, so every causal language model is right here. It is the oracle of
     the packed path, and what `packing: false` trains with.
     """
-    sequences = [
-        (list(prompt), list(response))
-        for prompt, responses in zip(prompts_ids, responses_ids, strict=True)
-        for response in responses
-    ]
-    device = next(model.parameters()).device
-    width = max(len(p) + len(r) for p, r in sequences)
-    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    is_response = torch.zeros_like(input_ids, dtype=torch.bool)
-    for i, (prompt, response) in enumerate(sequences):
-        length = len(prompt) + len(response)
-        input_ids[i, :length] = torch.tensor(prompt + response)
-        attention_mask[i, :length] = 1
-        is_response[i, len(prompt) : length] = True
-    input_ids, is_response = input_ids.to(device), is_response.to(device)
-    logits = model(input_ids=input_ids, attention_mask=attention_mask.to(device), use_cache=False).logits
+    alone = [(p, r) for p, group in zip(prompts_ids, responses_ids, strict=True) for r in group]
+
+    def padded(rows: Iterable[list[int]]) -> Tensor:
+        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(next(model.parameters()).device)
+
+    input_ids = padded([*p, *r] for p, r in alone)
+    attention_mask = padded([1] * (len(p) + len(r)) for p, r in alone)
+    is_response = padded([0] * len(p) + [1] * len(r) for p, r in alone).bool()
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     _count_pass()
     wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
     token_logps = wide.log_softmax(-1).gather(2, input_ids[:, 1:, None])[..., 0]  # (M, S-1)
@@ -216,37 +187,22 @@ def require_packable(model: PreTrainedModel) -> None:
         InputError: naming what stands in the way; `packing: false` is the way out.
     """
     attached = getattr(model.forward, "takes_packed_rows", False)
-    reason = _known_obstacle(model) or _probe(model)
-    if reason:
+    if reason := _known_obstacle(model) or _probe(model):
         if not attached:
             detach_packed_forward(model)
-        name = model.config.model_type
-        raise InputError(
-            Problem(f"model ({name})", "packing", f"cannot read packed rows: {reason}", "set `packing: false`")
-        )
+        where, problem = f"model ({model.config.model_type})", f"cannot read packed rows: {reason}"
+        raise InputError(Problem(where, "packing", problem, "set `packing: false`"))
 
 
 def _known_obstacle(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
-    other_layers = set(getattr(config, "layer_types", None) or ()) - PACKABLE_LAYER_TYPES
-    if other_layers:
+    if other_layers := set(getattr(config, "layer_types", None) or ()) - PACKABLE_LAYER_TYPES:
         return f"it has layers of type {', '.join(sorted(other_layers))}"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return f"its attention slides over a window of {config.sliding_window} tokens"
     if not getattr(model, "_supports_attention_backend", False):
         return "its attention does not go through transformers' AttentionInterface"
     return None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it, no dropout."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @torch.no_grad()
@@ -261,7 +217,7 @@ def _probe(model: PreTrainedModel) -> str | None:
     prompts = [text(6), text(1)]
     responses = [[text(24), text(16)], [text(24), text(16)]]  # long enough for rounding to average out
     try:
-        with _evaluating(model):
+        with evaluating(model):
             expected = padded_logps(model, prompts, responses)
             if not _head_gives_logits(model, torch.tensor([prompts[0]], device=expected.device)):
                 return "it scales or caps the logits behind its head"
@@ -293,12 +249,12 @@ def reference_logps(
     """Log-probs of all M responses under a model that is not being trained, a list of M. Without dropout."""
     if not packing:
         alone = zip(prompts_ids, responses_ids, strict=True)
-        with _evaluating(model):
+        with evaluating(model):
             return [logp for prompt, group in alone for logp in padded_logps(model, [prompt], [group]).tolist()]
     inner = causal_lm(model)
     if not getattr(inner.forward, "takes_packed_rows", False):
         require_packable(inner)
-    with _evaluating(model), packed_attention(inner):
+    with evaluating(model), packed_attention(inner):
         row = pack(prompts_ids, responses_ids).to(next(model.parameters()).device)
         return packed_logps(model, row).tolist()
 

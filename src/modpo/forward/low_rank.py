@@ -10,7 +10,8 @@ a step is passes over such wide tensors, not arithmetic.
 from __future__ import annotations
 
 import types
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,17 @@ def join_adapters(trainer: Trainer) -> None:
 def causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The language model itself: below its adapters, if it has some."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it, no dropout."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def uncast_inputs(trainer: Trainer) -> AbstractContextManager[None]:

@@ -16,6 +16,7 @@ from modpo.base.text import first_line
 from modpo.experiment.sections import Experiment
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import Trainer, TrainingArguments
 
 Config = TypeVar("Config", bound="TrainingArguments")
@@ -53,14 +54,14 @@ def training_config(
         InputError: a name that the configuration does not have, or a value that it refuses.
     """
     names = {f.name for f in dataclasses.fields(kind) if f.init}
+    see_fields = f"see the fields of {kind.__name__}"
     problems = []
     for name in arguments:
         if name in elsewhere:
             fix = f"set `{elsewhere[name]}` instead"
             problems.append(Problem(where, f"{field}.{name}", "has a place of its own", fix))
         elif name not in names:
-            fix = f"see the fields of {kind.__name__}"
-            problems.append(Problem(where, f"{field}.{name}", f"is no field of {kind.__name__}", fix))
+            problems.append(Problem(where, f"{field}.{name}", f"is no field of {kind.__name__}", see_fields))
     if problems:
         raise InputError(problems)
     given = dict(arguments)
@@ -70,8 +71,7 @@ def training_config(
     try:
         return kind(**{**defaults, **given})
     except (TypeError, ValueError) as error:  # values that only transformers knows
-        fix = f"see the fields of {kind.__name__}"
-        raise InputError(Problem(where, values_of or field, first_line(error), fix)) from error
+        raise InputError(Problem(where, values_of or field, first_line(error), see_fields)) from error
 
 
 def modest_batches(arguments: Mapping[str, Any]) -> dict[str, int]:
@@ -114,6 +114,14 @@ def most_packed_tokens(asked: int | None, device: str) -> int:
     return asked or (2048 if device == "cpu" else 16384)
 
 
+def disable_functional_dropout(model: nn.Module) -> None:
+    """Set dropout rates that functions read to 0, as in Llama's attention: TRL turns off `nn.Dropout` layers only."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 def run_training(trainer: Trainer, label: str) -> Cost:
     """Train under a progress bar.
 
@@ -141,8 +149,7 @@ def require_finite(number: float, what: str) -> None:
         NumericError: naming what it is.
     """
     if not math.isfinite(number):
-        fix = "lower learning_rate, or train in bfloat16 or float32"
-        raise NumericError(f"{what} is not finite: {number}; fix: {fix}")
+        raise NumericError(f"{what} is not finite: {number}; fix: lower learning_rate, or train in bfloat16 or float32")
 
 
 @contextmanager

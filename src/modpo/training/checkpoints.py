@@ -66,7 +66,12 @@ class Checkpoints:
             except IntegrityError as error:
                 manifest, problem = None, str(error).partition("; fix: ")[0]
             if manifest is not None:
-                self._require_same_run(folder, manifest.get("run", {}))
+                if different := differences(manifest.get("run", {}), self.run):
+                    fix = (
+                        f"go back to what that run had, or delete {self.folder} to train this policy from its beginning"
+                    )
+                    problem = f"was saved by another run, which differs in {', '.join(different)}"
+                    raise IntegrityError(f"{folder}: {problem}; fix: {fix}")
                 return folder
             say(f"warning: {problem}: this checkpoint is passed over")
         if found:
@@ -82,27 +87,16 @@ class Checkpoints:
         # One of a later step did not verify when this run began, or it would not be here.
         kept = [other for other in found if other <= step][-self.keep :]
         for other in found.keys() - set(kept):
-            self._remove(found[other])
+            # Moved away whole first: deleted in its place, half of it could be seen.
+            gone = self.folder / f".tmp-{uuid.uuid4().hex[:8]}-{found[other].name}"
+            found[other].rename(gone)
+            reach("checkpoint.retired", gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def _found(self) -> dict[int, Path]:
         """Step -> checkpoint, in the order of the steps."""
-        entries = list(self.folder.iterdir()) if self.folder.is_dir() else []
-        named = [(NAME.fullmatch(entry.name), entry) for entry in entries if entry.is_dir()]
+        named = [(NAME.fullmatch(entry.name), entry) for entry in self.folder.glob("checkpoint-*/")]
         return dict(sorted((int(match[1]), entry) for match, entry in named if match))
-
-    def _require_same_run(self, folder: Path, run: Any) -> None:
-        if different := differences(run, self.run):
-            raise IntegrityError(
-                f"{folder}: was saved by another run, which differs in {', '.join(different)}; "
-                f"fix: go back to what that run had, or delete {self.folder} to train this policy from its beginning"
-            )
-
-    def _remove(self, folder: Path) -> None:
-        """Moved away whole first: deleted in its place, half of it could be seen."""
-        gone = folder.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{folder.name}")
-        folder.rename(gone)
-        reach("checkpoint.retired", gone)
-        shutil.rmtree(gone, ignore_errors=True)
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:

@@ -65,10 +65,9 @@ class ContinuousConfig(MODPOConfig):
 
     def _refused(self) -> Iterator[Problem]:
         yield from super()._refused()
-        if not self.concentration > 0:
-            yield Problem("ContinuousConfig", "concentration", f"is {self.concentration}", "give a number above 0")
-        if not self.spread > 0:
-            yield Problem("ContinuousConfig", "spread", f"is {self.spread}", "give a number above 0")
+        for name, number in (("concentration", self.concentration), ("spread", self.spread)):
+            if not number > 0:
+                yield Problem("ContinuousConfig", name, f"is {number}", "give a number above 0")
         if self.prompts_per_draw is not None and self.prompts_per_draw < 1:
             yield Problem("ContinuousConfig", "prompts_per_draw", f"is {self.prompts_per_draw}", "give at least 1")
         if len(self.vector) < 2:

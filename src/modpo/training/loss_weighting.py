@@ -47,15 +47,9 @@ class LossWeightingTrainer(MODPOTrainer):
 
     def _pair_losses(self, logps: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """DPO's loss of each pair times the weight of the pair, and the implicit rewards, (B,) each."""
-        no_margins = logps.new_zeros(len(inputs["pairs"]), 0)
-        losses, *rewards = modpo_loss(
-            *pair_logps(logps, inputs["ref_logps"], inputs["pairs"]),
-            no_margins,
-            no_margins,
-            weights=(1.0,),
-            beta=self.beta,
-            loss_type=self.loss_types[0],
-        )
+        four, none = pair_logps(logps, inputs["ref_logps"], inputs["pairs"]), logps.new_zeros(len(inputs["pairs"]), 0)
+        settings = {"weights": (1.0,), "beta": self.beta, "loss_type": self.loss_types[0]}
+        losses, *rewards = modpo_loss(*four, none, none, **settings)
         return losses * self._pair_weights.to(losses)[inputs["primaries"]], rewards[0], rewards[1]
 
 
@@ -67,13 +61,10 @@ def pair_weights(rows: Dataset, weights: Mapping[str, float]) -> Sequence[float]
     Raises:
         InputError: an objective with a weight has no pairs.
     """
-    counts = {name: _pairs_of(name, rows) if weight > 0 else 0 for name, weight in weights.items()}
-    if lacking := [name for name, weight in weights.items() if weight > 0 and not counts[name]]:
+    active = [name for name, weight in weights.items() if weight > 0 and PAIRS_PREFIX + name in rows.column_names]
+    counts = {name: sum(map(len, rows[PAIRS_PREFIX + name])) for name in active}
+    if lacking := [name for name, weight in weights.items() if weight > 0 and not counts.get(name)]:
         fix = "give it pairs, or the weight 0"
         raise InputError(Problem("train_dataset", PAIRS_PREFIX + lacking[0], "there is no pair to train on", fix))
     total = sum(counts.values())
     return [weight * total / counts[name] if weight > 0 else 0.0 for name, weight in weights.items()]
-
-
-def _pairs_of(name: str, rows: Dataset) -> int:
-    return sum(map(len, rows[PAIRS_PREFIX + name])) if PAIRS_PREFIX + name in rows.column_names else 0

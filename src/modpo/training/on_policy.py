@@ -26,7 +26,7 @@ from modpo.forward.generate import bare_generation, folded_head
 from modpo.forward.logprobs import attach_packed_forward, detach_packed_forward, packed_token_logps, require_packable
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.forward.packing import pack
-from modpo.training.dropout import disable_functional_dropout
+from modpo.training.arguments import disable_functional_dropout
 from modpo.training.resumable import Resumable
 
 if TYPE_CHECKING:
@@ -78,10 +78,8 @@ class OnPolicy(Resumable):
         self.eos_token_ids = stop_ids(self._tokenizer, conversational=reading.conversational)
         if not self.args.use_vllm:
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
-        self._kept: _Kept | None = None
+        self._kept: tuple[dict[_Row, int], Tensor] | None = None  # log-probs with their gradient, and whose they are
         self._fresh = False  # answers were sampled whose log-probs were not read yet
-
-    # --- answers ------------------------------------------------------------------------------------------------
 
     def _tokenize_prompts(self, prompts: Sequence[Text]) -> tuple[list[list[int]], None, dict[str, Any]]:
         longest = self.reading.max_prompt_length
@@ -110,8 +108,6 @@ class OnPolicy(Resumable):
                 yield
         finally:
             self.model_wrapped = wrapped
-
-    # --- log-probs ----------------------------------------------------------------------------------------------
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -145,12 +141,12 @@ class OnPolicy(Resumable):
             )
         rows = _rows(input_ids, attention_mask, logits_to_keep)
         if trained and self._kept is not None:
-            logps = self._kept.logps[self._kept.places(rows)]
-            self._kept = None
+            places, kept = self._kept
+            self._kept, logps = None, kept[[places[row] for row in rows]]
         elif self._reused():
             with torch.enable_grad():
                 kept = self._packed(model, rows, logits_to_keep)
-            self._kept, logps = _Kept(rows, kept), kept.detach()
+            self._kept, logps = ({row: place for place, row in enumerate(rows)}, kept), kept.detach()
         else:
             size = batch_size or len(rows)
             parts = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -182,8 +178,6 @@ class OnPolicy(Resumable):
         empty = torch.zeros(len(rows) * width, dtype=flat.dtype, device=flat.device)
         return empty.index_put((torch.tensor(at, device=flat.device),), flat).view(len(rows), width)
 
-    # --- a run that goes on from its checkpoint -----------------------------------------------------------------
-
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         if self._buffered_inputs is None:  # so that resumed training knows where among its answers it is
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
@@ -205,26 +199,9 @@ _Row = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a prompt, ids of an ans
 
 def _rows(input_ids: Tensor, attention_mask: Tensor, width: int) -> list[_Row]:
     """The ids of B prompts and answers without the padding, from (B, P + C) ids and mask, C = `width`."""
-    found = []
-    for ids, mask in zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True):
-        read = [[token for token, kept in zip(ids[part], mask[part], strict=True) if kept] for part in _halves(width)]
-        found.append((tuple(read[0]), tuple(read[1])))
-    return found
-
-
-def _halves(width: int) -> tuple[slice, slice]:
-    """Columns of the prompts and columns of the answers."""
-    return slice(None, -width), slice(-width, None)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """Log-probs that were read with their gradient, and the prompts and answers that they belong to."""
-
-    rows: list[_Row]
-    logps: Tensor  # (B, C)
-
-    def places(self, rows: Sequence[_Row]) -> list[int]:
-        """Where each of the same rows, in another order, stands here."""
-        index = {row: place for place, row in enumerate(self.rows)}
-        return [index[row] for row in rows]
+    ids, read = input_ids.cpu(), attention_mask.bool().cpu()
+    prompts, answers = (
+        [tuple(row[kept].tolist()) for row, kept in zip(ids[:, columns], read[:, columns], strict=True)]
+        for columns in (slice(None, -width), slice(-width, None))
+    )
+    return list(zip(prompts, answers, strict=True))

@@ -146,17 +146,11 @@ class Resumable(Trainer):
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-            write_json(folder / PROGRESS, {**asdict(self.cost), **self._not_yet_logged()})
-
-    def _not_yet_logged(self) -> dict[str, Any]:
-        return {
-            "loss": self._tr_loss.item(),
-            "metrics": self._metrics["train"],
-            "logged_step": self._globalstep_last_logged,
-        }
+            unlogged = {"metrics": self._metrics["train"], "logged_step": self._globalstep_last_logged}
+            write_json(folder / PROGRESS, {**asdict(self.cost), "loss": self._tr_loss.item(), **unlogged})
 
     def _continue_log(self) -> None:
-        """Put back what `_not_yet_logged` saved, once: transformers sets it to nothing when training begins."""
+        """Put back what was not logged yet, once: transformers sets it to nothing when training begins."""
         if self._unlogged is None:
             return
         self._tr_loss += self._unlogged["loss"]
@@ -172,16 +166,12 @@ class _SaveOrStop(TrainerCallback):
     def __init__(self, checkpoints: Checkpoints, interruption: Interruption, label: str) -> None:
         self._checkpoints, self._interruption, self._label = checkpoints, interruption, label
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         if state.global_step:
             say(f"{self._label}: goes on from step {state.global_step} of {state.max_steps}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         reach("step.done", self._checkpoints.folder)
         every, asked = self._checkpoints.every, self._interruption.asked
-        if every and (asked or state.global_step % every == 0):
-            control.should_save = True
-        if asked:
-            control.should_training_stop = True
+        control.should_save |= bool(every) and (asked or state.global_step % every == 0)
+        control.should_training_stop |= asked

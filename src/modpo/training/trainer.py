@@ -20,13 +20,7 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOTrainer
 
 from modpo.base.errors import InputError, NumericError, Problem
@@ -36,14 +30,12 @@ from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward, packed_logps, padded_logps, require_packable
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.scored.calibration import Calibration
-from modpo.training.arguments import most_packed_tokens
-from modpo.training.callbacks import FiniteGradients
-from modpo.training.collator import GroupCollator
+from modpo.training.arguments import disable_functional_dropout, most_packed_tokens
+from modpo.training.callbacks import NOT_FINITE_FIX, FiniteGradients
+from modpo.training.collator import GroupCollator, require_calibrations, scored_rows, trainable_rows
 from modpo.training.config import MODPOConfig
-from modpo.training.dropout import disable_functional_dropout
 from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss
 from modpo.training.resumable import Resumable
-from modpo.training.rows import require_calibrations, scored_rows, trainable_rows
 
 # At step 0 policy and reference are the same model; what they may differ by is rounding, relative to the log-prob.
 STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -126,10 +118,8 @@ class MODPOTrainer(Resumable, DPOTrainer):
         if started_as_peft and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
         self._prepare_model()
-        # With dropout, policy and reference differ at every step.
-        self._starts_at_reference = (
-            args.disable_dropout and getattr(peft_config, "init_lora_weights", True) is not False
-        )
+        adds_nothing = getattr(peft_config, "init_lora_weights", True) is not False
+        self._starts_at_reference = args.disable_dropout and adds_nothing  # with dropout they differ at every step
 
     def _new_collator(
         self, args: MODPOConfig, objectives: Mapping[str, Objective], calibrations: Mapping[str, Calibration]
@@ -206,8 +196,7 @@ class MODPOTrainer(Resumable, DPOTrainer):
     @contextmanager
     def _hot_path(self) -> Iterator[None]:
         """Within it the model reads packed rows, and adapters' inputs are not cast."""
-        attention = packed_attention(self._causal_lm) if self.args.packing else nullcontext()
-        with uncast_inputs(self), attention:
+        with uncast_inputs(self), packed_attention(self._causal_lm) if self.args.packing else nullcontext():
             yield
 
     def compute_loss(
@@ -223,16 +212,20 @@ class MODPOTrainer(Resumable, DPOTrainer):
             inputs: a part as `GroupCollator.part` returns it.
             return_outputs: whether to return the log-probs of its M responses too, `logps` (M,).
         """
-        logps = self._response_logps(model, inputs)  # (M,)
+        if self.args.packing:
+            logps = packed_logps(model, inputs["packed_row"].to(self.accelerator.device))  # (M,)
+        else:
+            logps = padded_logps(model, inputs["prompts_ids"], inputs["responses_ids"])
         if self.state.global_step == 0 and self.model.training and self._starts_at_reference:
             self._require_reference_at_start(logps.detach(), inputs["ref_logps"])
-        chosen, rejected = inputs["pairs"].unbind(1)  # (B,)
         losses, chosen_rewards, rejected_rewards = self._pair_losses(logps, inputs)
         if self.args.anchor:
             four = pair_logps(logps, inputs["ref_logps"], inputs["pairs"])
             losses = losses + self.args.anchor * anchor_loss(*four, beta=self.beta)
-        self._require_finite(losses)
-        self._record(logps.detach(), chosen, rejected, chosen_rewards, rejected_rewards, inputs)
+        if bad := int((~losses.detach().isfinite()).sum()):
+            problem = f"the loss of {bad} of {len(losses)} pairs is not finite"
+            raise NumericError(f"step {self.state.global_step}: {problem}; fix: {NOT_FINITE_FIX}")
+        self._record(logps.detach(), chosen_rewards, rejected_rewards, inputs)
         if num_items_in_batch is None:
             loss = losses.mean()
         else:  # gradients are averaged over processes, so each process counts its share of all pairs that often
@@ -252,24 +245,12 @@ class MODPOTrainer(Resumable, DPOTrainer):
                 computed = regression_loss(*four, chosen, rejected, weights=weights, beta=self.beta)
             else:
                 others = [i for i in range(len(weights)) if i != k]
-                computed = modpo_loss(
-                    *four,
-                    chosen[:, others],
-                    rejected[:, others],
-                    weights=[weights[k], *(weights[i] for i in others)],
-                    beta=self.beta,
-                    loss_type=self.loss_types[0],
-                )
+                margins, w = (chosen[:, others], rejected[:, others]), [weights[i] for i in (k, *others)]
+                computed = modpo_loss(*four, *margins, weights=w, beta=self.beta, loss_type=self.loss_types[0])
                 if self.args.scale_loss_by_weight:
                     computed = (computed[0] * weights[k], *computed[1:])
             found = [total.masked_scatter(mine, part) for total, part in zip(found, computed, strict=True)]
         return found[0], found[1], found[2]
-
-    def _response_logps(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Log-probs of a part's M responses, (M,)."""
-        if self.args.packing:
-            return packed_logps(model, inputs["packed_row"].to(self.accelerator.device))
-        return padded_logps(model, inputs["prompts_ids"], inputs["responses_ids"])
 
     def _require_reference_at_start(self, logps: Tensor, ref_logps: Tensor) -> None:
         """Refuse log-probs of the responses, (M,), that are not those of the reference, (M,)."""
@@ -278,39 +259,17 @@ class MODPOTrainer(Resumable, DPOTrainer):
             tolerance = STEP_0_TOLERANCE_16_BIT
         off = ((logps - ref_logps).abs() / ref_logps.abs().clamp(min=10)).mean().item()
         if off > tolerance:
-            raise InputError(
-                Problem(
-                    "train_dataset",
-                    "ref_logps",
-                    f"at step 0 policy and reference should be one model, but their log-probs are {off:.1%} apart",
-                    "score the data again with the model that training starts from",
-                )
-            )
+            problem = f"at step 0 policy and reference should be one model, but their log-probs are {off:.1%} apart"
+            fix = "score the data again with the model that training starts from"
+            raise InputError(Problem("train_dataset", "ref_logps", problem, fix))
 
-    def _require_finite(self, losses: Tensor) -> None:
-        """Refuse losses of pairs, (B,), of which one is not finite."""
-        bad = int((~losses.detach().isfinite()).sum())
-        if bad:
-            raise NumericError(
-                f"step {self.state.global_step}: the loss of {bad} of {len(losses)} pairs is not finite; "
-                "fix: lower learning_rate, or train in bfloat16 or float32"
-            )
-
-    def _record(
-        self,
-        logps: Tensor,
-        chosen: Tensor,
-        rejected: Tensor,
-        chosen_rewards: Tensor,
-        rejected_rewards: Tensor,
-        inputs: dict[str, Any],
-    ) -> None:
+    def _record(self, logps: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor, inputs: dict[str, Any]) -> None:
         """TRL's metrics under TRL's names, averaged over processes, and the margins by objective.
 
         Args:
-            logps: of the part's responses, (M,). chosen, rejected: their indices, (B,).
-            chosen_rewards, rejected_rewards: implicit rewards, (B,).
+            logps: of the part's responses, (M,). chosen_rewards, rejected_rewards: implicit rewards of pairs, (B,).
         """
+        chosen, rejected = inputs["pairs"].unbind(1)  # (B,)
         metrics = {
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
@@ -328,14 +287,6 @@ class MODPOTrainer(Resumable, DPOTrainer):
         for name, values in metrics.items():
             self._metrics[mode][name].append(self.accelerator.gather(values.mean()).mean().item())
         if mode == "train":
-            tokens = torch.tensor(_tokens_read(inputs), device=logps.device)
+            tokens = torch.tensor(inputs["tokens"], device=logps.device)
             self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
             self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-
-
-def _tokens_read(part: Mapping[str, Any]) -> int:
-    """Tokens that the forward pass of a part reads, without padding."""
-    if "packed_row" in part:
-        return int(part["packed_row"].layout.length)
-    prompts, responses = part["prompts_ids"], part["responses_ids"]
-    return sum(len(p) + len(r) for p, group in zip(prompts, responses, strict=True) for r in group)
