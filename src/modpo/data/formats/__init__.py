@@ -11,10 +11,10 @@ from typing import Any
 
 from modpo.base.errors import InputError, Problem
 from modpo.data.formats.beavertails import beavertails_row
+from modpo.data.formats.fields import HUB
 from modpo.data.formats.function import FunctionFormat
 from modpo.data.formats.helpsteer import helpsteer_row
 from modpo.data.formats.hh_rlhf import hh_rlhf_row
-from modpo.data.formats.hub import HUB
 from modpo.data.formats.pku_saferlhf import pku_saferlhf_row
 from modpo.data.formats.qa_feedback import qa_feedback_row
 from modpo.data.formats.qa_feedback_spans import qa_feedback_spans_row

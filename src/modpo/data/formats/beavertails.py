@@ -8,8 +8,7 @@ PKU-Alignment/BeaverTails-Evaluation are read by the format `prompts`.
 
 from __future__ import annotations
 
-from modpo.data.formats.chat import chat_row
-from modpo.data.formats.fields import Fields
+from modpo.data.formats.fields import Fields, chat_row
 from modpo.data.rows import Row
 
 USED = ("prompt", "response", "category", "is_safe")
@@ -27,6 +26,4 @@ def beavertails_row(row: Row) -> Row | None:
     with Fields(row, "beavertails") as fields:
         prompt, response = fields.text("prompt"), fields.text("response")
         safe = float(fields.choice("is_safe", (0, 1)))
-    chat = chat_row(prompt, [response])
-    rest = {name: value for name, value in row.items() if name not in USED}
-    return None if chat is None else {**chat, "safe": [safe], **rest}
+    return chat_row(prompt, [response], row, USED, safe=[safe])

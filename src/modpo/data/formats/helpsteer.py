@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 
-from modpo.data.formats.chat import chat_row, message
-from modpo.data.formats.fields import Fields
+from modpo.data.formats.fields import Fields, chat_row, message
 from modpo.data.prompt_group import Message
 from modpo.data.rows import Row
 
@@ -35,9 +34,7 @@ def helpsteer_row(row: Row) -> Row | None:
     with Fields(row, "helpsteer") as fields:
         prompt, response = fields.text("prompt"), fields.text("response")
         columns = {name: [fields.number(name)] for name in RESPECTS}
-    chat = chat_row(read_turns(prompt), [response])
-    rest = {name: value for name, value in row.items() if name not in ("prompt", "response", *RESPECTS)}
-    return None if chat is None else {**chat, **columns, **rest}
+    return chat_row(read_turns(prompt), [response], row, ("prompt", "response", *RESPECTS), **columns)
 
 
 def read_turns(prompt: str) -> list[Message]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from modpo.base.errors import InputError, Problem
+from modpo.data.formats.fields import message, unused
 from modpo.data.prompt_group import Message
 from modpo.data.rows import Row
 
@@ -44,8 +45,12 @@ def hh_rlhf_row(row: Row) -> Row | None:
         raise InputError(problems)
     if chosen[:-1] != rejected[:-1] or not chosen[:-1] or not chosen[-1]["content"] or not rejected[-1]["content"]:
         return None
-    rest = {name: value for name, value in row.items() if name not in ("chosen", "rejected")}
-    return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:], **rest}
+    return {
+        "prompt": chosen[:-1],
+        "chosen": chosen[-1:],
+        "rejected": rejected[-1:],
+        **unused(row, ("chosen", "rejected")),
+    }
 
 
 def read_transcript(text: str) -> list[Message]:
@@ -53,10 +58,9 @@ def read_transcript(text: str) -> list[Message]:
     _, *parts = _TURN.split(text)
     messages: list[Message] = []
     for speaker, words in zip(parts[::2], parts[1::2], strict=True):
-        role, content = ROLE_OF[speaker], words.strip()
-        if messages and messages[-1]["role"] == role:
-            joined = f"{messages[-1]['content']}\n\n{content}".strip()
-            messages[-1] = {"role": role, "content": joined}
+        turn = message(ROLE_OF[speaker], words)
+        if messages and messages[-1]["role"] == turn["role"]:
+            messages[-1] = message(turn["role"], f"{messages[-1]['content']}\n\n{turn['content']}")
         else:
-            messages.append({"role": role, "content": content})
+            messages.append(turn)
     return messages

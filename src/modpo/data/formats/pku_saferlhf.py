@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 
-from modpo.data.formats.chat import chat_row
-from modpo.data.formats.fields import Fields
+from modpo.data.formats.fields import Fields, chat_row
 from modpo.data.rows import Row
 
 SIDES = (0, 1)
@@ -37,10 +36,7 @@ def pku_saferlhf_row(row: Row) -> Row | None:
         safer = fields.choice("safer_response_id", SIDES)
         safe = [float(fields.choice(f"is_response_{i}_safe", (0, 1))) for i in SIDES]
         severity = [fields.number(f"response_{i}_severity_level", optional=True) for i in SIDES]
-    chat = chat_row(prompt, responses)
-    if chat is None:
-        return None
-    rest = {name: value for name, value in row.items() if name != "prompt" and not _OF_THE_ANSWERS.match(name)}
+    used = ["prompt", *filter(_OF_THE_ANSWERS.match, row)]
     levels = {"severity": severity} if any(level is not None for level in severity) else {}
     pairs = {"better": [[better, 1 - better]], "safer": [[safer, 1 - safer]]}
-    return {**chat, "pairs": pairs, "safe": safe, **levels, **rest}
+    return chat_row(prompt, responses, row, used, pairs=pairs, safe=safe, **levels)

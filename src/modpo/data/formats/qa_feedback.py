@@ -7,17 +7,26 @@ github.com/allenai/FineGrainedRLHF.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from modpo.data.formats.fields import Fields
-from modpo.data.formats.qa_feedback_errors import CATEGORIES, AnswerFeedback, read_answer_feedback
+from modpo.data.formats.fields import Fields, unused
 from modpo.data.rows import Row
 
 ANSWERS = [f"prediction {i}" for i in (1, 2, 3, 4)]
 COMPARED = list(combinations(range(4), 2))  # the order of `preference`: (1,2) (1,3) (1,4) (2,3) (2,4) (3,4)
 TIE, FIRST, SECOND = 0, 1, 2  # the coding of `preference`, as the data's README gives it
 USED = ("question", "passages", "preference", *ANSWERS)
+
+CATEGORY_OF = {
+    "Wrong-Grounding": "factuality",
+    "Unverifiable": "factuality",
+    "Irrelevant": "relevance",
+    "Redundant": "relevance",
+    "Incoherent": "relevance",
+}
+CATEGORIES = tuple(dict.fromkeys(CATEGORY_OF.values()))
 
 
 def qa_feedback_row(row: Row) -> Row:
@@ -44,7 +53,7 @@ def qa_feedback_row(row: Row) -> Row:
         "pairs": pairs,
         **(_columns(feedback, answers[0]) if feedback else {}),
         "question": question,
-        **{name: value for name, value in row.items() if name not in USED},
+        **unused(row, USED),
     }
 
 
@@ -90,3 +99,50 @@ def _is_passage(given: Any) -> bool:
 def _body(title: str, sentences: list[str]) -> str:
     """The sentences in one paragraph, without the title that many passages repeat at their beginning."""
     return " ".join(" ".join(sentences).removeprefix(title).split())
+
+
+# --- what people marked in the first answer -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ErrorSpan:
+    """An erroneous piece of an answer: its characters from `start` up to, not including, `end`."""
+
+    category: str  # factuality | relevance
+    start: int
+    end: int
+    repeats: str  # what a redundant span repeats, as it stands in the answer; else ""
+
+
+@dataclass(frozen=True)
+class AnswerFeedback:
+    """What people marked in one answer."""
+
+    errors: list[ErrorSpan]
+    missing: int  # pieces of information that the passages hold and the answer lacks
+    corrected: str  # the answer with its errors mended and what is missing added; "" if there is none
+
+
+def read_answer_feedback(fields: Fields, answer: str) -> AnswerFeedback:
+    """The `feedback` of a row.
+
+    Args:
+        answer: what the spans refer to, as the row gives it.
+    """
+    feedback = fields.inside("feedback")
+    return AnswerFeedback(
+        [_error_span(error, answer) for error in feedback.each("errors")],
+        len(feedback.items("missing-info")),
+        feedback.text("corrected-prediction", optional=True),
+    )
+
+
+def _error_span(fields: Fields, answer: str) -> ErrorSpan:
+    kind = fields.text("error type")
+    if kind not in CATEGORY_OF:
+        fields.report("error type", f"{kind!r:.60} is none of {', '.join(CATEGORY_OF)}")
+    start, end = fields.number("start") or 0, fields.number("end") or 0
+    if answer and not 0 <= start < end <= len(answer):
+        fields.report("end", f"characters {start:g} to {end:g} are no span of an answer of {len(answer)} characters")
+    repeats = fields.text("explanation", optional=True).strip() if kind == "Redundant" else ""
+    return ErrorSpan(CATEGORY_OF.get(kind, ""), int(start), int(end), repeats)

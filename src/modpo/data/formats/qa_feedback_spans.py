@@ -8,17 +8,34 @@ The data set is that of `modpo.data.formats.qa_feedback`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations, islice, product
 
-from modpo.data.formats.fields import Fields
-from modpo.data.formats.qa_feedback import USED, qa_prompt, read_passages
-from modpo.data.formats.qa_feedback_errors import CATEGORIES, AnswerFeedback, read_answer_feedback
-from modpo.data.formats.sentences import Sentence, split_sentences
+from modpo.data.formats.fields import Fields, unused
+from modpo.data.formats.qa_feedback import (
+    CATEGORIES,
+    USED,
+    AnswerFeedback,
+    qa_prompt,
+    read_answer_feedback,
+    read_passages,
+)
 from modpo.data.rows import Row
 
 MOST_ALTERNATIVES = 3  # pairs of one category that are made of one answer
 MOST_CONSIDERED = 2_000  # choices of sentences that are compared by length
+
+# What ends in a period and ends no sentence, though a capital letter or a digit follows.
+_NO_END = re.compile(
+    r"Mr|Mrs|Ms|Dr|Prof|Gen|Col|Lt|Sgt|Capt|Gov|Sen|Rep|Rev|Jr|Sr|"
+    r"St|Mt|Ft|No|Nos|Vol|vs|v|ca|c|approx|feat|ft|e\.g|i\.e|"
+    r"[A-Z](\.[A-Z])*"  # a person's initials
+)
+
+_BREAK = re.compile(r"""[.!?]["'”’)\]]*\s+(?=["'“‘(\[]*[A-Z0-9])""")
+_LAST_WORD = re.compile(r"([\w.]+)\.[^\w.]*$")
 
 TextPair = tuple[str, str]  # chosen, rejected
 
@@ -50,7 +67,7 @@ def qa_feedback_spans_row(row: Row) -> Row | None:
         "responses": responses,
         "pairs": {name: [[place[a], place[b]] for a, b in pairs] for name, pairs in found.items() if pairs},
         "question": question,
-        **{name: value for name, value in row.items() if name not in (*USED, "feedback")},
+        **unused(row, (*USED, "feedback")),
     }
 
 
@@ -110,3 +127,33 @@ def _completeness(answer: str, feedback: AnswerFeedback) -> list[TextPair]:
     chosen, rejected = feedback.corrected.strip(), answer.strip()
     differ = bool(chosen) and bool(rejected) and chosen != rejected
     return [(chosen, rejected)] if feedback.missing and differ else []
+
+
+# --- English text into sentences ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """The characters of a text from `start` up to, not including, `end`; no white space around them."""
+
+    text: str
+    start: int
+    end: int
+
+
+def split_sentences(text: str) -> list[Sentence]:
+    """The sentences of a text, in order; an abbreviation or a person's initial ends none."""
+    breaks = [match.end() for match in _BREAK.finditer(text) if not _is_abbreviated(text[: match.end()])]
+    found = []
+    for begin, end in zip([0, *breaks], [*breaks, len(text)], strict=True):
+        words = text[begin:end].strip()
+        if words:
+            start = text.index(words, begin)
+            found.append(Sentence(words, start, start + len(words)))
+    return found
+
+
+def _is_abbreviated(text: str) -> bool:
+    """Whether the text's last period belongs to its last word."""
+    last = _LAST_WORD.search(text)
+    return last is not None and _NO_END.fullmatch(last[1]) is not None

@@ -7,8 +7,7 @@ llamafactory/DPO-En-Zh-20k.
 
 from __future__ import annotations
 
-from modpo.data.formats.chat import message
-from modpo.data.formats.fields import Fields
+from modpo.data.formats.fields import Fields, message, unused
 from modpo.data.prompt_group import Message
 from modpo.data.rows import Row
 
@@ -45,8 +44,7 @@ def sharegpt_row(row: Row) -> Row | None:
         return None
     if system.strip() and turns[0]["role"] != "system":
         turns = [message("system", system), *turns]
-    rest = {name: value for name, value in row.items() if name not in USED}
-    return {"prompt": turns, "chosen": [chosen], "rejected": [rejected], **rest}
+    return {"prompt": turns, "chosen": [chosen], "rejected": [rejected], **unused(row, USED)}
 
 
 def _message(turn: Fields) -> Message:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 
-from modpo.data.formats.chat import chat_row
-from modpo.data.formats.fields import Fields
+from modpo.data.formats.fields import Fields, chat_row
 from modpo.data.rows import Row
 
 PREFERS_A = 1  # of `labels`; 0 where the readers prefer B
@@ -34,7 +33,5 @@ def shp_row(row: Row) -> Row | None:
         responses = [fields.text(f"human_ref_{side}") for side in "AB"]
         label = fields.choice("labels", (0, 1))
         score = [fields.number(f"score_{side}") for side in "AB"]
-    chat = chat_row(prompt, responses)
     pair = [0, 1] if label == PREFERS_A else [1, 0]
-    rest = {name: value for name, value in row.items() if not _OF_THE_PAIR.match(name)}
-    return None if chat is None else {**chat, "pairs": [pair], "score": score, **rest}
+    return chat_row(prompt, responses, row, list(filter(_OF_THE_PAIR.match, row)), pairs=[pair], score=score)

@@ -7,7 +7,7 @@ github.com/openai/summarize-from-feedback. On the Hub: openai/summarize_from_fee
 
 from __future__ import annotations
 
-from modpo.data.formats.fields import Fields
+from modpo.data.formats.fields import Fields, unused
 from modpo.data.rows import Row
 
 AXES = ("overall", "accuracy", "coverage", "coherence")
@@ -32,8 +32,7 @@ def summarize_from_feedback_row(row: Row) -> Row | None:
     if not all(text.strip() for text in texts):
         return None
     space = "" if prompt.endswith("\n") else " "  # it belongs to the first word's token
-    rest = {name: value for name, value in row.items() if name not in USED}
-    return {"prompt": prompt, "responses": [space + text.strip() for text in texts], **labels, **rest}
+    return {"prompt": prompt, "responses": [space + text.strip() for text in texts], **labels, **unused(row, USED)}
 
 
 def _comparison(fields: Fields) -> tuple[Row, list[str]]:

@@ -7,8 +7,7 @@ HuggingFaceH4/ultrafeedback_binarized with its `score_chosen` and `score_rejecte
 
 from __future__ import annotations
 
-from modpo.data.formats.chat import chat_row
-from modpo.data.formats.fields import Fields
+from modpo.data.formats.fields import Fields, chat_row
 from modpo.data.rows import Row
 
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
@@ -33,12 +32,10 @@ def ultrafeedback_row(row: Row) -> Row | None:
         prompt = fields.text("instruction")
         completions = [_completion(completion) for completion in fields.each("completions")]
     answered = [(response, ratings) for response, ratings in completions if response.strip()]
-    chat = chat_row(prompt, [response for response, _ in answered])
-    if chat is None or not answered:
+    if not answered:
         return None
     columns = {name: [ratings[name] for _, ratings in answered] for name in (*ASPECTS, "overall")}
-    rest = {name: value for name, value in row.items() if name not in USED}
-    return {**chat, **columns, **rest}
+    return chat_row(prompt, [response for response, _ in answered], row, USED, **columns)
 
 
 def _completion(fields: Fields) -> Completion:
