@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from modpo.evaluation.measurer import RESPONSES
+from modpo.evaluation.measured import RESPONSES
 from modpo.experiment.sections import Experiment
 from modpo.front.schema import Cost, Front, Point, read_front
 from modpo.pipeline.stages import run_pipeline

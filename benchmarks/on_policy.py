@@ -3,8 +3,8 @@
     python -m benchmarks.on_policy [--steps 3] [--answers 64]
 
 Both sides run in this one command, each in a process of its own, in turn. They sample their own answers, so their
-rewards differ by chance; that both learn the same from the same answers is what tests/test_on_policy.py shows. Writes
-benchmarks/results/on_policy.json.
+rewards differ by chance; that both learn the same from the same answers is what
+tests/training/test_on_policy.py shows. Writes benchmarks/results/on_policy.json.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from modpo import cli
 from modpo.base.errors import EnvironmentFault, InputError, IntegrityError, NumericError, PartialFailure, Problem
 from modpo.cli import main
 from modpo.experiment.file import read_experiment
+from modpo.experiment.sections import resolved
 
 EXPERIMENT = """\
 model: {model_name_or_path: some/model}
@@ -141,7 +142,7 @@ def test_no_command_shows_the_help_and_exits_2(capsys):
 def test_an_experiment_reaches_its_stage(file, stages, command, function):
     assert main([command, str(file), "--set", "training.beta=0.3", "--set", "seed=4", "--trust-remote-code"]) == 0
     expected = read_experiment(file, ["training.beta=0.3", "seed=4"], trust_remote_code=True)
-    assert stages.calls == [(function, expected)]
+    assert stages.calls == [(function, expected if command == "inspect" else resolved(expected))]
     assert expected.training.beta == 0.3
     assert expected.model.trust_remote_code is True
 
@@ -151,8 +152,8 @@ def test_sweep_trains_measures_and_draws(file, stages):
     experiment = read_experiment(file)
     assert stages.calls == [
         ("require_measurable", experiment),
-        ("run_sweep", experiment),
-        ("evaluate_sweep", experiment),
+        ("run_sweep", resolved(experiment)),
+        ("evaluate_sweep", resolved(experiment)),
         ("write_report", experiment.output_dir),
     ]
 
@@ -182,8 +183,13 @@ def test_train_passes_the_weights_and_the_folder(file, stages, tmp_path):
     assert main(["train", str(file), "--weights", "concise=3e-1, positive=0.7", "--output", str(tmp_path / "p")]) == 0
     assert main(["train", str(file), "--weights", "positive=1"]) == 0
     assert stages.calls == [
-        ("train_point", experiment, weights, tmp_path / "p"),
-        ("train_point", experiment, {"positive": 1.0, "concise": 0.0}, None),  # its place in the sweep's folder
+        ("train_point", resolved(experiment), weights, tmp_path / "p"),
+        (
+            "train_point",
+            resolved(experiment),
+            {"positive": 1.0, "concise": 0.0},
+            None,
+        ),  # its place in the sweep's folder
     ]
 
 
@@ -191,7 +197,8 @@ def test_train_continuous_passes_the_mode_and_the_folder(file, stages, tmp_path)
     experiment = read_experiment(file, ["sweep.mode=continuous"])
     assert main(["train", str(file), "--continuous", "--output", str(tmp_path / "p")]) == 0
     assert main(["train", str(file), "--continuous"]) == 0
-    assert stages.calls == [("train_continuous", experiment, tmp_path / "p"), ("train_continuous", experiment, None)]
+    asked = resolved(experiment)
+    assert stages.calls == [("train_continuous", asked, tmp_path / "p"), ("train_continuous", asked, None)]
 
 
 @pytest.mark.parametrize(

@@ -453,9 +453,7 @@ CONFIG = {
     ),
     "an argument that nobody knows": refused(
         yaml("learning_rate: 1e-2", "arguments: {no_such: 1}"),
-        "FILE:7:training",
-        quotes="training: ",
-        mentions="no_such",
+        "FILE:7:training.arguments.no_such",
     ),
     "a value that only the trainer knows": refused(
         yaml("learning_rate: 1e-2", "lr_scheduler_type: cosin"),

@@ -85,8 +85,9 @@ def test_bad_input_is_one_line_a_problem_and_changes_nothing(
 def test_the_wording_of_every_line(outcome_of: Callable[[str], Outcome], no_weights: None) -> None:
     """Where a line is meant to be worded otherwise, `python -m tests.end_to_end.bad_inputs` writes the file anew."""
     found = golden({row: outcome_of(row) for row in CATALOGUE})
-    difference = unified_diff(GOLDEN.read_text("utf-8").splitlines(), found.splitlines(), GOLDEN.name, "said", n=2)
-    assert (shown := "\n".join(difference)) == "", shown
+    before, after = GOLDEN.read_text("utf-8").splitlines(), found.splitlines()
+    if difference := list(unified_diff(before, after, GOLDEN.name, "said", n=2, lineterm="")):
+        pytest.fail("\n".join(difference), pytrace=False)
 
 
 # What of the file's own mistakes only a library can tell.

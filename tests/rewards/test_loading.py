@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from modpo.base.errors import InputError, NumericError
-from modpo.experiment.sections import ModelSection, Objective, RewardSection, RewardTraining
+from modpo.experiment.objectives import RewardTraining
+from modpo.experiment.sections import ModelSection, Objective, RewardSection
 from modpo.rewards.batch import Reward, RewardBatch, RewardContext
 from modpo.rewards.combined import Clipped, ColumnReward, WeightedSum
 from modpo.rewards.loading import load_reward, probe, quick_rewards, reads_model

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from modpo.base.costs import Cost, Meter
 from modpo.base.errors import InputError, NumericError, Problem
+from modpo.base.text import first_line
 from modpo.experiment.sections import Experiment
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def training_config(
         return kind(**{**defaults, **given})
     except (TypeError, ValueError) as error:  # values that only transformers knows
         fix = f"see the fields of {kind.__name__}"
-        raise InputError(Problem(where, values_of or field, str(error).splitlines()[0], fix)) from error
+        raise InputError(Problem(where, values_of or field, first_line(error), fix)) from error
 
 
 def modest_batches(arguments: Mapping[str, Any]) -> dict[str, int]:
