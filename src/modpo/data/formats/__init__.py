@@ -13,7 +13,7 @@ from modpo.base.errors import InputError, Problem
 from modpo.data.formats.comparisons import pku_saferlhf_row, shp_row, summarize_from_feedback_row
 from modpo.data.formats.conversations import hh_rlhf_row, sharegpt_row
 from modpo.data.formats.fields import HUB
-from modpo.data.formats.function import FunctionFormat
+from modpo.data.formats.function import import_layout
 from modpo.data.formats.qa_feedback import qa_feedback_row
 from modpo.data.formats.qa_feedback_spans import qa_feedback_spans_row
 from modpo.data.formats.ratings import beavertails_row, helpsteer_row, ultrafeedback_row
@@ -77,8 +77,7 @@ def find_layout(name: str, *, where: str, field: str = "format") -> Layout:
         InputError: no such layout; a function that cannot be imported, or does not take one row.
     """
     if is_function(name):
-        function = FunctionFormat(name, where=where, field=field)
-        return Layout(name, function, function.identity)
+        return Layout(name, *import_layout(name, where=where, field=field))
     if name not in FORMATS:
         fix = f"use one of: {', '.join(FORMATS)}; or a function of your own, as package.module:function"
         raise InputError(Problem(where, field, f"unknown format {name!r}", fix))

@@ -1,4 +1,7 @@
-"""Data sets in which people compare two answers: PKU-SafeRLHF, SHP, Summarize from feedback."""
+"""Data sets in which people compare two answers: PKU-SafeRLHF, SHP, Summarize from feedback.
+
+Each format raises an InputError that names every field of its layout that is missing or of another kind.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,6 @@ def pku_saferlhf_row(row: Row) -> Row | None:
 
     Returns:
         None if the prompt or a response is blank.
-
-    Raises:
-        InputError: a field of the layout is missing or of another kind.
     """
     with Fields(row, "pku_saferlhf") as fields:
         prompt = fields.text("prompt")
@@ -52,9 +52,6 @@ def shp_row(row: Row) -> Row | None:
 
     Returns:
         None if the post or a comment is blank.
-
-    Raises:
-        InputError: a field of the layout is missing or of another kind.
     """
     with Fields(row, "shp") as fields:
         prompt = fields.text("history")
@@ -78,9 +75,6 @@ def summarize_from_feedback_row(row: Row) -> Row | None:
 
     Returns:
         None if a summary is blank.
-
-    Raises:
-        InputError: a field of the layout is missing or of another kind.
     """
     with Fields(row, "summarize_from_feedback") as fields:
         prompt = _prompt(fields.inside("info"))

@@ -1,4 +1,7 @@
-"""Data sets in which every answer is rated by itself: BeaverTails, HelpSteer, UltraFeedback."""
+"""Data sets in which every answer is rated by itself: BeaverTails, HelpSteer, UltraFeedback.
+
+Each format raises an InputError that names every field of its layout that is missing or of another kind.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,6 @@ def beavertails_row(row: Row) -> Row | None:
 
     Returns:
         None if the prompt or the response is blank.
-
-    Raises:
-        InputError: a field of the layout is missing or of another kind.
     """
     with Fields(row, "beavertails") as fields:
         prompt, response = fields.text("prompt"), fields.text("response")
@@ -48,9 +48,6 @@ def helpsteer_row(row: Row) -> Row | None:
 
     Returns:
         None if the prompt or the response is blank.
-
-    Raises:
-        InputError: a field of the layout is missing or of another kind.
     """
     with Fields(row, "helpsteer") as fields:
         prompt, response = fields.text("prompt"), fields.text("response")
@@ -78,9 +75,6 @@ def ultrafeedback_row(row: Row) -> Row | None:
 
     Returns:
         None if the instruction is blank or there is no answer.
-
-    Raises:
-        InputError: a field of the layout is missing or of another kind.
     """
     with Fields(row, "ultrafeedback") as fields:
         prompt = fields.text("instruction")
