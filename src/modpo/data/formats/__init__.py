@@ -14,8 +14,7 @@ from modpo.data.formats.comparisons import pku_saferlhf_row, shp_row, summarize_
 from modpo.data.formats.conversations import hh_rlhf_row, sharegpt_row
 from modpo.data.formats.fields import HUB
 from modpo.data.formats.function import import_layout
-from modpo.data.formats.qa_feedback import qa_feedback_row
-from modpo.data.formats.qa_feedback_spans import qa_feedback_spans_row
+from modpo.data.formats.qa_feedback import qa_feedback_row, qa_feedback_spans_row
 from modpo.data.formats.ratings import beavertails_row, helpsteer_row, ultrafeedback_row
 from modpo.data.rows import Row
 
