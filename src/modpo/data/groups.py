@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -75,11 +76,10 @@ class PromptGroups(Sequence[PromptGroup]):
     @cached_property
     def label_sets(self) -> dict[str, int]:
         """How many pairs each label set has, by its name. Reads the rows."""
-        totals: dict[str, int] = {}
+        totals: Counter[str] = Counter()
         for group in self:
-            for label_set, pairs in group.pairs.items():
-                totals[label_set] = totals.get(label_set, 0) + len(pairs)
-        return totals
+            totals.update({label_set: len(pairs) for label_set, pairs in group.pairs.items()})
+        return dict(totals)
 
     @property
     def keys(self) -> np.ndarray:

@@ -83,10 +83,8 @@ def _without(groups: PromptGroups, held_out: PromptGroups, path: str) -> PromptG
 
 def required_columns(experiment: Experiment) -> list[str]:
     """The numbers that every response of the data must have."""
-    found: list[str] = []
-    for objective in experiment.objectives.values():
-        found += _columns(objective.reward) if objective.reward else []
-    return list(dict.fromkeys(found))
+    rewards = [objective.reward for objective in experiment.objectives.values() if objective.reward]
+    return list(dict.fromkeys(column for reward in rewards for column in _columns(reward)))
 
 
 def _columns(reward: RewardSection) -> list[str]:

@@ -112,12 +112,8 @@ class WeightedSum:
 
     def __call__(self, batch: RewardBatch) -> list[float | None]:
         """Scores, (B,)."""
-        columns = [reward(batch) for _, reward in self.parts]
-        return [self._total(scores) for scores in zip(*columns, strict=True)]
-
-    def _total(self, scores: Sequence[float | None]) -> float | None:
-        terms = [weight * s for (weight, _), s in zip(self.parts, scores, strict=True) if s is not None]
-        return float(sum(terms)) if len(terms) == len(scores) else None
+        columns = [[None if s is None else weight * s for s in reward(batch)] for weight, reward in self.parts]
+        return [None if None in terms else float(sum(terms)) for terms in zip(*columns, strict=True)]
 
     def release(self) -> None:
         for _, reward in self.parts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 from modpo.base.errors import InputError, Problem
@@ -55,10 +54,8 @@ class Fields:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None and self._problems:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._problems:
             raise InputError(self._problems)
 
     def report(self, name: str, problem: str) -> None:
