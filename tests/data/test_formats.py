@@ -21,11 +21,9 @@ import pytest
 
 from modpo.base.errors import InputError
 from modpo.data.formats import FORMATS, HUB, RULES, SEVERAL_RATERS
-from modpo.data.formats.helpsteer import read_turns
-from modpo.data.formats.hh_rlhf import read_transcript
-from modpo.data.formats.qa_feedback_errors import AnswerFeedback, ErrorSpan
-from modpo.data.formats.qa_feedback_spans import balanced_pairs
-from modpo.data.formats.sentences import split_sentences
+from modpo.data.formats.conversations import read_transcript
+from modpo.data.formats.qa_feedback import AnswerFeedback, ErrorSpan, balanced_pairs, split_sentences
+from modpo.data.formats.ratings import read_turns
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.loading import check_layouts, load_groups
 from modpo.data.prompt_group import PromptGroup

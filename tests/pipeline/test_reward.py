@@ -17,8 +17,7 @@ from modpo.data.sources import open_rows
 from modpo.experiment.sections import Experiment, RewardSection
 from modpo.pipeline.reward import train_reward
 from modpo.rewards.accuracy import held_out_accuracies
-from modpo.rewards.batch import RewardBatch, reward_batch
-from modpo.rewards.context import RewardContext
+from modpo.rewards.batch import RewardBatch, RewardContext, reward_batch
 from modpo.rewards.loading import load_reward
 from tests.kit import manifest_of, times
 from tests.pipeline.staged import without_sft

@@ -16,9 +16,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from modpo.base.errors import EnvironmentFault, InputError, NumericError
 from modpo.experiment.sections import ModelSection, RewardSection
 from modpo.rewards import classifier as classifier_module
+from modpo.rewards.batch import RewardContext
 from modpo.rewards.classifier import ClassifierReward
 from modpo.rewards.classifier_input import ClassifierInput
-from modpo.rewards.context import RewardContext
 from modpo.rewards.loading import load_reward, probe
 from tests.kit import edit_json, flip_a_bit
 from tests.rewards.batches import texts

@@ -27,8 +27,7 @@ from modpo.experiment.sections import ModelSection, RewardSection
 from modpo.forward import logprobs
 from modpo.forward.logprobs import reference_logps
 from modpo.forward.packing import packed_tokens
-from modpo.rewards.batch import RewardBatch
-from modpo.rewards.context import RewardContext
+from modpo.rewards.batch import RewardBatch, RewardContext
 from modpo.rewards.implicit import ImplicitReward
 from modpo.rewards.loading import load_reward, probe
 from tests.rewards.batches import texts

@@ -17,10 +17,8 @@ import torch
 from modpo.base.errors import InputError, NumericError
 from modpo.experiment.objectives import RewardTraining
 from modpo.experiment.sections import ModelSection, Objective, RewardSection
-from modpo.rewards.batch import Reward, RewardBatch
-from modpo.rewards.column import ColumnReward
-from modpo.rewards.combined import Clipped, WeightedSum
-from modpo.rewards.context import RewardContext
+from modpo.rewards.batch import Reward, RewardBatch, RewardContext
+from modpo.rewards.combined import Clipped, ColumnReward, WeightedSum
 from modpo.rewards.loading import load_reward, probe, quick_rewards, reads_model
 
 PLAIN = RewardBatch(

@@ -8,19 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import mean
 from typing import Any, overload
 
 import numpy as np
 
 from modpo.base.errors import InputError, IntegrityError, Problem, Problems
 from modpo.data.formats import PROMPTS, RULES, SEVERAL_RATERS, Layout, find_layout, is_function
-from modpo.data.group_builder import TALLIES, GroupBuilder
 from modpo.data.preference_row import PreferenceRow, read_preference_row
-from modpo.data.prompt_group import PromptGroup
+from modpo.data.prompt_group import Pair, PromptGroup, Text
 from modpo.data.rows import Row, Rows
+
+TALLIES = ("responses", "pairs", "identical_pairs")  # distinct ones, of all label sets; those that were dropped
 
 
 class PromptGroups(Sequence[PromptGroup]):
@@ -73,11 +76,10 @@ class PromptGroups(Sequence[PromptGroup]):
     @cached_property
     def label_sets(self) -> dict[str, int]:
         """How many pairs each label set has, by its name. Reads the rows."""
-        totals: dict[str, int] = {}
+        totals: Counter[str] = Counter()
         for group in self:
-            for label_set, pairs in group.pairs.items():
-                totals[label_set] = totals.get(label_set, 0) + len(pairs)
-        return totals
+            totals.update({label_set: len(pairs) for label_set, pairs in group.pairs.items()})
+        return dict(totals)
 
     @property
     def keys(self) -> np.ndarray:
@@ -206,7 +208,7 @@ def _scan(reader: _Reader) -> tuple[np.ndarray, bool]:
                 kinds = ("a conversation", "plain text") if row.conversational else ("plain text", "a conversation")
                 problem = f"is {kinds[0]}, but the rows before are {kinds[1]}"
                 raise InputError(Problem(where, "prompt", problem, "use one layout throughout the file"))
-            builder = GroupBuilder(where, several_raters=reader.several_raters)
+            builder = _GroupBuilder(where, several_raters=reader.several_raters)
             builder.add(row, where)
             found.extend((number, _key(row.prompt), _key([row.prompt, row.responses, row.pairs]), *builder.tallies))
     problems.raise_any()
@@ -214,6 +216,71 @@ def _scan(reader: _Reader) -> tuple[np.ndarray, bool]:
 
 
 # --- grouping ---------------------------------------------------------------------------------------------
+
+
+class _GroupBuilder:
+    """Rows of one prompt: a response that stands in several of them is one response."""
+
+    def __init__(self, where: str, *, several_raters: bool = False) -> None:
+        """`several_raters`: two values of a column for one response are two opinions, of which the mean is kept."""
+        self.where = where
+        self._several_raters = several_raters
+        self.rows: list[PreferenceRow] = []
+        self.responses: dict[str, Text] = {}  # by content
+        self.pairs: dict[str, dict[Pair, None]] = {}  # by label set; distinct, in order
+        self.identical_pairs = 0
+        self._columns: dict[str, dict[int, list[float]]] = {}  # by name and response, the values of its rows
+
+    def add(self, row: PreferenceRow, where: str) -> None:
+        """Take in one row.
+
+        Raises:
+            InputError: a column gives one response two values.
+            IntegrityError: the row has another prompt.
+        """
+        if self.rows and row.prompt != self.rows[0].prompt:
+            raise IntegrityError(f"{where}: two prompts share a hash, or the file changed; fix: start again")
+        self.rows.append(row)
+        contents = [text if isinstance(text, str) else json.dumps(text) for text in row.responses]
+        for content, text in zip(contents, row.responses, strict=True):
+            self.responses.setdefault(content, text)
+        places = {content: place for place, content in enumerate(self.responses)}
+        slots = [places[content] for content in contents]
+        for name, values in row.columns.items():
+            self._add_column(name, zip(slots, values, strict=True), where)
+        for label_set, pairs in row.pairs.items():
+            for chosen, rejected in pairs:
+                if slots[chosen] == slots[rejected]:
+                    self.identical_pairs += 1
+                else:
+                    self.pairs.setdefault(label_set, {})[slots[chosen], slots[rejected]] = None
+
+    @property
+    def tallies(self) -> tuple[int, int, int]:
+        """How many of each of `TALLIES` there are."""
+        return len(self.responses), sum(map(len, self.pairs.values())), self.identical_pairs
+
+    def _add_column(self, name: str, values: Iterable[tuple[int, float | None]], where: str) -> None:
+        column = self._columns.setdefault(name, {})
+        for slot, value in values:
+            if value is None:
+                continue
+            known = column.setdefault(slot, [])
+            if known and known[0] != value and not self._several_raters:
+                problem = f"one response has {value:g} here and {known[0]:g} before, for the same prompt"
+                raise InputError(Problem(where, name, problem, "keep one value, or remove the column"))
+            known.append(value)
+
+    def group(self) -> PromptGroup:
+        """The group; what its rows hold beyond their columns is taken from the first."""
+        count = len(self.responses)
+        columns = {
+            name: tuple(mean(column[slot]) if slot in column else None for slot in range(count))
+            for name, column in self._columns.items()
+        }
+        pairs = {label_set: tuple(found) for label_set, found in self.pairs.items()}
+        first = self.rows[0]
+        return PromptGroup(first.prompt, tuple(self.responses.values()), pairs, columns, first.fields, self.where)
 
 
 @dataclass(frozen=True)
@@ -257,8 +324,8 @@ def _count_merged(reader: _Reader, index: _Index) -> None:
     problems.raise_any()
 
 
-def _build(reader: _Reader, numbers: Sequence[int]) -> GroupBuilder:
-    builder = GroupBuilder(reader.rows.where(numbers[0]), several_raters=reader.several_raters)
+def _build(reader: _Reader, numbers: Sequence[int]) -> _GroupBuilder:
+    builder = _GroupBuilder(reader.rows.where(numbers[0]), several_raters=reader.several_raters)
     for number in numbers:
         if (row := reader.read(number)) is not None:
             builder.add(row, reader.rows.where(number))

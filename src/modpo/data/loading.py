@@ -30,14 +30,9 @@ def load_groups(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
         groups = _without(groups, held_out, data.path)
     else:
         if data.eval_prompts >= len(groups):
-            raise InputError(
-                Problem(
-                    experiment.where("data.eval_prompts"),
-                    "data.eval_prompts",
-                    f"{data.eval_prompts} held-out prompts of {len(groups)} leave none to train on",
-                    "lower it, or name held-out rows in `data.eval_path`",
-                )
-            )
+            problem = f"{data.eval_prompts} held-out prompts of {len(groups)} leave none to train on"
+            fix = "lower it, or name held-out rows in `data.eval_path`"
+            raise InputError(Problem(experiment.where("data.eval_prompts"), "data.eval_prompts", problem, fix))
         groups, held_out = groups.split_held_out(data.eval_prompts, data.split_seed)
     if data.max_prompts is not None and data.max_prompts < len(groups):
         groups = groups.select(range(data.max_prompts))
@@ -88,10 +83,8 @@ def _without(groups: PromptGroups, held_out: PromptGroups, path: str) -> PromptG
 
 def required_columns(experiment: Experiment) -> list[str]:
     """The numbers that every response of the data must have."""
-    found: list[str] = []
-    for objective in experiment.objectives.values():
-        found += _columns(objective.reward) if objective.reward else []
-    return list(dict.fromkeys(found))
+    rewards = [objective.reward for objective in experiment.objectives.values() if objective.reward]
+    return list(dict.fromkeys(column for reward in rewards for column in _columns(reward)))
 
 
 def _columns(reward: RewardSection) -> list[str]:
@@ -105,10 +98,8 @@ def _require_pairs(experiment: Experiment, groups: PromptGroups) -> None:
     counts = groups.label_sets
     for name, label_set in experiment.label_sets.items():
         if not counts.get(label_set):
-            there = f"it has {', '.join(counts)}" if counts else "it has no pairs at all"
-            fix = (
-                f"name one of its label sets; {there}" if counts else "give rows with pairs, or draw them from a reward"
-            )
+            fix = "give rows with pairs, or draw them from a reward"
+            fix = f"name one of its label sets; it has {', '.join(counts)}" if counts else fix
             problem = f"no pair of the label set {label_set!r} in {len(groups)} prompts"
             problems.append(Problem(experiment.data.path, f"objectives.{name}.pairs", problem, fix))
     if not experiment.label_sets and not any(len(group.responses) > 1 for group in groups):

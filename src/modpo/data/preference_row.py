@@ -14,6 +14,7 @@ responses as a list `NAME` as long as the responses.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ from modpo.data.rows import Row
 ROLES = ("system", "user", "assistant", "tool")
 LAYOUTS = "give prompt, chosen and rejected; or chosen and rejected; or prompt and responses"
 WRITE_TEXT = "write text, or a list of {role, content} messages"
+
+_HALF_OF_A_PAIR = re.compile(r"[\ud800-\udfff]")  # a surrogate that stands alone, as JSON's escapes can write it
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,10 @@ def read_preference_row(row: Row, where: str, columns: Sequence[str] = ()) -> Pr
         read = _read_responses(row) if _has_responses(row) else _read_pair(row)
     except _BadFieldError as error:
         raise InputError(Problem(where, *error.args)) from None
-    problems = [Problem(where, *trouble) for trouble in _text_troubles(read, row)]
-    problems += [Problem(where, *trouble) for name in columns if (trouble := _column_trouble(read, name))]
-    if problems:
-        raise InputError(problems)
-    return replace(read, columns={name: [_finite(v) for v in values] for name, values in read.columns.items()})
+    troubles = [*_text_troubles(read, row), *_column_troubles(read, columns)]
+    if troubles:
+        raise InputError([Problem(where, *trouble) for trouble in troubles])
+    return replace(read, columns={name: [finite(v) for v in values] for name, values in read.columns.items()})
 
 
 class _BadFieldError(Exception):
@@ -84,15 +86,10 @@ def _read_responses(row: Row) -> PreferenceRow:
     found = {
         name: list(value)
         for name, value in rest.items()
-        if isinstance(value, list) and len(value) == len(responses) and any(_is_number(v) for v in value)
+        if isinstance(value, list) and len(value) == len(responses) and any(is_number(v) for v in value)
     }
-    return PreferenceRow(
-        prompt,
-        texts,
-        _label_sets(pairs, len(responses)),
-        found,
-        {name: value for name, value in rest.items() if name not in found},
-    )
+    fields = {name: value for name, value in rest.items() if name not in found}
+    return PreferenceRow(prompt, texts, _label_sets(pairs, len(responses)), found, fields)
 
 
 def _label_sets(given: Any, count: int) -> dict[str, list[Pair]]:
@@ -151,7 +148,7 @@ def _sided_columns(rest: Row) -> Iterator[tuple[str, list[Any]]]:
         if base in ("", name):
             continue
         values = [rest[side] for side in _sides(base, rest)]
-        if len(values) == 2 and any(_is_number(value) for value in values):
+        if len(values) == 2 and any(is_number(value) for value in values):
             yield base, values
 
 
@@ -203,24 +200,11 @@ def _text_troubles(read: PreferenceRow, row: Row) -> Iterator[tuple[str, str, st
     for name, text in [("prompt", read.prompt), *zip(names, read.responses, strict=True)]:
         words = text if isinstance(text, str) else "".join(message["content"] for message in text)
         if isinstance(text, str) is read.conversational:
-            yield (
-                name,
-                "is plain text in one field and a conversation in another",
-                "use one layout for all fields",
-            )
-        if not _is_unicode(words):
+            yield name, "is plain text in one field and a conversation in another", "use one layout for all fields"
+        if _HALF_OF_A_PAIR.search(words):
             yield name, "holds half of a surrogate pair, which is no character", "repair the text's encoding"
         if name != "prompt":
             yield from _response_troubles(name, text)
-
-
-def _is_unicode(text: str) -> bool:
-    """False if a half of a surrogate pair stands alone, as JSON's escapes can write it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _response_troubles(name: str, text: Text) -> Iterator[tuple[str, str, str]]:
@@ -238,26 +222,26 @@ def _response_troubles(name: str, text: Text) -> Iterator[tuple[str, str, str]]:
 # --- numbers ----------------------------------------------------------------------------------------------
 
 
-def _column_trouble(read: PreferenceRow, name: str) -> tuple[str, str, str] | None:
-    """Why a column that every response must have is missing or unfit."""
-    values = read.columns.get(name)
-    if values is None:
-        given = read.fields.get(name, read.fields.get(f"chosen_{name}", read.fields.get(f"{name}_chosen")))
-        problem = "missing column" if given is None else f"{given!r:.60} gives no number for each response"
-        fix = f"give chosen_{name} and rejected_{name}, or beside `responses` a list {name} of as many numbers"
-        return name, problem, fix
-    unfit = [value for value in values if _finite(value) is None]
-    if not unfit:
-        return None
-    return name, f"{unfit[0]!r:.60} is not a finite number", "give a finite number for each response"
+def _column_troubles(read: PreferenceRow, columns: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Which of the columns that every response must have are missing or unfit."""
+    for name in columns:
+        if name not in read.columns:
+            given = read.fields.get(name, read.fields.get(f"chosen_{name}", read.fields.get(f"{name}_chosen")))
+            problem = "missing column" if given is None else f"{given!r:.60} gives no number for each response"
+            fix = f"give chosen_{name} and rejected_{name}, or beside `responses` a list {name} of as many numbers"
+            yield name, problem, fix
+        elif unfit := [value for value in read.columns[name] if finite(value) is None]:
+            yield name, f"{unfit[0]!r:.60} is not a finite number", "give a finite number for each response"
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is an integer or a float; true and false are neither."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """A finite number as a float; None for anything else."""
     try:
-        return float(value) if _is_number(value) and math.isfinite(value) else None
+        return float(value) if is_number(value) and math.isfinite(value) else None
     except OverflowError:  # an integer too large for a float
         return None

@@ -114,9 +114,8 @@ def _sound_parquet(path: str) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            Problem(path, "", f"not a sound parquet file ({first_line(error)})", "fetch or write it again")
-        ) from None
+        problem = f"not a sound parquet file ({first_line(error)})"
+        raise InputError(Problem(path, "", problem, "fetch or write it again")) from None
 
 
 def rows_from_list(rows: Sequence[Row], name: str = "data set") -> Rows:
@@ -133,12 +132,6 @@ def rows_from_dataset(dataset: Any, name: str = "data set") -> Rows:
     from datasets import Dataset
 
     if not isinstance(dataset, Dataset):
-        raise InputError(
-            Problem(
-                name,
-                "",
-                f"got a {type(dataset).__name__}",
-                "give one split of it, not streamed: a datasets.Dataset",
-            )
-        )
+        fix = "give one split of it, not streamed: a datasets.Dataset"
+        raise InputError(Problem(name, "", f"got a {type(dataset).__name__}", fix))
     return _TableRows(dataset.with_format(None), name)

@@ -34,23 +34,22 @@ def open_rows(
         rows = _open_hub(source, {"name": name, "data_dir": data_dir, "split": split})
     elif not Path(source).exists():
         raise InputError(Problem(source, "", f"no such file in {Path.cwd()}", "check the path"))
-    elif source.endswith(".parquet"):
-        rows = _open_file(ParquetRows, source)
-    elif source.endswith(JSON_SUFFIXES):
-        rows = _open_file(JsonRows, source)
     else:
-        raise InputError(Problem(source, "", f"unknown kind of file {Path(source).suffix!r}", READABLE))
+        rows = _open_file(source)
     if len(rows) == 0:
         raise InputError(Problem(source, "", "holds no rows", "give at least one row"))
     return rows
 
 
-def _open_file(kind: Any, path: str) -> Rows:
+def _open_file(path: str) -> Rows:
     try:
-        rows: Rows = kind(path)
+        if path.endswith(".parquet"):
+            return ParquetRows(path)
+        if path.endswith(JSON_SUFFIXES):
+            return JsonRows(path)
     except PermissionError:
         raise InputError(Problem(path, "", "may not be read", "give yourself permission to read it")) from None
-    return rows
+    raise InputError(Problem(path, "", f"unknown kind of file {Path(path).suffix!r}", READABLE))
 
 
 def _open_hub(path: str, options: dict[str, str | None]) -> Rows:
@@ -64,14 +63,9 @@ def _open_hub(path: str, options: dict[str, str | None]) -> Rows:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         asked = ", ".join(f"{option} {value!r}" for option, value in options.items() if value is not None)
         looked = f"{Path.cwd() / path}, {datasets.config.HF_ENDPOINT}, {datasets.config.HF_DATASETS_CACHE}"
-        raise InputError(
-            Problem(
-                path,
-                "",
-                f"no such file or data set ({asked}); looked in {looked}: {first_line(error)}",
-                "check the path, the name and the split, go online, or give a local file",
-            )
-        ) from None
+        problem = f"no such file or data set ({asked}); looked in {looked}: {first_line(error)}"
+        fix = "check the path, the name and the split, go online, or give a local file"
+        raise InputError(Problem(path, "", problem, fix)) from None
     return rows_from_dataset(dataset, path)
 
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from modpo.data.groups import PromptGroups
 from modpo.experiment.proxy import is_proxied, needs_proxies
 from modpo.experiment.sections import Resolved, RewardSection
-from modpo.rewards.batch import Reward, answer_batch
-from modpo.rewards.context import RewardContext
+from modpo.rewards.batch import Reward, RewardContext, answer_batch
 from modpo.rewards.loading import PROBE_ROWS, load_reward, probe, reads_model
 
 

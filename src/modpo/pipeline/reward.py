@@ -32,7 +32,7 @@ from modpo.models.reference import ReferenceModel
 from modpo.pipeline.held_out import held_out_prompts
 from modpo.pipeline.reward_task import RewardTask
 from modpo.rewards.accuracy import held_out_accuracy
-from modpo.rewards.context import RewardContext
+from modpo.rewards.batch import RewardContext
 from modpo.rewards.loading import load_reward
 from modpo.scored.scorer import experiment_scorer
 

@@ -6,14 +6,16 @@ cached under its `identity`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, NumericError, Problem
 from modpo.data.groups import PromptGroups
+from modpo.data.preference_row import finite, is_number
 from modpo.data.prompt_group import PromptGroup, Text, plain_text
+from modpo.experiment.sections import Experiment, ModelSection
 
 FINITE = "let the reward give every answer a finite number"
 
@@ -70,6 +72,31 @@ class Reward(Protocol):
         """Forget the models that were read for scoring; the next call reads them again."""
 
 
+@dataclass(frozen=True)
+class RewardContext:
+    """What an experiment says that rewards made of language models depend on."""
+
+    model: ModelSection  # the reference policy
+    cache_dir: Path
+    max_length: int
+    max_prompt_length: int | None = None
+    packing: bool = True
+    beta: float = 0.1
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> RewardContext:
+        """The context of an experiment."""
+        data, training = experiment.data, experiment.training
+        return cls(
+            experiment.model,
+            experiment.cache_dir,
+            data.max_length,
+            data.max_prompt_length,
+            training.packing,
+            training.beta,
+        )
+
+
 def check_scores(values: Iterable[Any], batch: RewardBatch, *, field: str, fix: str = FINITE) -> list[float]:
     """Turn B values into B floats, or say which rows hold something else.
 
@@ -82,25 +109,14 @@ def check_scores(values: Iterable[Any], batch: RewardBatch, *, field: str, fix: 
         InputError: a value that is no number. NumericError: NaN or infinity.
     """
     plain = [value.tolist() if hasattr(value, "tolist") else value for value in values]
-    wrong = [i for i, value in enumerate(plain) if not _is_number(value)]
+    wrong = [i for i, value in enumerate(plain) if not is_number(value)]
     if wrong:
         raise InputError([_value_problem(batch, i, plain[i], "is not a number", field, fix) for i in wrong])
-    wrong = [i for i, value in enumerate(plain) if not _is_finite(value)]
+    wrong = [i for i, value in enumerate(plain) if finite(value) is None]
     if wrong:
         shown = [_value_problem(batch, i, plain[i], "is not finite", field, fix) for i in wrong]
         raise NumericError("\n".join(str(problem) for problem in shown[:MOST_PROBLEMS_SHOWN]))
     return [float(value) for value in plain]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_finite(value: int | float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int that no float holds
-        return False
 
 
 def _value_problem(batch: RewardBatch, row: int, value: Any, trouble: str, field: str, fix: str) -> Problem:

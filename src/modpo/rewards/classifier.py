@@ -15,10 +15,9 @@ from modpo.base.progress import say
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.experiment.sections import RewardSection
 from modpo.models.folders import device
-from modpo.rewards.batch import RewardBatch, check_scores
+from modpo.rewards.batch import RewardBatch, RewardContext, check_scores
 from modpo.rewards.classifier_checkpoint import ClassifierCheckpoint
 from modpo.rewards.classifier_input import ClassifierInput, Encoded
-from modpo.rewards.context import RewardContext
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, ClassVar
 
 from modpo.base.errors import InputError, ModpoError, Problem, is_out_of_memory
@@ -80,7 +79,11 @@ class FunctionReward:
             self._parameters = _parameters(self._function, reference)
             self._settings: dict[str, Callable[[Any], Any]] = getattr(self._function, "reward_settings", {})
             self._check_kwargs()
-            self.identity = self._identity(module)
+            self.identity = {
+                "function": reference,
+                **source_identity(self._function, module),
+                "kwargs": without_secrets(self._kwargs | self._identified_settings()),  # it is written to disk
+            }
 
     def __call__(self, batch: RewardBatch) -> list[float]:
         """Raw scores, (B,).
@@ -128,19 +131,10 @@ class FunctionReward:
         offered |= self._kwargs
         offered["prompts"] = [_copy(prompt) for prompt in batch.prompts]
         offered["completions"] = [_copy(response) for response in batch.responses]
-        wanted = [p.name for p in self._parameters.values() if _is_required(p)]
-        missing = [
-            Problem(
-                batch.where[0],
-                name,
-                f"{self.reference} needs this field",
-                "add it to the data or to `kwargs`",
-            )
-            for name in wanted
-            if name not in offered
-        ]
+        missing = [p.name for p in self._parameters.values() if _is_required(p) and p.name not in offered]
         if missing:
-            raise InputError(missing)
+            problem, fix = f"{self.reference} needs this field", "add it to the data or to `kwargs`"
+            raise InputError([Problem(batch.where[0], name, problem, fix) for name in missing])
         return {name: value for name, value in offered.items() if self._takes(name)}
 
     def _takes(self, name: str) -> bool:
@@ -157,13 +151,6 @@ class FunctionReward:
             json.dumps(self._kwargs, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise Refusal(f"`kwargs` cannot be written as JSON: {error}", "use numbers, text and lists") from error
-
-    def _identity(self, module: ModuleType) -> dict[str, Any]:
-        return {
-            "function": self.reference,
-            **source_identity(self._function, module),
-            "kwargs": without_secrets(self._kwargs | self._identified_settings()),  # it is written to disk
-        }
 
     def _identified_settings(self) -> dict[str, Any]:
         identified = {}

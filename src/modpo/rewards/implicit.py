@@ -21,8 +21,7 @@ from modpo.forward.policy import Policy
 from modpo.models.adapters import ADAPTER_WEIGHTS, adapter_config, fit_adapter
 from modpo.models.folders import find_folder, skeleton, tensor_shapes
 from modpo.models.reference import ReferenceModel
-from modpo.rewards.batch import RewardBatch, check_scores
-from modpo.rewards.context import RewardContext
+from modpo.rewards.batch import RewardBatch, RewardContext, check_scores
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from modpo.base.errors import InputError, Problem
 from modpo.data.prompt_group import plain_text
 from modpo.experiment.sections import Objective, RewardSection
-from modpo.rewards.batch import Reward, RewardBatch
-from modpo.rewards.context import RewardContext
+from modpo.rewards.batch import Reward, RewardBatch, RewardContext
+from modpo.rewards.combined import Clipped, ColumnReward, WeightedSum
+from modpo.rewards.function import FunctionReward
 
 PROBE_ROWS = 8
 SOURCES = ("function", "column", "reward_model", "implicit", "sum", "train")
@@ -30,23 +31,14 @@ def load_reward(
         InputError: not exactly one source; a source that cannot be had or cannot score.
     """
     reward = _source(section, context, where, name, field or f"objectives.{name}.reward")
-    if section.clip is not None:
-        from modpo.rewards.combined import Clipped
-
-        reward = Clipped(reward, *section.clip)
-    return reward
+    return reward if section.clip is None else Clipped(reward, *section.clip)
 
 
 def _source(section: RewardSection, context: RewardContext, where: str, name: str, field: str) -> Reward:
-    # Imported one by one, and here, because these modules build on this one and some on language models.
     match [source for source in SOURCES if getattr(section, source) is not None]:
         case ["function"]:
-            from modpo.rewards.function import FunctionReward
-
             return FunctionReward(section.function or "", section.kwargs, where=where, name=name, field=field)
         case ["column"]:
-            from modpo.rewards.column import ColumnReward
-
             return ColumnReward(section.column or "", missing=section.missing)
         case ["reward_model"]:
             from modpo.rewards.classifier import ClassifierReward
@@ -57,8 +49,6 @@ def _source(section: RewardSection, context: RewardContext, where: str, name: st
 
             return ImplicitReward(section, context, where=where, name=name, field=field)
         case ["sum"]:
-            from modpo.rewards.combined import WeightedSum
-
             parts = section.sum or []
             return WeightedSum(
                 [(p.weight, load_reward(p, context, where=where, name=name, field=field)) for p in parts]
@@ -84,18 +74,11 @@ def probe(reward: Reward, batch: RewardBatch) -> Sequence[float | None]:
     """
     few = batch.rows(0, PROBE_ROWS)
     first, second = reward(few), reward(few)
-    problems = [
-        Problem(
-            place,
-            "reward",
-            f"not deterministic: it scored the same response {a!r}, then {b!r}",
-            "remove or seed its randomness, so that a cached score can be trusted",
-        )
-        for place, a, b in zip(few.where, first, second, strict=True)
-        if a != b
-    ]
-    if problems:
-        raise InputError(problems)
+    fix = "remove or seed its randomness, so that a cached score can be trusted"
+    differing = [entry for entry in zip(few.where, first, second, strict=True) if entry[1] != entry[2]]
+    if differing:
+        problem = "not deterministic: it scored the same response {!r}, then {!r}"
+        raise InputError([Problem(place, "reward", problem.format(a, b), fix) for place, a, b in differing])
     if len({plain_text(response) for response in few.responses}) > 1 and len(set(first)) == 1:
         scored = f"{'none' if first[0] is None else format(first[0], 'g')} for each of the first {len(few)} responses"
         warnings.warn(f"{few.where[0]}: reward is {scored}: a constant reward moves nothing", stacklevel=2)

@@ -29,8 +29,7 @@ from modpo.experiment.proxy import PROXY, REWARD, is_proxied
 from modpo.experiment.sections import DRAWN, Experiment, ModelSection, Objective, Resolved, RewardSection, resolved
 from modpo.models.folders import default_cache_dir
 from modpo.models.reference import LoadedModel, Reference, ReferenceModel
-from modpo.rewards.batch import Reward, reward_batch
-from modpo.rewards.context import RewardContext
+from modpo.rewards.batch import Reward, RewardContext, reward_batch
 from modpo.rewards.loading import load_reward, probe
 from modpo.scored.calibration import Calibration
 from modpo.scored.calibration_answers import AnswerSettings

@@ -1,6 +1,6 @@
 """Layouts of rows: a raw row into one as `modpo.data.preference_row` reads it.
 
-Those of public data sets have a file each; `function` is for a function of the user's.
+Public data sets of one kind share a file; `function` is for a function of the user's.
 """
 
 from __future__ import annotations
@@ -10,18 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from modpo.base.errors import InputError, Problem
-from modpo.data.formats.beavertails import beavertails_row
-from modpo.data.formats.function import FunctionFormat
-from modpo.data.formats.helpsteer import helpsteer_row
-from modpo.data.formats.hh_rlhf import hh_rlhf_row
-from modpo.data.formats.hub import HUB
-from modpo.data.formats.pku_saferlhf import pku_saferlhf_row
-from modpo.data.formats.qa_feedback import qa_feedback_row
-from modpo.data.formats.qa_feedback_spans import qa_feedback_spans_row
-from modpo.data.formats.sharegpt import sharegpt_row
-from modpo.data.formats.shp import shp_row
-from modpo.data.formats.summarize_from_feedback import summarize_from_feedback_row
-from modpo.data.formats.ultrafeedback import ultrafeedback_row
+from modpo.data.formats.comparisons import pku_saferlhf_row, shp_row, summarize_from_feedback_row
+from modpo.data.formats.conversations import hh_rlhf_row, sharegpt_row
+from modpo.data.formats.fields import HUB
+from modpo.data.formats.function import import_layout
+from modpo.data.formats.qa_feedback import qa_feedback_row, qa_feedback_spans_row
+from modpo.data.formats.ratings import beavertails_row, helpsteer_row, ultrafeedback_row
 from modpo.data.rows import Row
 
 __all__ = ["FORMATS", "HUB", "PROMPTS", "RULES", "SEVERAL_RATERS", "Format", "Layout", "find_layout", "is_function"]
@@ -82,8 +76,7 @@ def find_layout(name: str, *, where: str, field: str = "format") -> Layout:
         InputError: no such layout; a function that cannot be imported, or does not take one row.
     """
     if is_function(name):
-        function = FunctionFormat(name, where=where, field=field)
-        return Layout(name, function, function.identity)
+        return Layout(name, *import_layout(name, where=where, field=field))
     if name not in FORMATS:
         fix = f"use one of: {', '.join(FORMATS)}; or a function of your own, as package.module:function"
         raise InputError(Problem(where, field, f"unknown format {name!r}", fix))

@@ -1,17 +1,34 @@
-"""Reads the fields of a public data set's row, and says everything that is wrong with them at once."""
+"""Reads the fields of a public data set's row, says everything that is wrong with them at once, and lays them out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Container, Sequence
 from typing import Any, Self
 
 from modpo.base.errors import InputError, Problem
-from modpo.data.formats.hub import HUB
+from modpo.data.prompt_group import Message
 from modpo.data.rows import Row
 
 NOT_RATED = (None, "N/A")
+
+_QA_FEEDBACK = "train_feedback.json or dev_feedback.json of github.com/allenai/FineGrainedRLHF; they are not on the Hub"
+
+# Where the rows of each format lie: for documentation, and for what an error advises.
+HUB: dict[str, str] = {
+    "preference": "prompt, chosen and rejected, as in HuggingFaceH4/ultrafeedback_binarized (split train_prefs)",
+    "prompts": "prompts alone, as in PKU-Alignment/BeaverTails-Evaluation (split test)",
+    "sharegpt": "ShareGPT preference data, as in llamafactory/DPO-En-Zh-20k (name en)",
+    "hh_rlhf": "Anthropic/hh-rlhf (data_dir harmless-base, helpful-base, helpful-online or helpful-rejection-sampled)",
+    "pku_saferlhf": "PKU-Alignment/PKU-SafeRLHF (name alpaca-7b, alpaca2-7b or alpaca3-8b: one model's answers)",
+    "beavertails": "PKU-Alignment/BeaverTails (split 30k_train or 330k_train)",
+    "ultrafeedback": "openbmb/UltraFeedback",
+    "helpsteer": "nvidia/HelpSteer or nvidia/HelpSteer2",
+    "shp": "stanfordnlp/SHP (data_dir askculinary and so on: one subreddit)",
+    "summarize_from_feedback": "openai/summarize_from_feedback (name comparisons, or axis with split validation)",
+    "qa_feedback": _QA_FEEDBACK,
+    "qa_feedback_spans": _QA_FEEDBACK,
+}
 
 
 class Fields:
@@ -37,10 +54,8 @@ class Fields:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None and self._problems:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._problems:
             raise InputError(self._problems)
 
     def report(self, name: str, problem: str) -> None:
@@ -113,3 +128,32 @@ class Fields:
         if value is None and not optional:
             self.report(name, "is null" if name in (self._row or {}) else "missing field")
         return value
+
+
+# --- questions and answers as conversations, so that a model's chat template applies to them ------------------
+
+
+def message(role: str, text: str) -> Message:
+    """One turn, without white space around it."""
+    return {"role": role, "content": text.strip()}
+
+
+def chat_row(
+    prompt: str | list[Message], responses: Sequence[str], row: Row, used: Container[str], **extra: Any
+) -> Row | None:
+    """The row of a prompt, text or turns so far, and its responses; None if the prompt or a response is blank.
+
+    Args:
+        row, used: the given row, and its fields that are read already: the others are kept.
+        extra: pairs and columns.
+    """
+    turns = [message("user", prompt)] if isinstance(prompt, str) else prompt
+    answers = [message("assistant", response) for response in responses]
+    if not all(turn["content"] for turn in [turns[-1], *answers]):
+        return None
+    return {"prompt": turns, "responses": [[answer] for answer in answers], **extra, **unused(row, used)}
+
+
+def unused(row: Row, used: Container[str]) -> Row:
+    """The fields of a row besides those that are read already."""
+    return {name: value for name, value in row.items() if name not in used}
