@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from modpo.base.costs import Cost
-from modpo.front.ledger import FILE, Entry, Ledger, read_ledger, took, write_ledger
+from modpo.front.ledger import FILE, Entry, Ledger, cost_summary, read_ledger, write_ledger
 
 
 def test_a_ledger_is_read_back(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_a_ledger_is_read_back(tmp_path: Path) -> None:
     write_ledger(ledger, tmp_path)
     assert read_ledger(tmp_path) == ledger
     assert json.loads((tmp_path / FILE).read_text())["device_hours_per_model"] == 1.25
-    assert took(ledger) == "1 h 30 min, 15 tokens trained on, 7 tokens generated, 1.25 device-hours a model"
+    assert cost_summary(ledger) == "1 h 30 min, 15 tokens trained on, 7 tokens generated, 1.25 device-hours a model"
 
 
 def test_a_changed_ledger_is_none(tmp_path: Path) -> None:

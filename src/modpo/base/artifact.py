@@ -46,7 +46,7 @@ class Artifact:
     Args:
         folder: where it lies.
         parts: everything that decides its content, by name, as JSON; the key is the hash of it.
-        label: what the console calls it; empty: nothing is said of one that is kept.
+        label: what the console calls it; empty: one that is kept is not reported.
         replaceable: one of another key is made again, where else it would be refused.
         guarded: content without a manifest is somebody's work and refused, where else it is a loss and made again.
     """
@@ -66,7 +66,7 @@ class Artifact:
         """The manifest of an artifact that is finished, its files verified; None where there is none.
 
         Raises:
-            IntegrityError: it was made of something else, or changed since. InputError: see `require_free`.
+            IntegrityError: it was made from something else, or changed since. InputError: see `require_free`.
         """
         manifest = read_manifest(self.folder)
         if manifest is None:

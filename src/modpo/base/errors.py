@@ -1,4 +1,4 @@
-"""What can go wrong, said in one line, with the exit code that the command line leaves with."""
+"""What can go wrong, in one line, with the exit code that the command line leaves with."""
 
 from __future__ import annotations
 
@@ -131,5 +131,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """What an error says, on one line; where memory ran out, also what to lower."""
-    said = first_line(error)
-    return f"out of memory: {said}; fix: {LESS_MEMORY}" if is_out_of_memory(error) else said
+    line = first_line(error)
+    return f"out of memory: {line}; fix: {LESS_MEMORY}" if is_out_of_memory(error) else line

@@ -170,9 +170,9 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except (OSError, ModpoError):
         raise
     except Exception as error:
-        said = re.search(r"\(os error (\d+)\)", str(error))  # of those written in Rust: safetensors, tokenizers
+        found = re.search(r"\(os error (\d+)\)", str(error))  # of those written in Rust: safetensors, tokenizers
         full = shutil.disk_usage(folder).free < FULL  # torch says only that writing failed
-        code = int(said[1]) if said else errno.ENOSPC if full else None
+        code = int(found[1]) if found else errno.ENOSPC if full else None
         if code is None:
             raise
         raise OSError(code, os.strerror(code), str(folder)) from error

@@ -32,7 +32,7 @@ WIDE = 100  # columns of a terminal that has room for two answers side by side
 CTRL_C = 130  # the exit code of an interruption from the keyboard
 HELP = """\
 /w NAME=0.8      move the weights, one or more; the others share what is left as they did
-/w               show the weights, and what the policy is made of
+/w               show the weights, and what the policy is built from
 /vs NAME=0.1     answer the next prompt at these weights too
 /reset           forget the conversation
 /help            show this
@@ -155,7 +155,7 @@ class Chat:
         _write(f"the next prompt also at {simplex.label(weights)}: {printable(made_of)}\n")
 
     def _answer(self, prompt: str) -> None:
-        """Answer at the weights, and also at others where that was asked for; the first answer is what was said."""
+        """Answer at the weights, and at others where asked for; the first answer goes into the conversation."""
         ids = self._conversation.ids(prompt)
         other, self._other = self._other, None
         if other is None:

@@ -28,7 +28,7 @@ from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.proxy import is_proxied
 from modpo.experiment.sections import Experiment, Resolved, resolved
 from modpo.front.audit import Audit, audit
-from modpo.front.ledger import took, write_ledger
+from modpo.front.ledger import cost_summary, write_ledger
 from modpo.front.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
 from modpo.front.schema import Estimate, FailedPoint, Front, FrontObjective, HeldOut, Point, write_front
 from modpo.methods.sweep import failures, finished_points, require_same_experiment
@@ -77,7 +77,7 @@ def _measure(experiment: Resolved, trained: list[SweptPoint]) -> Front:
     ledger = sweep_ledger(experiment, scored, trained, {n: m.cost for n, m in zip(names, measured, strict=True)})
     write_ledger(ledger, experiment.output_dir)
     write_front(front)
-    say(f"from scratch: {took(ledger)}")
+    say(f"from scratch: {cost_summary(ledger)}")
     say(f"front: {experiment.output_dir / 'front.json'}")
     return front
 
@@ -221,7 +221,7 @@ def _front(experiment: Resolved, measurer: Measurer, trained: list[SweptPoint], 
 
 
 def _continuous_cost(experiment: Experiment) -> Cost | None:
-    """What the one training took, where the points were baked from it."""
+    """The cost of the one training, where the points were baked from it."""
     if experiment.method.mode != CONTINUOUS:
         return None
     manifest = read_manifest(experiment.output_dir / CONTINUOUS)

@@ -1,4 +1,4 @@
-"""What a sweep took, gathered from the manifests of all that it is made of."""
+"""The cost of a sweep, gathered from the manifests of all that it was built from."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from modpo.scored.data import Costs, ScoredData
 
 
 def sweep_ledger(experiment: Resolved, scored: ScoredData, trained: list[SweptPoint], measured: Costs) -> Ledger:
-    """What a sweep took.
+    """The cost of a sweep.
 
     Args:
         scored: the data that was trained on.
-        measured: what measuring each policy took, by its name.
+        measured: the cost of measuring each policy, by its name.
     """
     method = experiment.method.name
     shared, own = _shared(experiment, scored), dict(_trainings(experiment, trained))
@@ -76,7 +76,7 @@ def _manifest(folder: str) -> dict[str, Any]:
 
 
 def _trainings(experiment: Resolved, trained: list[SweptPoint]) -> Iterator[tuple[str, Cost]]:
-    """Of the policies that were trained, each once, however many points were made of it."""
+    """Of the policies that were trained, each once, however many points it gave."""
     for point in trained:
         if point.combined_from is None:
             yield f"train {point.name}", point.cost

@@ -97,15 +97,15 @@ class RewardSection:
         """Where the numbers come from, in a few words."""
         if self.function is not None:
             kwargs = ", ".join(f"{name}={value!r}" for name, value in self.kwargs.items())
-            said = redacted(self.function + (f" ({kwargs})" if kwargs else ""))
+            text = redacted(self.function + (f" ({kwargs})" if kwargs else ""))
         elif self.sum is not None:
-            said = " + ".join(f"{part.weight:g} * {part.description}" for part in self.sum)
+            text = " + ".join(f"{part.weight:g} * {part.description}" for part in self.sum)
         elif self.train is not None:
-            said = f"{self.train.kind} trained on {self.train.pairs or 'pairs'}"
+            text = f"{self.train.kind} trained on {self.train.pairs or 'pairs'}"
         else:
             kinds = {"column": self.column, "reward_model": self.reward_model, "implicit": self.implicit}
-            said = next((f"{kind} {source}" for kind, source in kinds.items() if source is not None), "")
-        return f"{said}, clipped to {self.clip}" if self.clip else said
+            text = next((f"{kind} {source}" for kind, source in kinds.items() if source is not None), "")
+        return f"{text}, clipped to {self.clip}" if self.clip else text
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def _trainable_problem(weights: Weights, objectives: dict[str, Objective], named
 
 
 def as_continuous(experiment: Experiment) -> Experiment:
-    """The experiment with `sweep.mode: continuous`, checked as if the file had said so.
+    """The experiment with `sweep.mode: continuous`, checked as if it stood in the file.
 
     Raises:
         InputError: another method than MODPO, one objective, no plain adapters, nothing to train on.

@@ -49,7 +49,7 @@ class Ledger:
         return sum(entry.cost.device_hours for entry in self.entries if entry.counts)
 
 
-def took(ledger: Ledger) -> str:
+def cost_summary(ledger: Ledger) -> str:
     """The total in a few words."""
     total = ledger.total
     generated = f", {total.tokens_generated:,} tokens generated" if total.tokens_generated else ""

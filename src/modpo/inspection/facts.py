@@ -135,7 +135,7 @@ def _uncut_length(
 def _score(groups: PromptGroups, indices: np.ndarray, name: str, reward: Reward) -> list[list[float | None]]:
     """One objective's raw rewards of the sampled groups."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a constant reward is said below, of all rows and not of the first few
+        warnings.simplefilter("ignore")  # a constant reward is reported below, of all rows and not of the first few
         probe(reward, reward_batch(groups, indices[:4].tolist()))
     scores: list[list[float | None]] = []
     with Progress(f"reward {name}", len(indices), "prompts") as progress:

@@ -28,7 +28,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What tokenizing made of some prompt groups."""
+    """The result of tokenizing some prompt groups."""
 
     groups: int
     prompts: Spread

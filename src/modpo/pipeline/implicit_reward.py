@@ -53,7 +53,7 @@ def train_implicit_reward(task: RewardTask, config: MODPOConfig, reference: Refe
     """Train the policy into `folder`: an adapter as PEFT saves it, or a model when all weights are trained.
 
     Returns:
-        What it took, its scored data included; see `run_training`.
+        Its cost, the scored data included; see `run_training`.
     """
     from modpo.training.trainer import MODPOTrainer
 

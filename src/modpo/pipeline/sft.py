@@ -102,17 +102,17 @@ def _train(
             trainer = _trainer(experiment, reference, config, data)
             cost = run_training(trainer, LABEL)
             new.about["cost"] = cost.written()
-            said = f"{LABEL}: trained in {duration(cost.seconds)}"
+            summary = f"{LABEL}: trained in {duration(cost.seconds)}"
             if data.held_out:
                 new.about["held_out_loss"] = loss = trainer.evaluate()["eval_loss"]
                 require_finite(loss, f"{LABEL}: the held-out loss")
-                said += f", {loss:.3f} nats per token on {len(data.held_out)} held-out demonstrations"
+                summary += f", {loss:.3f} nats per token on {len(data.held_out)} held-out demonstrations"
             _save(experiment, trainer, new.folder)
             reference.tokenizer.save_pretrained(new.folder)
             write_json(new.folder / TRAINING_LOG, trainer.state.log_history)
     finally:
         shutil.rmtree(config.output_dir, ignore_errors=True)
-    say(said)
+    say(summary)
 
 
 def _trainer(experiment: Experiment, reference: ReferenceModel, config: SFTConfig, data: Demonstrations) -> SFTTrainer:

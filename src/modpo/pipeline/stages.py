@@ -71,7 +71,7 @@ def run_pipeline(experiment: Experiment, *, evaluate: bool = True) -> None:
 
 
 def check_early(experiment: Experiment, *, measurable: bool) -> None:
-    """What is wrong with data and settings is said before anything is trained, where the data is there already."""
+    """Problems of data and settings are reported before anything is trained, where the data is there already."""
     from modpo.evaluation.evaluate import require_measurable
     from modpo.pipeline.preflight import check_training
 

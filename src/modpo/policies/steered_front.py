@@ -17,7 +17,7 @@ class SteeredFront(Front):
     """A front whose policies can be loaded and written, at any preference vector."""
 
     def at(self, weights: Weights) -> PreTrainedModel | PeftModel:
-        """The policy at a preference vector as a transformers model, ready to generate; says what it is made of.
+        """The policy at a preference vector as a transformers model, ready to generate; reports what it is built from.
 
         A trained point is itself; a continuous policy was trained at all vectors; between points that were trained
         alone their adapters are interpolated.

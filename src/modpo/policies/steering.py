@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What a vector's policy is made of.
+    """What a vector's policy is built from.
 
     Attributes:
         kind: "point", "continuous" or "interpolation".
@@ -97,7 +97,7 @@ class Steering:
         return min((p.weights or {} for p in self._points), key=lambda w: sum((w[n] - alike[n]) ** 2 for n in alike))
 
     def source(self, weights: Weights) -> Source:
-        """What the policy at a vector is made of: a trained point, the continuous policy, or neighbours.
+        """What the policy at a vector is built from: a trained point, the continuous policy, or neighbours.
 
         Raises:
             InputError: no such vector, or one outside what the points span; a point that is not there.
@@ -136,7 +136,7 @@ class Steering:
         return Source("interpolation", dict(used.values()), f"interpolated in weight space: {parts}")
 
     def at(self, weights: Weights) -> PeftModel | PreTrainedModel:
-        """The policy at a vector, ready to generate. Says what it is made of."""
+        """The policy at a vector, ready to generate. Reports what it is built from."""
         source = self._said(weights)
         if source.whole_model:
             return self.whole_model(source.whole_model)
@@ -215,7 +215,7 @@ class SteeredPolicy:
         return self._steering.reference.tokenizer
 
     def steer(self, weights: Weights) -> str:
-        """Make `model` the policy at a vector, and say what it is made of. The base is not read again.
+        """Make `model` the policy at a vector, and return what it is built from. The base is not read again.
 
         Raises:
             InputError: see `Steering.source`; the policy stays what it was.

@@ -1,4 +1,4 @@
-"""What the tables say of a policy: what was measured of it, and what its training took."""
+"""What the tables say of a policy: what was measured of it, and the cost of its training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def audited(front: Front) -> bool:
 
 
 def trained(front: Front, policy: Policy) -> list[Fact]:
-    """What the policy took, unless one training gave all, and what it brought."""
+    """The policy's cost, unless one training gave all, and its contribution."""
     point = policy.point
     cost = ("–",) if policy.is_reference else (duration(point.cost.seconds), f"{point.cost.tokens:,} tokens")
     added = point.hypervolume_contribution

@@ -74,7 +74,7 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class RewardContext:
-    """What an experiment says that rewards made of language models depend on."""
+    """What rewards from language models depend on, of an experiment's settings."""
 
     model: ModelSection  # the reference policy
     cache_dir: Path

@@ -123,18 +123,18 @@ class ImplicitReward:
     def _tokenize(self, prompt: Text, responses: Sequence[Text], where: str) -> Group:
         """A prompt's ids and each response's, as in training. A policy may answer nothing: that is its end alone."""
         max_length, max_prompt_length = self._context.max_length, self._context.max_prompt_length
-        said = [response for response in responses if plain_text(response).strip()]
-        if said:
-            group = PromptGroup(prompt, tuple(said), where=where)
+        texts = [response for response in responses if plain_text(response).strip()]
+        if texts:
+            group = PromptGroup(prompt, tuple(texts), where=where)
             tokenized = tokenize_group(
                 group, self._tokenizer, max_length=max_length, max_prompt_length=max_prompt_length
             )
-            prompt_ids, said_ids = tokenized.prompt_ids, iter(tokenized.responses_ids)
+            prompt_ids, texts_ids = tokenized.prompt_ids, iter(tokenized.responses_ids)
         else:
             most = max_prompt_length or max_length - 1
-            prompt_ids, said_ids = tokenize_prompt(prompt, self._tokenizer)[-most:], iter([])
+            prompt_ids, texts_ids = tokenize_prompt(prompt, self._tokenizer)[-most:], iter([])
         end = [_end(prompt, self._tokenizer)]
-        return prompt_ids, [next(said_ids) if plain_text(response).strip() else end for response in responses]
+        return prompt_ids, [next(texts_ids) if plain_text(response).strip() else end for response in responses]
 
 
 def _parts(prompt_ids: list[int], responses_ids: list[list[int]]) -> Iterator[Group]:

@@ -69,7 +69,7 @@ def sample_responses(
 
 
 def answers_cost(output: Path) -> Cost | None:
-    """What sampling the answers at `output` took, from scratch; None where that was not written down."""
+    """The cost of sampling the answers at `output`, from scratch; None where it was not recorded."""
     written = _read_manifest(output).get("cost")
     return Cost.of(written) if isinstance(written, dict) else None
 

@@ -111,7 +111,7 @@ def read_or_fit(cache_dir: Path, identity: dict[str, Any], fit: Any) -> tuple[Ca
         fit: () -> Calibration.
 
     Returns:
-        It, and what fitting took, None where that was not written down.
+        It, and the cost of fitting it, None where that was not recorded.
 
     Raises:
         IntegrityError: what the cache holds cannot be read.

@@ -41,8 +41,8 @@ class Calibrator:
     def fit(
         self, groups: PromptGroups, rewards: Mapping[str, Column], pairs: Mapping[str, Column]
     ) -> tuple[dict[str, Calibration], Costs]:
-        """What makes each reward's numbers comparable, fitted once and kept; and what that took."""
-        fitted, took = {}, Costs()
+        """What makes each reward's numbers comparable, fitted once and kept; and the cost of that."""
+        fitted, all_costs = {}, Costs()
         for name, column_ in rewards.items():
             objective = self.objectives.get(name, Objective(name))
             fill = fill_of(objective, _flat(column_, "scores"))
@@ -53,8 +53,8 @@ class Calibrator:
             else:
                 calibration, costs = UNCALIBRATED, Costs()
             fitted[name] = replace(calibration, fill=fill)
-            took |= costs
-        return fitted, took
+            all_costs |= costs
+        return fitted, all_costs
 
     def _standardise(self, groups: PromptGroups, name: str, own: Column) -> tuple[Calibration, Costs]:
         """On answers of the reference policy where the reward can score them, else on the data's responses."""
@@ -75,8 +75,8 @@ class Calibrator:
         on = {"answers": answers.key} if answers else {"scores": own.content_hash()}
         identity = {"method": "standardise", "reward": reward.identity, **on}
         found, cost = read_or_fit(self.cache_dir, identity, fit)
-        took: Costs = {CALIBRATED_ON: answers.samples.cost} if answers else {}
-        return found, {**took, f"calibration {name}": cost}
+        costs: Costs = {CALIBRATED_ON: answers.samples.cost} if answers else {}
+        return found, {**costs, f"calibration {name}": cost}
 
     def _fit_bradley_terry(self, objective: Objective, own: Column, pairs: Column) -> tuple[Calibration, Costs]:
         def fit() -> Calibration:

@@ -148,7 +148,7 @@ class Column:
 
     @property
     def cost(self) -> Cost | None:
-        """What computing it took, from scratch; None where a shard does not say."""
+        """The cost of computing it, from scratch; None where a shard does not record it."""
         entries = self.finished_shards().values()
         if any("cost" not in entry for entry in entries):
             return None

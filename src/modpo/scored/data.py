@@ -1,4 +1,4 @@
-"""What is known of the data once it is scored: columns on disk, calibrations, and what all of it took."""
+"""What is known of the data once it is scored: columns on disk, calibrations, and the cost of all of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PAIRS_PREFIX = "pairs/"
 REWARD_PREFIX = "reward/"
 
-Costs = dict[str, Cost | None]  # what each stage took, by name; None where that was not written down
+Costs = dict[str, Cost | None]  # of each stage, by name; None where it was not recorded
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class ScoredData:
     pairs: dict[str, Column]  # by objective
     rewards: dict[str, Column]  # by objective
     calibrations: dict[str, Calibration] = field(default_factory=dict)  # of the rewards, by objective
-    fitting: Costs = field(default_factory=dict)  # what calibrating them took
+    fitting: Costs = field(default_factory=dict)  # the cost of calibrating them
 
     def costs(self) -> Costs:
-        """What everything took from scratch; a column that serves twice is counted once."""
+        """The cost of everything from scratch; a column that serves twice is counted once."""
         named = {"tokens": self.tokens, "reference log-probs": self.reference}
         named |= {f"pairs {name}": column for name, column in self.pairs.items()}
         named |= {f"reward {name}": column for name, column in self.rewards.items()}

@@ -31,7 +31,7 @@ CATEGORY_OF = {
 }
 CATEGORIES = tuple(dict.fromkeys(CATEGORY_OF.values()))
 
-MOST_ALTERNATIVES = 3  # pairs of one category that are made of one answer
+MOST_ALTERNATIVES = 3  # pairs of one category from one answer
 MOST_CONSIDERED = 2_000  # choices of sentences that are compared by length
 
 # What ends in a period and ends no sentence, though a capital letter or a digit follows.

@@ -69,7 +69,7 @@ def ultrafeedback_row(row: Row) -> Row | None:
     1 to 10; more is better. A rating that is missing or "N/A" is None. A blank answer is left out.
 
     Cui et al., "UltraFeedback: Boosting Language Models with Scaled AI Feedback", ICML 2024, arXiv 2310.01377.
-    On the Hub: openbmb/UltraFeedback. The chosen and rejected answers that others made of it, such as
+    On the Hub: openbmb/UltraFeedback. The chosen and rejected answers that others derived from it, such as
     HuggingFaceH4/ultrafeedback_binarized with its `score_chosen` and `score_rejected`, are read by the format
     `preference`.
 
