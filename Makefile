@@ -43,7 +43,7 @@ lint: install
 # The tables of keys in docs/experiment.md, from the fields of the sections.
 .PHONY: reference
 reference: install
-	$(BIN)/python -m modpo.experiment.reference docs/experiment.md
+	$(BIN)/python -m docs.reference docs/experiment.md
 
 # Hundreds of cases for each test of tests/fuzz, drawn at random: about 15,000 in all, counted at the end.
 .PHONY: fuzz

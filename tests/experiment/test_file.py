@@ -8,12 +8,13 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
+from docs import reference
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from modpo.base.errors import InputError, Problem
 from modpo.cli import main
-from modpo.experiment import keys, reference
+from modpo.experiment import keys
 from modpo.experiment.file import read_experiment, to_yaml
 from modpo.experiment.objectives import RewardSection
 from modpo.experiment.sections import Experiment, LoraSection, TrainingSection, resolved

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from docs import reference
 
 from modpo import cli
 from modpo.base import errors
 from modpo.data.formats import FORMATS
-from modpo.experiment import reference
 from modpo.experiment.file import read_experiment
 from modpo.experiment.objectives import Objective
 from modpo.front.schema import Cost, Estimate, Front, FrontObjective, Hypervolume, Point, Score, write_front

@@ -3,7 +3,7 @@
     beta: Annotated[float, above(0)] = 0.1
 
 The checks (`modpo.experiment.rules`) follow from the annotation, and the tables of docs/experiment.md
-(`modpo.experiment.reference`) from the default and the text that stands below the field.
+(`docs/reference.py`) from the default and the text that stands below the field.
 """
 
 from __future__ import annotations

@@ -36,25 +36,16 @@ def check_trainable(
     if METHODS[method].one_objective and sum(weight > 0 for weight in weights.values()) > 1:
         fix = "give one objective all the weight"
         raise InputError(Problem(where, field, f"lies between objectives, and `method: {method}` takes one", fix))
-    problem = _trainable_problem(weights, objectives, named) if METHODS[method].margins else None
-    if problem:
-        fix = "give all but one of them a reward, for instance `reward: {train: implicit}`, or the weight 0"
-        raise InputError(Problem(where, field, problem, fix))
-
-
-def _trainable_problem(weights: Weights, objectives: dict[str, Objective], named: str | None = None) -> str | None:
-    """Why nothing can be trained at a vector: too little is known of an objective with a weight.
-
-    One objective may enter by its pairs, every other needs a reward.
-    """
     with_pairs = {name for name, objective in objectives.items() if objective.pairs}
     with_reward = {name for name, objective in objectives.items() if objective.reward}
-    if is_trainable(weights, with_pairs, with_reward, named):
-        return None
+    if not METHODS[method].margins or is_trainable(weights, with_pairs, with_reward, named):
+        return
     unscored = [name for name, weight in weights.items() if weight > 0 and name not in with_reward]
     others = f" beside {named}, which `training.objective` names" if named in weights and len(unscored) == 1 else ""
     verb = "have" if len(unscored) > 1 else "has"
-    return f"{' and '.join(unscored)} {verb} pairs but no reward{others}, and only one objective enters by its pairs"
+    problem = f"{' and '.join(unscored)} {verb} pairs but no reward{others}, and only one objective enters by its pairs"
+    fix = "give all but one of them a reward, for instance `reward: {train: implicit}`, or the weight 0"
+    raise InputError(Problem(where, field, problem, fix))
 
 
 def as_continuous(experiment: Experiment) -> Experiment:

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/experiment.md from the fields of the sections: `python -m modpo.experiment.reference FILE`.
+"""Writes the tables of docs/experiment.md from the fields of the sections: `make reference`.
 
 A field's default stands in its row, and the text below the field is the meaning. The rest of the file is left alone.
 """
