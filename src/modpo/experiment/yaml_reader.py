@@ -192,7 +192,9 @@ class SectionReader:
             return None
         if node.tag == BOOL_TAG:
             return node.value.lower() in TRUE
-        if is_plain(node) and (NUMBER.fullmatch(node.value) or _is_infinite(node)):
+        # .inf and .nan are numbers; a plain word `nan` is text where text may stand
+        is_infinite = node.tag in NUMBER_TAGS and NOT_FINITE.fullmatch(node.value)
+        if is_plain(node) and (NUMBER.fullmatch(node.value) or is_infinite):
             return self._number(node, int if is_integer(node) else float, path)
         if node.tag in NUMBER_TAGS:  # 0x10, 1:30
             fix = "write a number in decimals, a text in quotes"
@@ -240,11 +242,6 @@ class SectionReader:
         line, first = line_of(key_node), self.lines[path]
         where = f"{self.source}:{line}" if line else OVERRIDES
         self.problems.append(Problem(where, path, f"is given twice, first in line {first}", "keep one"))
-
-
-def _is_infinite(node: Node) -> bool:
-    """YAML's .inf and .nan; a plain word `nan` is text where text may stand."""
-    return node.tag in NUMBER_TAGS and NOT_FINITE.fullmatch(node.value) is not None
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
