@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tools import experiment_reference as reference
 
 from modpo.base.errors import InputError, Problem
 from modpo.cli import main
-from modpo.experiment import keys, reference
+from modpo.experiment import keys
 from modpo.experiment.file import read_experiment, to_yaml
 from modpo.experiment.objectives import RewardSection
 from modpo.experiment.sections import Experiment, LoraSection, TrainingSection, resolved

@@ -24,7 +24,7 @@ from modpo.experiment.rules import check_sections
 from modpo.experiment.sections import Experiment, ExperimentFile, Sections, TrainingSection
 from modpo.experiment.sweep_sections import SweepChoice, SweepMethod, SweepSection
 from modpo.experiment.vectors import expand_sweep
-from modpo.experiment.yaml_nodes import TEXT_TAG, compose, override, seen
+from modpo.experiment.yaml_nodes import TEXT_TAG, compose, line_of, override, seen
 from modpo.experiment.yaml_reader import NUMBER, SectionReader
 
 EXPERIMENT_FILE = "experiment.yaml"  # the complete file, beside the results
@@ -93,8 +93,7 @@ def _text(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        fix = "save it as UTF-8"
-        raise InputError(Problem(f"{path}:{line}", "", "is not UTF-8 text", fix)) from None
+        raise InputError(Problem(f"{path}:{line}", "", "is not UTF-8 text", "save it as UTF-8")) from None
 
 
 def _root(node: yaml.Node | None, source: str) -> MappingNode:
@@ -102,8 +101,7 @@ def _root(node: yaml.Node | None, source: str) -> MappingNode:
     if node is None:
         raise InputError(Problem(source, "", "is empty", fix))
     if not isinstance(node, MappingNode):
-        where = f"{source}:{node.start_mark.line + 1}" if node.start_mark else source
-        raise InputError(Problem(where, "", f"expected sections, got {seen(node)}", fix))
+        raise InputError(Problem(f"{source}:{line_of(node)}", "", f"expected sections, got {seen(node)}", fix))
     return node
 
 

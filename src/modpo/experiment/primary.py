@@ -69,7 +69,7 @@ def able_objectives(
 
     Where all with a weight have rewards, so that regression is possible, one below `regression_below` cannot.
     """
-    active = [name for name, weight in weights.items() if weight > 0]
+    active = active_objectives(weights)
     candidates = [named] if named in active else active
     if _rewarded(active, with_reward):
         candidates = [name for name in candidates if weights[name] >= regression_below - ROUNDING]
@@ -81,8 +81,13 @@ def is_trainable(
     weights: Weights, with_pairs: Container[str], with_reward: Container[str], named: str | None = None
 ) -> bool:
     """Whether a prompt of which all that is known at all is known can be trained on."""
-    active = [name for name, weight in weights.items() if weight > 0]
+    active = active_objectives(weights)
     return bool(able_objectives(weights, with_pairs, with_reward, named)) or _rewarded(active, with_reward)
+
+
+def active_objectives(weights: Weights) -> list[str]:
+    """Those with a weight above 0, which alone enter the loss."""
+    return [name for name, weight in weights.items() if weight > 0]
 
 
 def _rewarded(active: Sequence[str], with_reward: Container[str], but: str | None = None) -> bool:
@@ -138,7 +143,7 @@ def _known(pair: tuple[int, int], names: Sequence[str], margins: Mapping[str, Ma
 
 def _ordered_pairs(weights: Weights, margins: Mapping[str, Margins], responses: int) -> list[tuple[int, int]]:
     """Every two responses whose weighted reward is known, the better one first."""
-    active = [name for name, weight in weights.items() if weight > 0]
+    active = active_objectives(weights)
     every_two = [pair for pair in combinations(range(responses), 2) if _known(pair, active, margins)]
     ordered = []
     for a, b in every_two:

@@ -9,7 +9,7 @@ from typing import Any
 from modpo.base import simplex
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights
-from modpo.experiment.method_rules import method_problems, method_vectors
+from modpo.experiment.method_rules import method_problems
 from modpo.experiment.methods import CONTINUOUS, METHODS
 from modpo.experiment.objectives import Objective
 from modpo.experiment.primary import is_trainable
@@ -36,25 +36,16 @@ def check_trainable(
     if METHODS[method].one_objective and sum(weight > 0 for weight in weights.values()) > 1:
         fix = "give one objective all the weight"
         raise InputError(Problem(where, field, f"lies between objectives, and `method: {method}` takes one", fix))
-    problem = _trainable_problem(weights, objectives, named) if METHODS[method].margins else None
-    if problem:
-        fix = "give all but one of them a reward, for instance `reward: {train: implicit}`, or the weight 0"
-        raise InputError(Problem(where, field, problem, fix))
-
-
-def _trainable_problem(weights: Weights, objectives: dict[str, Objective], named: str | None = None) -> str | None:
-    """Why nothing can be trained at a vector: too little is known of an objective with a weight.
-
-    One objective may enter by its pairs, every other needs a reward.
-    """
     with_pairs = {name for name, objective in objectives.items() if objective.pairs}
     with_reward = {name for name, objective in objectives.items() if objective.reward}
-    if is_trainable(weights, with_pairs, with_reward, named):
-        return None
+    if not METHODS[method].margins or is_trainable(weights, with_pairs, with_reward, named):
+        return
     unscored = [name for name, weight in weights.items() if weight > 0 and name not in with_reward]
     others = f" beside {named}, which `training.objective` names" if named in weights and len(unscored) == 1 else ""
     verb = "have" if len(unscored) > 1 else "has"
-    return f"{' and '.join(unscored)} {verb} pairs but no reward{others}, and only one objective enters by its pairs"
+    problem = f"{' and '.join(unscored)} {verb} pairs but no reward{others}, and only one objective enters by its pairs"
+    fix = "give all but one of them a reward, for instance `reward: {train: implicit}`, or the weight 0"
+    raise InputError(Problem(where, field, problem, fix))
 
 
 def as_continuous(experiment: Experiment) -> Experiment:
@@ -93,7 +84,7 @@ def expand_sweep(choice: Any, objectives: Any, named: str | None, reader: Sectio
         return []
     vectors = _given_vectors(choice, names, reader)
     if one_objective:
-        return method_vectors(choice.method, [], names)
+        return simplex.lattice(names, 1)
     try:
         for path, weights in vectors:
             where = place(reader.source, reader.lines, path)
@@ -107,9 +98,15 @@ def expand_sweep(choice: Any, objectives: Any, named: str | None, reader: Sectio
 def _given_vectors(choice: SweepChoice, names: list[str], reader: SectionReader) -> list[tuple[str, Weights]]:
     """Each vector with its dotted path."""
     if choice.grid is not None:
-        return [("sweep.grid", vector) for vector in _from_grid(choice.grid, names, reader)]
+        if len(names) == 2:
+            return [("sweep.grid", vector) for vector in simplex.interior_grid(names, choice.grid)]
+        fix = f"use `lattice` or `weights` for {len(names)} objectives"
+        reader.report("sweep.grid", "lies between exactly two objectives", fix)
     if choice.lattice is not None:
-        return [("sweep.lattice", vector) for vector in _from_lattice(choice.lattice, names, reader)]
+        points = math.comb(choice.lattice + len(names) - 1, len(names) - 1)
+        if points <= MOST_POINTS:
+            return [("sweep.lattice", vector) for vector in simplex.lattice(names, choice.lattice)]
+        reader.report("sweep.lattice", f"makes {points} vectors, more than {MOST_POINTS}", "take fewer steps")
     vectors = []
     for i, given in enumerate(choice.weights or []):
         path = f"sweep.weights[{i}]"
@@ -122,19 +119,3 @@ def _given_vectors(choice: SweepChoice, names: list[str], reader: SectionReader)
                 dataclasses.replace(p, where=place(reader.source, reader.lines, p.field)) for p in error.problems
             ]
     return vectors
-
-
-def _from_grid(points: int, names: list[str], reader: SectionReader) -> list[Weights]:
-    if len(names) == 2:
-        return simplex.interior_grid(names, points)
-    fix = f"use `lattice` or `weights` for {len(names)} objectives"
-    reader.report("sweep.grid", "lies between exactly two objectives", fix)
-    return []
-
-
-def _from_lattice(steps: int, names: list[str], reader: SectionReader) -> list[Weights]:
-    points = math.comb(steps + len(names) - 1, len(names) - 1)
-    if points <= MOST_POINTS:
-        return simplex.lattice(names, steps)
-    reader.report("sweep.lattice", f"makes {points} vectors, more than {MOST_POINTS}", "take fewer steps")
-    return []

@@ -100,7 +100,8 @@ class SectionReader:
     ) -> Any:
         """A node as a value of the annotated type `kind`, or BROKEN."""
         if is_tagged(node):
-            return self.report(path, f"the tag {_short(node.tag)} is not allowed", "write the plain value")
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!", 1)
+            return self.report(path, f"the tag {tag} is not allowed", "write the plain value")
         if get_origin(kind) in (Union, types.UnionType):
             kind = self._member_for(node, get_args(kind))
         if kind is types.NoneType:
@@ -152,7 +153,12 @@ class SectionReader:
                 self.report(here, "this key is not plain text", "write `key: value`")
             elif key in self.refused:
                 self.report(here, "is not allowed here", self.refused[key])
-            elif key.isdigit() and _is_left_out(child) and previous and is_integer(entries[previous]):
+            elif (
+                key.isdigit()
+                and (child.tag, child.value) == (NULL_TAG, "")
+                and previous
+                and is_integer(entries[previous])
+            ):
                 comma = f"{entries[previous].value},{key}"  # {a: 0,7} is read as {a: 0, 7: null}
                 self._report_comma(join(path, previous), comma)
             else:
@@ -186,7 +192,9 @@ class SectionReader:
             return None
         if node.tag == BOOL_TAG:
             return node.value.lower() in TRUE
-        if is_plain(node) and (NUMBER.fullmatch(node.value) or _is_infinite(node)):
+        # .inf and .nan are numbers; a plain word `nan` is text where text may stand
+        is_infinite = node.tag in NUMBER_TAGS and NOT_FINITE.fullmatch(node.value)
+        if is_plain(node) and (NUMBER.fullmatch(node.value) or is_infinite):
             return self._number(node, int if is_integer(node) else float, path)
         if node.tag in NUMBER_TAGS:  # 0x10, 1:30
             fix = "write a number in decimals, a text in quotes"
@@ -236,15 +244,6 @@ class SectionReader:
         self.problems.append(Problem(where, path, f"is given twice, first in line {first}", "keep one"))
 
 
-def _is_infinite(node: Node) -> bool:
-    """YAML's .inf and .nan; a plain word `nan` is text where text may stand."""
-    return node.tag in NUMBER_TAGS and NOT_FINITE.fullmatch(node.value) is not None
-
-
-def _is_left_out(node: Node) -> bool:
-    return bool(node.tag == NULL_TAG and node.value == "")
-
-
 def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
@@ -252,10 +251,6 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 def join(path: str, key: str) -> str:
     """The dotted path of a key in the section at `path`."""
     return f"{path}.{key}" if path else key
-
-
-def _short(tag: str) -> str:
-    return tag.replace("tag:yaml.org,2002:", "!!", 1)
 
 
 def _instance(default: Any) -> str:

@@ -56,11 +56,15 @@ def train(run: Run, folder: Path) -> None:
     settings = {name: getattr(sweep, name) for name in ("concentration", "spread", "prompts_per_draw")}
     parts = {**shared_parts(experiment, run.scored), "continuous": settings}
     make = partial(_new_trainer, run, settings=settings)
-    train_policy(run, folder, parts, CONTINUOUS, make, about={"spread": sweep.spread}, save=_save)
-
-
-def _save(trainer: ContinuousTrainer, folder: Path) -> None:
-    trainer.save_policy(folder)
+    train_policy(
+        run,
+        folder,
+        parts,
+        CONTINUOUS,
+        make,
+        about={"spread": sweep.spread},
+        save=lambda trainer, new: trainer.save_policy(new),
+    )
 
 
 def _new_trainer(run: Run, work: Path, settings: Mapping[str, Any]) -> ContinuousTrainer:

@@ -17,6 +17,7 @@ from modpo.base import simplex
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
+from modpo.experiment.primary import active_objectives
 from modpo.experiment.sections import Experiment
 from modpo.methods.point import point_parts, train_policy
 from modpo.methods.run import Maker, Run
@@ -110,7 +111,7 @@ def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
 def reward_functions(run: Run, weights: Weights) -> list[Callable[..., list[float | None]]]:
     """TRL's reward functions, one for each objective with a weight, in the order of `reward_weights`."""
     functions = []
-    for name in _active(weights):
+    for name in active_objectives(weights):
         sign, calibration = run.experiment.objectives[name].sign, run.scored.calibrations[name]
         functions.append(_reward_function(name, run.rewards[name], calibration, sign, run.prompts))
     return functions
@@ -150,7 +151,7 @@ def training_arguments(experiment: Experiment, weights: Weights, work: Path) -> 
         **pinned,
         **{name: getattr(section, name) for name in OF_MORLHF},
         "max_completion_length": max_completion_length(experiment),
-        "reward_weights": [weights[name] for name in _active(weights)],
+        "reward_weights": [weights[name] for name in active_objectives(weights)],
         "disable_dropout": True,
     }
     elsewhere = ELSEWHERE | {"beta": "training.beta", "reward_weights": "sweep.weights"}
@@ -185,7 +186,3 @@ def _require_prompts(experiment: Experiment, arguments: RLOOConfig | GRPOConfig,
 def max_completion_length(experiment: Experiment) -> int:
     """Tokens of an answer: as in evaluation, if nothing else is set."""
     return experiment.morlhf.max_completion_length or experiment.evaluation.max_new_tokens
-
-
-def _active(weights: Weights) -> list[str]:
-    return [name for name, weight in weights.items() if weight > 0]

@@ -98,17 +98,13 @@ def train_policy(
             if save:
                 save(trainer, new.folder)
             else:
-                _save(run, trainer, new.folder)
+                save_policy(trainer.model, new.folder)
+                if experiment.lora is None:
+                    run.reference.tokenizer.save_pretrained(new.folder)
             write_json(new.folder / TRAINING_LOG, trainer.state.log_history)
     finally:
         give_base_back(trainer, run.reference)
     say(f"{label}: trained in {duration(cost['seconds'])}")
-
-
-def _save(run: Run, trainer: MODPOTrainer | OnPolicy, folder: Path) -> None:
-    save_policy(trainer.model, folder)
-    if run.experiment.lora is None:
-        run.reference.tokenizer.save_pretrained(folder)
 
 
 def give_base_back(trainer: MODPOTrainer | OnPolicy, reference: ReferenceModel) -> None:

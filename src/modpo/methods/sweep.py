@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from modpo.experiment.file import EXPERIMENT_FILE, read_experiment, to_yaml
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.proxy import without_proxies
 from modpo.experiment.sections import Experiment, resolved
-from modpo.methods.run import Maker, Run, maker
+from modpo.methods.run import Run, maker
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.policies.point import SweptPoint
@@ -55,8 +56,11 @@ def run_sweep(experiment: Experiment) -> list[str]:
         make = maker(run)
         for number, weights in enumerate(vectors, start=1):
             say(f"point {number} of {len(vectors)}: {simplex.label(weights)}")
-            if not _made_or_recorded(run, weights, make):
-                failed.append(simplex.name(weights))
+            name, folder = simplex.name(weights), point_folder(experiment, weights)
+            record, about = _failure_record(experiment, weights), {"name": name, "weights": weights}
+            if not done_or_recorded(partial(make, weights, folder), f"point {name}", record, about):
+                run.reference.release()
+                failed.append(name)
     return failed
 
 
@@ -176,12 +180,3 @@ def failures(experiment: Experiment) -> list[dict[str, Any]]:
 
 def _failure_record(experiment: Experiment, weights: Weights) -> Path:
     return experiment.output_dir / "failed" / f"{simplex.name(weights)}.json"
-
-
-def _made_or_recorded(run: Run, weights: Weights, make: Maker) -> bool:
-    name, folder = simplex.name(weights), point_folder(run.experiment, weights)
-    record, about = _failure_record(run.experiment, weights), {"name": name, "weights": weights}
-    made = done_or_recorded(lambda: make(weights, folder), f"point {name}", record, about)
-    if not made:
-        run.reference.release()
-    return made
