@@ -52,7 +52,7 @@ def page(front: Front, responses: Responses | None, png: bytes, ledger: Ledger |
 
 
 def _slider_data(front: Front, shown: Sequence[Policy]) -> dict[str, Any]:
-    """What the weight slider, which moves over the measured points, shows: an entry a policy, in the order of the table, and the point to begin with.
+    """What the slider over the measured points shows: an entry a policy, as in the table, and the point to begin with.
 
     A range input for two objectives, a triangle for three, a select box for any other number. The page's address
     chooses too: `report.html#point=2` opens at the second point of the table. Without JavaScript there is no slider.
