@@ -6,7 +6,9 @@ import base64
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import resources
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -19,9 +21,8 @@ from modpo.report.escape import visible
 from modpo.report.facts import audited, measured, trained
 from modpo.report.numbers import interval_text, number, percent
 from modpo.report.panels import better
-from modpo.report.policies import policies, weights_of
+from modpo.report.policies import Policy, policies, weights_of
 from modpo.report.responses import Responses, verdict
-from modpo.report.slider import slider_data
 
 
 def page(front: Front, responses: Responses | None, png: bytes, ledger: Ledger | None = None) -> str:
@@ -29,7 +30,7 @@ def page(front: Front, responses: Responses | None, png: bytes, ledger: Ledger |
     from plotly.offline import get_plotlyjs
 
     shown = policies(front)
-    slider = slider_data(front, shown) if len(front.points) > 1 else None  # one point leaves nothing to choose
+    slider = _slider_data(front, shown) if len(front.points) > 1 else None  # one point leaves nothing to choose
     scripts = [get_plotlyjs().replace("\r\n", "\n"), asset("chart.js"), *([asset("slider.js")] if slider else [])]
     template = environment().get_template("page.html")
     return template.render(
@@ -48,6 +49,26 @@ def page(front: Front, responses: Responses | None, png: bytes, ledger: Ledger |
         style=Markup(asset("style.css")),
         scripts=[Markup(script) for script in scripts],
     )
+
+
+def _slider_data(front: Front, shown: Sequence[Policy]) -> dict[str, Any]:
+    """What the slider over the measured points shows: an entry a policy, as in the table, and the point to begin with.
+
+    A range input for two objectives, a triangle for three, a select box for any other number. The page's address
+    chooses too: `report.html#point=2` opens at the second point of the table. Without JavaScript there is no slider.
+    """
+    entries = [
+        {
+            "title": visible(policy.title),
+            "flag": policy.flag,
+            "colour": policy.colour,
+            "facts": [[fact.value, fact.detail] for fact in measured(front, policy)],
+        }
+        for policy in shown
+    ]
+    names = [o.name for o in front.objectives]
+    spread = [sum(weight**2 for weight in weights_of(policy.point, names)) for policy in shown[1:]]
+    return {"policies": entries, "start": 1 + spread.index(min(spread))}  # the most even weights
 
 
 @functools.cache
