@@ -19,7 +19,6 @@ import pytest
 
 from modpo.base import files as publish
 from modpo.base.errors import InputError, IntegrityError, NumericError
-from modpo.base.progress import Progress
 from modpo.data.groups import group_rows
 from modpo.data.loading import load_groups
 from modpo.data.rows import rows_from_list
@@ -458,10 +457,9 @@ def test_what_another_process_scored_while_this_one_waited_counts_as_done(tmp_pa
 
     computed: list[int] = []
 
-    def compute(groups: range, progress: Progress) -> Iterator[dict[str, Any]]:
+    def compute(groups: range) -> Iterator[dict[str, Any]]:
         for i in groups:
             computed.append(i)
-            progress.advance()
             yield {"scores": [0.5]}
 
     monkeypatch.setattr(columns, "locked", locked_late)

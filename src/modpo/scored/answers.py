@@ -6,7 +6,7 @@ Rows go into a JSONL file, with `<file>.manifest.json` beside it: what they were
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,12 +48,7 @@ class SampleSettings:
 
 
 def sample_responses(
-    reference: Reference,
-    prompts: PromptGroups,
-    output: Path,
-    settings: SampleSettings,
-    *,
-    cache_dir: Path,
+    reference: Reference, prompts: PromptGroups, output: Path, settings: SampleSettings, *, cache_dir: Path
 ) -> None:
     """Sample answers to each prompt into rows of {prompt, responses} at `output` (JSONL).
 
@@ -110,14 +105,13 @@ def _fill(reference: Reference, prompts: PromptGroups, samples: Column, settings
     if samples.complete:
         say(f"samples: {len(prompts)} prompts, in the cache")
         return
-    sampler = _sampler(reference, settings, stop_ids(reference.tokenizer, conversational=prompts.conversational))
+    sampler = _sampler(reference, settings, conversational=prompts.conversational)
     samples.fill(lambda shard: _sample_shard(reference, prompts, shard, settings, sampler))
 
 
-def _sampler(reference: Reference, settings: SampleSettings, ends: Sequence[int]) -> Sampler:
-    tokenizer, n = reference.tokenizer, settings.responses_per_prompt
+def _sampler(reference: Reference, settings: SampleSettings, *, conversational: bool) -> Sampler:
     same: dict[str, Any] = {
-        "ends": ends,
+        "ends": stop_ids(reference.tokenizer, conversational=conversational),
         "max_new_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
     }
@@ -128,12 +122,12 @@ def _sampler(reference: Reference, settings: SampleSettings, ends: Sequence[int]
         section = reference.section
         policy = VllmPolicy(reference.folder, section.dtype, trust_remote_code=section.trust_remote_code)
         # Every answer has a seed of its own: those of a shard end before those of the next begin.
-        return lambda prompts, seed, label: policy.generate(prompts, seed=seed * n, **same)
+        return lambda prompts, seed, label: policy.generate(prompts, seed=seed * settings.responses_per_prompt, **same)
 
     from modpo.forward.generate import generate
 
     return lambda prompts, seed, label: generate(
-        reference.model, tokenizer, prompts, batch_size=len(prompts), seed=seed, label=label, **same
+        reference.model, reference.tokenizer, prompts, batch_size=len(prompts), seed=seed, label=label, **same
     )
 
 
@@ -150,14 +144,10 @@ def _sample_shard(
 
 
 def _answered_rows(prompts: PromptGroups, samples: Column) -> Iterator[Row]:
-    for group, row in zip(prompts, samples.open(), strict=True):
-        responses = [_message(text) if prompts.conversational else text for text in row["responses"]]
-        if responses:
-            yield {"prompt": group.prompt, "responses": responses}
-
-
-def _message(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
+    for group, texts in zip(prompts, samples.open()["responses"], strict=True):
+        if texts:
+            chats = [[{"role": "assistant", "content": text}] for text in texts]
+            yield {"prompt": group.prompt, "responses": chats if prompts.conversational else texts}
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from modpo.data.groups import PromptGroups
 from modpo.experiment.sections import Objective
 from modpo.models.reference import Reference
-from modpo.rewards.batch import Reward
+from modpo.rewards.batch import Reward, RewardBatch, answer_batch
+from modpo.scored.answers import SampleSettings, sample_column
 from modpo.scored.calibration import UNCALIBRATED, Calibration, bradley_terry, fill_of, read_or_fit, standardise
-from modpo.scored.calibration_answers import AnswerSettings, reference_answers
 from modpo.scored.columns import Column
 from modpo.scored.data import Costs
 
 CALIBRATED_ON = "answers to calibrate on"  # a stage
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How many, and how long: the same for every experiment, for what is fitted on them decides what is trained."""
+
+    prompts: int = 64  # the first of the data; one answer to each
+    max_new_tokens: int = 128
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Calibrator:
         fitted, all_costs = {}, Costs()
         for name, column_ in rewards.items():
             objective = self.objectives.get(name, Objective(name))
-            fill = fill_of(objective, _flat(column_, "scores"))
+            fill = fill_of(objective, _flat(column_))
             if objective.calibration == "standardise":
                 calibration, costs = self._standardise(groups, name, column_)
             elif objective.calibration == "bradley_terry":
@@ -58,16 +65,17 @@ class Calibrator:
 
     def _standardise(self, groups: PromptGroups, name: str, own: Column) -> tuple[Calibration, Costs]:
         """On answers of the reference policy where the reward can score them, else on the data's responses."""
-        reward = self.rewards[name]
-        answers = None
+        reward, answers = self.rewards[name], None
         if self.answers is not None and reward.scores_new_text:
-            answers = reference_answers(self.reference, groups, self.answers, self.cache_dir)
+            groups = groups.select(range(min(self.answers.prompts, len(groups))))
+            one = SampleSettings(responses_per_prompt=1, max_new_tokens=self.answers.max_new_tokens)
+            answers = sample_column(self.reference, groups, one, cache_dir=self.cache_dir)
 
         def fit() -> Calibration:
             if answers is None:
-                scores, on = _flat(own, "scores"), "responses of the data"
+                scores, on = _flat(own), "responses of the data"
             else:
-                scores, on = list(reward(answers.batch())), "answers of the reference policy"
+                scores, on = list(reward(_answer_batch(groups, answers))), "answers of the reference policy"
             given = [score for score in scores if score is not None]
             found = standardise(given, where=self.where(f"objectives.{name}"), objective=name)
             return replace(found, fitted_on=f"{len(given)} {on}")
@@ -75,7 +83,7 @@ class Calibrator:
         on = {"answers": answers.key} if answers else {"scores": own.content_hash()}
         identity = {"method": "standardise", "reward": reward.identity, **on}
         found, cost = read_or_fit(self.cache_dir, identity, fit)
-        costs: Costs = {CALIBRATED_ON: answers.samples.cost} if answers else {}
+        costs: Costs = {CALIBRATED_ON: answers.cost} if answers else {}
         return found, {**costs, f"calibration {name}": cost}
 
     def _fit_bradley_terry(self, objective: Objective, own: Column, pairs: Column) -> tuple[Calibration, Costs]:
@@ -87,9 +95,8 @@ class Calibrator:
                 for chosen, rejected in labels["pairs"]
                 if row["scores"][chosen] is not None and row["scores"][rejected] is not None
             ]
-            return bradley_terry(
-                differences, where=self.where(f"objectives.{objective.name}"), objective=objective.name
-            )
+            where = self.where(f"objectives.{objective.name}")
+            return bradley_terry(differences, where=where, objective=objective.name)
 
         identity = {
             "method": "bradley_terry",
@@ -101,6 +108,13 @@ class Calibrator:
         return found, {f"calibration {objective.name}": cost}
 
 
-def _flat(target: Column, name: str) -> list[Any]:
-    """A field of a column that holds one number per response, as one flat list."""
-    return [value for row in target.open()[name] for value in row]
+def _answer_batch(prompts: PromptGroups, answers: Column) -> RewardBatch:
+    """One answer to each prompt, as a scorer sees them; an empty one is none."""
+    rows = zip(prompts, answers.open()["responses"], strict=True)
+    answered = [(group, text) for group, texts in rows for text in texts]
+    return answer_batch([group for group, _ in answered], [text for _, text in answered])
+
+
+def _flat(scores: Column) -> list[float | None]:
+    """A reward's numbers, one per response, as one flat list."""
+    return [score for row in scores.open()["scores"] for score in row]

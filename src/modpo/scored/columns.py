@@ -118,7 +118,8 @@ class Column:
             digest = sha256_file(temporary)
         reach("shard.published", path)
         entry = {"sha256": digest, "rows": len(groups), "cost": meter.cost.written()}
-        self._write_manifest({**self.finished_shards(), path.name: entry})
+        about = {"schema": SCHEMA, "kind": self.kind, "identity": self.identity, "rows": self.rows}
+        write_sealed(self.folder / MANIFEST, {**about, "shards": {**self.finished_shards(), path.name: entry}})
 
     def _progress(self) -> str:
         return f"{len(self.finished_shards())} of {self.shard_count} shards"
@@ -127,10 +128,6 @@ class Column:
         for row in rows:
             reach("shard.row", self.folder)
             yield row
-
-    def _write_manifest(self, shards: dict[str, dict[str, Any]]) -> None:
-        about = {"schema": SCHEMA, "kind": self.kind, "identity": self.identity, "rows": self.rows}
-        write_sealed(self.folder / MANIFEST, {**about, "shards": shards})
 
     def open(self) -> Dataset:
         """The column as a memory-mapped `datasets.Dataset`, after checking every shard against its sha256."""

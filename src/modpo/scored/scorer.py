@@ -11,11 +11,13 @@ or another seed computes only what is really new:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from modpo.base.errors import NumericError
 from modpo.base.progress import Progress, say
@@ -32,8 +34,7 @@ from modpo.models.reference import LoadedModel, Reference, ReferenceModel
 from modpo.rewards.batch import Reward, RewardContext, reward_batch
 from modpo.rewards.loading import load_reward, probe
 from modpo.scored.calibration import Calibration
-from modpo.scored.calibration_answers import AnswerSettings
-from modpo.scored.calibrator import Calibrator
+from modpo.scored.calibrator import AnswerSettings, Calibrator
 from modpo.scored.columns import Column, Row, column
 from modpo.scored.data import ScoredData
 from modpo.scored.labels import draw_bradley_terry
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GROUPS_PER_REWARD_CALL = 32
-
-Number = TypeVar("Number", float, float | None)
 
 
 @dataclass(frozen=True)
@@ -106,18 +105,6 @@ class Scorer:
     def _calibrator(self) -> Calibrator:
         return Calibrator(self.reference, self.rewards, self.cache_dir, self.objectives, self.answers, self.where)
 
-    def _fill(
-        self, kind: str, identity: dict[str, Any], rows: int, label: str, compute: Callable[[int], Row]
-    ) -> Column:
-        """A column whose rows can be computed one by one."""
-
-        def by_row(groups: range, progress: Progress) -> Iterator[Row]:
-            for i in groups:
-                yield compute(i)
-                progress.advance()
-
-        return _fill(column(self.cache_dir, kind, identity, rows), label, by_row)
-
     def _tokens(self, groups: PromptGroups) -> Column:
         tokenizer = self.reference.tokenizer
         require_usable(tokenizer, conversational=groups.conversational, where="model")
@@ -126,26 +113,19 @@ class Scorer:
             "tokenizer": tokenizer_identity(tokenizer, self.max_length, self.max_prompt_length),
         }
 
-        def compute(i: int) -> Row:
-            return vars(
-                tokenize_group(
-                    groups[i], tokenizer, max_length=self.max_length, max_prompt_length=self.max_prompt_length
-                )
-            )
-
-        tokens = self._fill("tokens", identity, len(groups), "tokens", compute)
+        lengths: dict[str, Any] = {"max_length": self.max_length, "max_prompt_length": self.max_prompt_length}
+        tokens = column(self.cache_dir, "tokens", identity, len(groups))
+        _fill(
+            tokens, "tokens", lambda indices: (vars(tokenize_group(groups[i], tokenizer, **lengths)) for i in indices)
+        )
         _say_what_was_cut(tokens)
         return tokens
 
     def _data_pairs(self, groups: PromptGroups, label_set: str) -> Column:
         identity = {"source": "data", "label_set": label_set, "texts": groups.fingerprint}
-        return self._fill(
-            "pairs",
-            identity,
-            len(groups),
-            "pairs" if label_set == UNNAMED else f"pairs {label_set}",
-            lambda i: {"pairs": [list(pair) for pair in groups[i].pairs.get(label_set, ())]},
-        )
+        pairs = column(self.cache_dir, "pairs", identity, len(groups))
+        label = "pairs" if label_set == UNNAMED else f"pairs {label_set}"
+        return _fill(pairs, label, lambda indices: ({"pairs": groups[i].pairs.get(label_set, ())} for i in indices))
 
     def _drawn_pairs(self, objective: Objective, reward: Column, calibration: Calibration) -> Column:
         """Pairs as annotators of that reward would label them."""
@@ -156,24 +136,22 @@ class Scorer:
             "sign": sign,
             "calibration": [calibration.factor, calibration.fill],
         }
-        return self._fill(
-            "pairs",
-            identity,
-            reward.rows,
-            "pairs drawn from the reward",
-            lambda i: {
-                "pairs": draw_bradley_terry([calibration.apply(raw, sign) for raw in scores[i]["scores"]], seed=i)
-            },
-        )
+
+        def compute(indices: range) -> Iterator[Row]:
+            for i in indices:
+                rewards = [calibration.apply(raw, sign) for raw in scores[i]["scores"]]
+                yield {"pairs": draw_bradley_terry(rewards, seed=i)}
+
+        pairs = column(self.cache_dir, "pairs", identity, reward.rows)
+        return _fill(pairs, "pairs drawn from the reward", compute)
 
     def _reward(self, groups: PromptGroups, name: str, reward: Reward) -> Column:
-        def compute(indices: range, progress: Progress) -> Iterator[Row]:
-            for start in range(indices.start, indices.stop, GROUPS_PER_REWARD_CALL):
-                part = range(start, min(start + GROUPS_PER_REWARD_CALL, indices.stop))
-                scores = reward(reward_batch(groups, part))
-                for row in _split_by_group(scores, [groups[i].responses for i in part]):
-                    yield {"scores": row}
-                progress.advance(len(part))
+        def compute(indices: range) -> Iterator[Row]:
+            for start in range(0, len(indices), GROUPS_PER_REWARD_CALL):
+                part = indices[start : start + GROUPS_PER_REWARD_CALL]
+                scores = iter(reward(reward_batch(groups, part)))
+                for i in part:
+                    yield {"scores": list(islice(scores, len(groups[i].responses)))}
 
         identity = {"texts": groups.fingerprint, "reward": reward.identity}
         return _fill(column(self.cache_dir, "reward", identity, len(groups)), f"reward {name}", compute)
@@ -181,33 +159,34 @@ class Scorer:
     def _reference(self, tokens: Column) -> Column:
         dataset = tokens.open()
 
-        def compute(indices: range, progress: Progress) -> Iterator[Row]:
+        def compute(indices: range) -> Iterator[Row]:
             from modpo.forward.logprobs import logps_by_group
 
             rows = dataset.select(indices)
             prompts_ids, responses_ids = rows["prompt_ids"][:], rows["responses_ids"][:]
             for logps in logps_by_group(self.reference.model, prompts_ids, responses_ids, packing=self.packing):
-                _require_finite(logps)
+                if not np.isfinite(logps).all():
+                    fix = "check the model's weights and dtype"
+                    raise NumericError(f"a reference log-prob is not finite: {logps}; fix: {fix}")
                 yield {"ref_logps": logps}
-                progress.advance()
 
-        identity = {
-            "tokens": tokens.content_hash(),
-            "model": self.reference.fingerprint,
-            "packing": self.packing,
-        }
+        identity = {"tokens": tokens.content_hash(), "model": self.reference.fingerprint, "packing": self.packing}
         return _fill(column(self.cache_dir, "reference", identity, tokens.rows), "reference log-probs", compute)
 
 
-def _fill(target: Column, label: str, compute: Callable[[range, Progress], Iterator[Row]]) -> Column:
-    """Compute a column's missing shards under a progress bar; say so when there is nothing to do."""
+def _fill(target: Column, label: str, compute: Callable[[range], Iterator[Row]]) -> Column:
+    """Compute a column's missing shards under a progress bar; say so when there is nothing to do.
+
+    Args:
+        compute: a range of prompt groups -> one row a group, in order.
+    """
     if not target.complete:
         with target.held() as missing:
             if missing:
                 done = target.rows - sum(len(target.groups_of(shard)) for shard in missing)
                 with Progress(label, target.rows, "prompts", done=done) as progress:
                     for shard in missing:
-                        target.publish(shard, compute(target.groups_of(shard), progress))
+                        target.publish(shard, progress.over(compute(target.groups_of(shard))))
                 return target
     say(f"{label}: {target.rows} of {target.rows} prompts, in the cache")
     return target
@@ -311,20 +290,5 @@ def _say_what_was_cut(tokens: Column) -> None:
     table = tokens.open().data
     prompts, responses = (total(table.column(f"{kind}_truncated")).as_py() for kind in ("prompt", "responses"))
     if prompts or responses:
-        say(
-            f"warning: {prompts} prompts lost their beginning and {responses} responses their end; "
-            "fix: raise `data.max_length`"
-        )
-
-
-def _split_by_group(numbers: Sequence[Number], groups: Sequence[Sequence[Any]]) -> Iterator[list[Number]]:
-    """One flat number per response -> one list per group."""
-    at = 0
-    for group in groups:
-        yield list(numbers[at : at + len(group)])
-        at += len(group)
-
-
-def _require_finite(logps: Sequence[float]) -> None:
-    if not all(math.isfinite(logp) for logp in logps):
-        raise NumericError(f"a reference log-prob is not finite: {logps}; fix: check the model's weights and dtype")
+        lost = f"{prompts} prompts lost their beginning and {responses} responses their end"
+        say(f"warning: {lost}; fix: raise `data.max_length`")
