@@ -21,8 +21,7 @@ from modpo.data.tokens import stop_ids, tokenize_prompt
 from modpo.experiment.sections import Experiment
 from modpo.forward.generate import generate
 from modpo.models.reference import ReferenceModel
-from modpo.pipeline.held_out import held_out_prompts
-from modpo.pipeline.sample import sample_experiment, sample_prompts
+from modpo.pipeline.sample import held_out_prompts, sample_experiment, sample_prompts
 from modpo.pipeline.stages import prepare
 from modpo.quickstart import FAST, FULL, Size, quickstart_experiment
 from modpo.scored.answers import SampleSettings, sample_column, sample_responses, write_prompts

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from modpo.data.loading import load_groups
 from modpo.data.prompt_group import PromptGroup
 from modpo.data.rows import rows_from_list
 from modpo.evaluation.answers import Questions
-from modpo.evaluation.measured import RESPONSES, Measured
+from modpo.evaluation.measured import RESPONSES, Measured, json_lines
 from modpo.evaluation.measurer import Measurer
 from modpo.evaluation.scorers import is_separate, measuring_rewards, probe_evaluation_rewards, scorer_warnings
 from modpo.evaluation.sweep_costs import sweep_ledger
@@ -68,13 +68,13 @@ def _measure(experiment: Resolved, trained: list[SweptPoint]) -> Front:
     scored = scorer.score(train)
     measurer = _measurer(experiment, reference, scorer, held_out, scored.calibrations)
     measured = [measurer.measure(REFERENCE_POINT)]
-    measurer = replace(measurer, audited=_audited(experiment, scorer, measurer, measured[0]))
+    measurer = replace(measurer, audited=_audited(scorer, measurer, measured[0]))
     measured += [measurer.measure(point) for point in trained]
-    front = _front(experiment, measurer, trained, measured)
-    _write_responses(experiment, measured)
-    names = [point.name for point in (REFERENCE_POINT, *trained)]
-    _write_scores(experiment, names, measured)
-    ledger = sweep_ledger(experiment, scored, trained, {n: m.cost for n, m in zip(names, measured, strict=True)})
+    front = _front(measurer, trained, measured)
+    by_name = dict(zip([point.name for point in (REFERENCE_POINT, *trained)], measured, strict=True))
+    _write_lines(experiment.output_dir / RESPONSES, (answer for policy in measured for answer in policy.answers))
+    _write_lines(experiment.output_dir / SCORES, (_scores(experiment, *named) for named in by_name.items()))
+    ledger = sweep_ledger(experiment, scored, trained, {name: policy.cost for name, policy in by_name.items()})
     write_ledger(ledger, experiment.output_dir)
     write_front(front)
     say(f"from scratch: {cost_summary(ledger)}")
@@ -100,18 +100,18 @@ def _measured_prompts(experiment: Experiment, held_out: PromptGroups, rewards: C
     unscored = [name for name in experiment.objectives if name not in rewards]
     if not unscored:
         return held_out
-    prompts = held_out.select([i for i, group in enumerate(held_out) if _compares(experiment, unscored, group)])
+    label_sets = [experiment.label_sets.get(name) for name in unscored]
+
+    def compares(group: PromptGroup) -> bool:
+        """Whether there is something to compare for one of the objectives that cannot score new answers."""
+        return any(group.pairs.get(s) if s else len(group.responses) > 1 for s in label_sets)
+
+    prompts = held_out.select([i for i, group in enumerate(held_out) if compares(group)])
     if not len(prompts):
         fix = "hold out rows with pairs, or give the objective a reward function"
         problem = f"no held-out pairs to measure {', '.join(unscored)} on"
         raise InputError(Problem(experiment.where("data"), "data.eval_path", problem, fix))
     return prompts
-
-
-def _compares(experiment: Experiment, objectives: list[str], group: PromptGroup) -> bool:
-    """Whether a held-out prompt has something to compare for one of the objectives that cannot score new answers."""
-    label_sets = [experiment.label_sets.get(name) for name in objectives]
-    return any(group.pairs.get(s) if s else len(group.responses) > 1 for s in label_sets)
 
 
 def _measurer(
@@ -124,93 +124,72 @@ def _measurer(
     rewards = measuring_rewards(experiment, scorer.rewards)
     prompts = _measured_prompts(experiment, held_out, rewards)
     scored = None if len(rewards) == len(experiment.objectives) else scorer.score(prompts, calibrations)
-    return Measurer(
-        questions_of(experiment, reference, prompts),
-        experiment.objectives,
-        rewards,
-        experiment.output_dir,
-        experiment.cache_dir,
-        scored,
-        calibrations,
-        scorer.rewards,
-    )
-
-
-def questions_of(experiment: Experiment, reference: ReferenceModel, prompts: PromptGroups) -> Questions:
-    """The held-out prompts as the experiment has them answered."""
     settings = experiment.evaluation
     room = experiment.data.prompt_room(settings.max_new_tokens)
-    return Questions(reference, prompts, settings, room, experiment.training.packing)
+    questions = Questions(reference, prompts, settings, room, experiment.training.packing)
+    return Measurer(experiment, questions, rewards, scored, calibrations, scorer.rewards)
 
 
-def _audited(experiment: Experiment, scorer: Scorer, measurer: Measurer, reference: Measured) -> ScoredData | None:
+def _audited(scorer: Scorer, measurer: Measurer, reference: Measured) -> ScoredData | None:
     """Several answers to each held-out prompt, scored: the data's own, else those that the reference gave.
 
     None where an objective has no reward, or no prompt two answers.
     """
-    if any(objective.reward is None for objective in experiment.objectives.values()):
+    if any(objective.reward is None for objective in scorer.objectives.values()):
         return None
-    own = [i for i, group in enumerate(measurer.questions.prompts) if len(group.responses) > 1]
+    prompts = measurer.questions.prompts
+    own = [i for i, group in enumerate(prompts) if len(group.responses) > 1]
     if own:
-        return scorer.score(measurer.questions.prompts.select(own), measurer.calibrations)
+        return scorer.score(prompts.select(own), measurer.calibrations)
     if not all(reward.scores_new_text for reward in scorer.rewards.values()):
         return None
     given: dict[int, list[Any]] = {}
     for answer in reference.answers:
-        if answer["response"]:
-            text = answer["response"]
-            chat = [{"role": "assistant", "content": text}] if measurer.questions.prompts.conversational else text
+        if text := answer["response"]:
+            chat = [{"role": "assistant", "content": text}] if prompts.conversational else text
             given.setdefault(answer["prompt_index"], []).append(chat)
-    groups = {i: measurer.questions.prompts[i] for i, texts in given.items() if len(texts) > 1}
-    rows = [{**group.fields, "prompt": group.prompt, "responses": given[i]} for i, group in groups.items()]
+    several = {i: texts for i, texts in given.items() if len(texts) > 1}
+    rows = [{**prompts[i].fields, "prompt": prompts[i].prompt, "responses": texts} for i, texts in several.items()]
     if not rows:
         return None
     return scorer.score(group_rows(rows_from_list(rows, "answers of the reference")), measurer.calibrations)
 
 
-def _audit(experiment: Experiment, measurer: Measurer, point: SweptPoint, measured: Measured) -> Audit | None:
+def _audit(measurer: Measurer, point: SweptPoint, measured: Measured) -> Audit | None:
     """The point's audit on `measurer.audited`."""
     if measurer.audited is None:
         return None
-    data = measurer.audited.dataset()
-    margins = {
-        name: [
-            [calibration.apply(raw, experiment.objectives[name].sign) or 0.0 for raw in row]
-            for row in data[REWARD_PREFIX + name]
-        ]
-        for name, calibration in measurer.audited.calibrations.items()
-    }
-    return audit(point.weights or {}, measured.log_ratios, margins, beta=experiment.training.beta)
+    data, margins = measurer.audited.dataset(), {}
+    for name, calibration in measurer.audited.calibrations.items():
+        sign, raws = measurer.experiment.objectives[name].sign, data[REWARD_PREFIX + name]
+        margins[name] = [[calibration.apply(raw, sign) or 0.0 for raw in row] for row in raws]
+    return audit(point.weights or {}, measured.log_ratios, margins, beta=measurer.experiment.training.beta)
 
 
-def _front(experiment: Resolved, measurer: Measurer, trained: list[SweptPoint], measured: list[Measured]) -> Front:
+def _front(measurer: Measurer, trained: list[SweptPoint], measured: list[Measured]) -> Front:
     """Everything in raw units; intervals by bootstrap over prompts."""
-    settings, names = experiment.evaluation, list(experiment.objectives)
-    measured_with = {name: value for name, value in asdict(settings).items() if name != "rewards"}
-    maximize = [_maximize(experiment, measurer, name) for name in names]
+    experiment, names = measurer.experiment, list(measurer.experiment.objectives)
+    measured_with = {name: value for name, value in asdict(experiment.evaluation).items() if name != "rewards"}
+    objectives = [_objective(measurer, name) for name in names]
+    maximize = [objective.maximize for objective in objectives]
     samples = np.array([[m.scores(name) for name in names] for m in measured])  # (1 + P, K, N)
     samples = samples.transpose(0, 2, 1)  # (1 + P, N, K)
     hypervolume, contributions, dominated = measure_hypervolume(
         samples[1:],
         maximize,
         default_reference_point(samples[0], maximize),
-        resamples=settings.bootstrap,
-        confidence=settings.confidence,
-        seed=settings.seed,
         names=names,
+        **_resampling(experiment),
     )
-    reference_dominated = dominated_flags(samples.mean(axis=1), maximize)[0]
-    reference = _point(experiment, measured[0], REFERENCE_POINT, samples[0], dominated=bool(reference_dominated))
+    reference_dominated = bool(dominated_flags(samples.mean(axis=1), maximize)[0])
+    reference = _point(experiment, measured[0], REFERENCE_POINT, samples[0], reference_dominated)
     points = [
-        replace(
-            _point(experiment, m, p, s, dominated=bool(d), contribution=float(c)),
-            audit=_audit(experiment, measurer, p, m),
-        )
+        _point(experiment, m, p, s, bool(d), float(c), _audit(measurer, p, m))
         for m, p, s, d, c in zip(measured[1:], trained, samples[1:], dominated, contributions, strict=True)
     ]
     return Front(
         folder=experiment.output_dir,
-        objectives=[_objective(experiment, measurer, name) for name in names],
+        objectives=objectives,
         reference=reference,
         points=points,
         hypervolume=hypervolume,
@@ -228,20 +207,16 @@ def _continuous_cost(experiment: Experiment) -> Cost | None:
     return Cost.of(manifest["cost"]) if manifest else NOTHING
 
 
-def _maximize(experiment: Resolved, measurer: Measurer, name: str) -> bool:
-    """Agreement is better when it is larger, whatever the direction of the objective it stands in for."""
-    return experiment.asked.objectives[name].maximize if name in measurer.rewards else True
-
-
-def _objective(experiment: Resolved, measurer: Measurer, name: str) -> FrontObjective:
-    asked = experiment.asked.objectives[name]
+def _objective(measurer: Measurer, name: str) -> FrontObjective:
+    experiment, asked = measurer.experiment, measurer.experiment.asked.objectives[name]
     accuracy = held_out_accuracies(experiment).get(name)
     scored, reward = name in measurer.rewards, experiment.evaluation.rewards.get(name, asked.reward)
     by = reward.description if reward else ""
     proxied = is_proxied(experiment, name)
     return FrontObjective(
         name,
-        maximize=_maximize(experiment, measurer, name),
+        # Agreement is better when it is larger, whatever the direction of the objective it stands in for.
+        maximize=asked.maximize if scored else True,
         unit=asked.unit if scored else "pair agreement",
         scale=experiment.objectives[name].scale,
         proxy=asked.proxy.description if asked.proxy and proxied else "",
@@ -257,18 +232,12 @@ def _point(
     measured: Measured,
     point: SweptPoint,
     samples: np.ndarray,
-    *,
     dominated: bool,
     contribution: float | None = None,
+    audited: Audit | None = None,
 ) -> Point:
-    settings = experiment.evaluation
-    scores = {
-        name: bootstrap_mean(
-            samples[:, k], resamples=settings.bootstrap, confidence=settings.confidence, seed=settings.seed
-        )
-        for k, name in enumerate(experiment.objectives)
-    }
-    best = point.best_of_n
+    best, resampling = point.best_of_n, _resampling(experiment)
+    scores = {name: bootstrap_mean(samples[:, k], **resampling) for k, name in enumerate(experiment.objectives)}
     folder = None if best else point.folder
     return Point(
         name=point.name,
@@ -281,7 +250,13 @@ def _point(
         adapter=folder.relative_to(experiment.output_dir).as_posix() if folder else None,
         best_of_n=best.n if best else None,
         hypervolume_contribution=contribution,
+        audit=audited,
     )
+
+
+def _resampling(experiment: Experiment) -> dict[str, Any]:
+    settings = experiment.evaluation
+    return {"resamples": settings.bootstrap, "confidence": settings.confidence, "seed": settings.seed}
 
 
 def _estimate(per_prompt: np.ndarray) -> Estimate:
@@ -290,19 +265,13 @@ def _estimate(per_prompt: np.ndarray) -> Estimate:
     return Estimate(float(per_prompt.mean()), float(per_prompt.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0)
 
 
-def _write_responses(experiment: Experiment, measured: list[Measured]) -> None:
-    with (
-        new_file(experiment.output_dir / RESPONSES) as temporary,
-        temporary.open("w", encoding="utf-8") as file,
-    ):
-        for policy in measured:
-            file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in policy.answers)
+def _scores(experiment: Experiment, name: str, policy: Measured) -> dict[str, Any]:
+    """What the means are of: a policy's numbers on each prompt, in the order of the prompts."""
+    scores = {objective: policy.scores(objective).tolist() for objective in experiment.objectives}
+    numbers = {key: policy.numbers(key).tolist() for key in ("kl", "tokens")}
+    return {"policy": name, "scores": scores, **numbers}
 
 
-def _write_scores(experiment: Experiment, names: list[str], measured: list[Measured]) -> None:
-    """What the means are of: each policy's numbers on each prompt, in the order of the prompts."""
-    with new_file(experiment.output_dir / SCORES) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for name, policy in zip(names, measured, strict=True):
-            scores = {objective: policy.scores(objective).tolist() for objective in experiment.objectives}
-            kl, tokens = policy.numbers("kl").tolist(), policy.numbers("tokens").tolist()
-            file.write(json.dumps({"policy": name, "scores": scores, "kl": kl, "tokens": tokens}) + "\n")
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with new_file(path) as temporary:
+        temporary.write_text(json_lines(rows), "utf-8")

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,12 @@ class Measured:
     """A policy's numbers on N prompts."""
 
     answers: list[dict[str, Any]]  # the lines of responses.jsonl
-    agreement: dict[str, list[float]]  # (N,) of each objective that cannot score new text, see `agreement`
-    log_ratios: list[list[float]]  # log pi - log pi_ref of the answers that are audited, by prompt; nats
+    agreement: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # (N,) of each objective that cannot score new text, see `agreement`
+    log_ratios: list[list[float]] = field(
+        default_factory=list
+    )  # log pi - log pi_ref of the answers that are audited, by prompt; nats
     cost: Cost | None = None  # of measuring; None where an older version did not write it down
 
     def scores(self, objective: str) -> np.ndarray:
@@ -52,17 +55,16 @@ def read_or_measure(artifact: Artifact, measure: Callable[[], Measured]) -> Meas
     manifest = artifact.there()
     if manifest is None:
         with artifact.making() as new:
-            _write(measure(), new.folder)
+            measured = measure()
+            (new.folder / RESPONSES).write_text(json_lines(measured.answers), "utf-8")
+            (new.folder / AGREEMENT).write_text(json.dumps(measured.agreement), "utf-8")
+            (new.folder / LOG_RATIOS).write_text(json.dumps(measured.log_ratios), "utf-8")
         manifest = new.about
     lines = (artifact.folder / RESPONSES).read_text("utf-8").split("\n")  # splitlines() would split inside of answers
-    agreement, log_ratios = (
-        json.loads((artifact.folder / name).read_text("utf-8")) for name in (AGREEMENT, LOG_RATIOS)
-    )
+    agreement, log_ratios = (json.loads((artifact.folder / f).read_text("utf-8")) for f in (AGREEMENT, LOG_RATIOS))
     return Measured([json.loads(line) for line in lines if line], agreement, log_ratios, cost_of(manifest))
 
 
-def _write(measured: Measured, folder: Path) -> None:
-    lines = [json.dumps(answer, ensure_ascii=False, allow_nan=False) for answer in measured.answers]
-    (folder / RESPONSES).write_text("\n".join(lines) + "\n", "utf-8")
-    (folder / AGREEMENT).write_text(json.dumps(measured.agreement), "utf-8")
-    (folder / LOG_RATIOS).write_text(json.dumps(measured.log_ratios), "utf-8")
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The text of a JSONL file. NaN and infinity are refused: no other program reads them."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

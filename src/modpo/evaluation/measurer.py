@@ -10,9 +10,8 @@ Kept under a key of policy, prompts and settings, so that measuring again measur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modpo.base.artifact import Artifact
@@ -20,7 +19,7 @@ from modpo.base.files import locked, remove_leftovers, sha256_json
 from modpo.evaluation.agreement import agreement, ordered_pairs
 from modpo.evaluation.answers import Answers, Questions
 from modpo.evaluation.measured import Measured, read_or_measure
-from modpo.experiment.sections import Objective
+from modpo.experiment.sections import Resolved
 from modpo.forward.policy import Policy, flat_logps
 from modpo.models.folders import TRAINING_LOG, device
 from modpo.policies.best_of_n import BestOfN
@@ -43,23 +42,19 @@ class Measurer:
 
     Args:
         questions: the held-out prompts, and how they are answered.
-        objectives: by name, in the experiment's order.
         rewards: the scorers that can score new text, by objective: see `measuring_rewards`.
-        output_dir, cache_dir: where the numbers of points and of the reference are kept.
         scored: the held-out responses, for objectives that cannot; None when there are none.
         calibrations: of the rewards, as they were fitted for training.
         trained_on: the objectives' own rewards, by which best of n chooses.
         audited: answers to held-out prompts, several to each, on which policies are audited; None: they are not.
     """
 
+    experiment: Resolved
     questions: Questions
-    objectives: Mapping[str, Objective]
     rewards: Mapping[str, Reward]
-    output_dir: Path
-    cache_dir: Path
-    scored: ScoredData | None = None
-    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
-    trained_on: Mapping[str, Reward] = field(default_factory=dict)
+    scored: ScoredData | None
+    calibrations: Mapping[str, Calibration]
+    trained_on: Mapping[str, Reward]
     audited: ScoredData | None = None
 
     def measure(self, point: SweptPoint) -> Measured:
@@ -69,12 +64,12 @@ class Measurer:
         parts = self.parts(point)
         if point.folder is None:
             return self._shared(point.name, parts, measure)
-        folder = self.output_dir / "evaluation" / point.name
+        folder = self.experiment.output_dir / "evaluation" / point.name
         return read_or_measure(Artifact(folder, parts, replaceable=True), measure)
 
     def _shared(self, name: str, parts: Mapping[str, Any], measure: Callable[[], Measured]) -> Measured:
         """What depends on the reference alone, in the cache."""
-        folder = self.cache_dir / "evaluation" / sha256_json(parts)
+        folder = self.experiment.cache_dir / "evaluation" / sha256_json(parts)
         with locked(folder, wait=True):
             remove_leftovers(folder)
             return read_or_measure(Artifact(folder / name, parts, replaceable=True), measure)
@@ -98,18 +93,13 @@ class Measurer:
         policy = Policy(questions.reference, point.folder)
         with policy.loaded(merged=device() == "cpu") as model:
             answers = questions.sampled(policy, model, point.name)
-            return Measured(
-                self._lines(point, answers), self._agreements(point, model), self._audit_ratios(point, model)
-            )
+            audited = self.audited.dataset() if self.audited and point.folder else None
+            ratios = [] if audited is None else self._ratios(model, audited)
+            return Measured(self._lines(point, answers), self._agreements(point, model), ratios)
 
     def _lines(self, point: SweptPoint, answers: Answers) -> list[dict[str, Any]]:
         scores = self.questions.scores(answers, self.rewards)
         return answers.lines(point.name, point.weights, self.questions.prompts, scores)
-
-    def _audit_ratios(self, point: SweptPoint, model: PreTrainedModel | PeftModel) -> list[list[float]]:
-        if self.audited is None or point.folder is None:
-            return []
-        return self._ratios(model, self.audited.dataset())
 
     def _ratios(self, model: PreTrainedModel | PeftModel, data: Any) -> list[list[float]]:
         """log pi - log pi_ref of scored responses, by prompt, nats."""
@@ -122,34 +112,29 @@ class Measurer:
         """Of every n answers of the reference the one with the largest weighted reward of those trained on."""
         candidates = self._shared(POOL, self._pool_parts(best), partial(self._fill_pool, best)).answers
         margins = {
-            name: [calibration.apply(c["rewards"][name], self.objectives[name].sign) or 0.0 for c in candidates]
+            name: [
+                calibration.apply(c["rewards"][name], self.experiment.objectives[name].sign) or 0.0 for c in candidates
+            ]
             for name, calibration in self.calibrations.items()
         }
-        chosen = Answers.read(candidates).chosen(best, margins)
-        return Measured(self._lines(point, chosen), {}, [])
+        return Measured(self._lines(point, Answers.read(candidates).chosen(best, margins)))
 
     def _fill_pool(self, best: BestOfN) -> Measured:
         questions = self.questions.times(best.n)
         policy = Policy(questions.reference)
         with policy.loaded() as model:
             answers = questions.sampled(policy, model, POOL)
-        return Measured(
-            answers.lines(POOL, None, questions.prompts, questions.scores(answers, self.trained_on)), {}, []
-        )
+        scores = questions.scores(answers, self.trained_on)
+        return Measured(answers.lines(POOL, None, questions.prompts, scores))
 
     def _pool_parts(self, best: BestOfN) -> dict[str, Any]:
         rewards = {name: reward.identity for name, reward in self.trained_on.items()}
-        return {
-            **self.questions.times(best.n).parts(),
-            "policy": {},
-            "rewards": rewards,
-            "agreement": {},
-            "audited": None,
-        }
+        parts = {"policy": {}, "rewards": rewards, "agreement": {}, "audited": None}
+        return {**self.questions.times(best.n).parts(), **parts}
 
     def _choice_key(self, best: BestOfN) -> str:
         """What decides which answers are chosen, besides the vector."""
-        signs = {name: objective.sign for name, objective in self.objectives.items()}
+        signs = {name: objective.sign for name, objective in self.experiment.objectives.items()}
         calibrations = {name: asdict(calibration) for name, calibration in self.calibrations.items()}
         pool = sha256_json(self._pool_parts(best))
         return sha256_json({"pool": pool, "signs": signs, "calibrations": calibrations})
@@ -160,7 +145,7 @@ class Measurer:
     def _agreement_columns(self) -> dict[str, Column]:
         if self.scored is None:
             return {}
-        unscored = [name for name in self.objectives if name not in self.rewards]
+        unscored = [name for name in self.experiment.objectives if name not in self.rewards]
         return {name: self.scored.rewards.get(name) or self.scored.pairs[name] for name in unscored}
 
     def _agreements(self, point: SweptPoint, model: PreTrainedModel | PeftModel) -> dict[str, list[float]]:
@@ -174,7 +159,7 @@ class Measurer:
 
     def _pairs(self, name: str, data: Any) -> Sequence[Sequence[Sequence[int]]]:
         """What is compared, by prompt: the objective's pairs; of one with numbers, every two answers that differ."""
-        column, sign = REWARD_PREFIX + name, self.objectives[name].sign
+        column, sign = REWARD_PREFIX + name, self.experiment.objectives[name].sign
         if column in data.column_names:
             return [ordered_pairs(scores, sign) for scores in data[column]]
         pairs: Sequence[Sequence[Sequence[int]]] = data[PAIRS_PREFIX + name][:]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from modpo.data.groups import PromptGroups
 from modpo.experiment.proxy import is_proxied, needs_proxies
-from modpo.experiment.sections import Resolved, RewardSection
+from modpo.experiment.sections import Resolved
 from modpo.rewards.batch import Reward, RewardContext, answer_batch
 from modpo.rewards.loading import PROBE_ROWS, load_reward, probe, reads_model
 
@@ -30,14 +30,13 @@ def measuring_rewards(experiment: Resolved, trained_on: Mapping[str, Reward]) ->
 
 def load_evaluation_rewards(experiment: Resolved) -> dict[str, Reward]:
     """The scorers of `evaluation.rewards`, found and checked."""
-    context = RewardContext.of(experiment)
-    return {name: _load(experiment, name, section, context) for name, section in experiment.evaluation.rewards.items()}
-
-
-def _load(experiment: Resolved, name: str, section: RewardSection, context: RewardContext) -> Reward:
-    # A reward that a proxy trains for measures from here, and stands in the file where it always does.
-    field = f"evaluation.rewards.{name}" if name in experiment.asked.evaluation.rewards else f"objectives.{name}.reward"
-    return load_reward(section, context, where=experiment.where(field), name=name, field=field)
+    context, loaded = RewardContext.of(experiment), {}
+    for name, section in experiment.evaluation.rewards.items():
+        # A reward that a proxy trains for measures from here, and stands in the file where it always does.
+        own = name not in experiment.asked.evaluation.rewards
+        field = f"objectives.{name}.reward" if own else f"evaluation.rewards.{name}"
+        loaded[name] = load_reward(section, context, where=experiment.where(field), name=name, field=field)
+    return loaded
 
 
 def probe_evaluation_rewards(experiment: Resolved, held_out: PromptGroups) -> None:

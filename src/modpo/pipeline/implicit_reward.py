@@ -6,6 +6,7 @@ Secretly a Reward Model", NeurIPS 2023.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from modpo.base.costs import Cost
 from modpo.base.files import write_json
 from modpo.models.folders import TRAINING_LOG, lora_config
 from modpo.models.reference import ReferenceModel
-from modpo.scored.scorer import Scorer
+from modpo.scored.scorer import experiment_scorer
 from modpo.training.arguments import ELSEWHERE, modpo_settings, run_training, training_config
 from modpo.training.config import MODPOConfig
 
@@ -58,16 +59,8 @@ def train_implicit_reward(task: RewardTask, config: MODPOConfig, reference: Refe
     from modpo.training.trainer import MODPOTrainer
 
     experiment = task.experiment
-    scorer = Scorer(
-        reference=reference,
-        rewards={},
-        cache_dir=experiment.cache_dir,
-        max_length=experiment.data.max_length,
-        max_prompt_length=experiment.data.max_prompt_length,
-        packing=experiment.training.packing,
-        label_sets={task.name: task.label_set},
-    )
-    scored = scorer.score(task.learned)
+    scorer = experiment_scorer(replace(experiment, objectives={}), reference)
+    scored = replace(scorer, label_sets={task.name: task.label_set}).score(task.learned)
     trainer = MODPOTrainer(
         reference.model,
         args=config,

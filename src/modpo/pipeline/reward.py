@@ -29,8 +29,8 @@ from modpo.experiment.proxy import PROXY, REWARD
 from modpo.experiment.sections import Experiment
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
-from modpo.pipeline.held_out import held_out_prompts
 from modpo.pipeline.reward_task import RewardTask
+from modpo.pipeline.sample import held_out_prompts
 from modpo.rewards.accuracy import held_out_accuracy
 from modpo.rewards.batch import RewardContext
 from modpo.rewards.loading import load_reward
@@ -74,8 +74,7 @@ def train_reward(experiment: Experiment, name: str, role: str = REWARD) -> Path:
 
 def resolved_section(experiment: Experiment, name: str, folder: Path, role: str = REWARD) -> RewardSection:
     """The section of a reward that was trained into `folder`, with the folder in the place of `train`."""
-    section = _section(experiment, name, role)
-    assert section is not None
+    section: RewardSection = getattr(experiment.objectives[name], role)
     assert section.train is not None
     if section.train.kind == "implicit":
         beta = section.train.arguments.get("beta", experiment.training.beta)
@@ -86,15 +85,8 @@ def resolved_section(experiment: Experiment, name: str, folder: Path, role: str 
 # --- what is learned ----------------------------------------------------------------------------------------
 
 
-def _section(experiment: Experiment, name: str, role: str) -> RewardSection | None:
-    objective = experiment.objectives.get(name)
-    if objective is None:
-        return None
-    return objective.proxy if role == PROXY else objective.reward
-
-
 def _task(experiment: Experiment, name: str, role: str = REWARD) -> RewardTask:
-    section = _section(experiment, name, role)
+    section: RewardSection | None = getattr(experiment.objectives.get(name), role, None)
     training = section.train if section else None
     if section is None or training is None:
         fix = f"add `{role}: {{train: {{kind: reward_model}}}}` to objectives.{name}"
@@ -109,7 +101,8 @@ def _task(experiment: Experiment, name: str, role: str = REWARD) -> RewardTask:
         fix = f"name one of its label sets in objectives.{name}.{role}.train.pairs, or other rows in its `path`"
         raise InputError(Problem(training.path or experiment.data.path, "pairs", problem, fix))
     n = experiment.data.eval_prompts if training.eval_prompts is None else training.eval_prompts
-    learned, held_out = _with_pairs(groups, label_set).split_held_out(n, experiment.data.split_seed)
+    paired = groups.select([i for i, group in enumerate(groups) if group.pairs.get(label_set)])
+    learned, held_out = paired.split_held_out(n, experiment.data.split_seed)
     measured = held_out_prompts(experiment)
     learned = learned.select(np.flatnonzero(~np.isin(learned.keys, measured.keys)))
     if not len(learned):
@@ -134,13 +127,11 @@ def _drawn(experiment: Experiment, name: str) -> PromptGroups:
     experiment = replace(experiment, objectives={name: experiment.objectives[name]})
     train, _ = load_groups(experiment)
     pairs = experiment_scorer(experiment).draw_pairs(train, name).open()["pairs"]
-    texts = [{"prompt": group.prompt, "responses": list(group.responses)} for group in train]
-    rows = [{**row, "pairs": {DRAWN: drawn}} for row, drawn in zip(texts, pairs, strict=True)]
+    rows = [
+        {"prompt": group.prompt, "responses": list(group.responses), "pairs": {DRAWN: drawn}}
+        for group, drawn in zip(train, pairs, strict=True)
+    ]
     return group_rows(rows_from_list(rows, experiment.data.path))
-
-
-def _with_pairs(groups: PromptGroups, label_set: str) -> PromptGroups:
-    return groups.select([i for i, group in enumerate(groups) if group.pairs.get(label_set)])
 
 
 # --- training -----------------------------------------------------------------------------------------------
@@ -159,7 +150,7 @@ def _config(task: RewardTask) -> RewardConfig | MODPOConfig:
 def _parts(task: RewardTask, config: RewardConfig | MODPOConfig, reference: ReferenceModel) -> dict[str, Any]:
     """Everything that decides the weights, and the accuracy beside them."""
     experiment, data = task.experiment, task.experiment.data
-    of_policies = {"training": experiment.training.deciding()} if task.training.kind == "implicit" else {}
+    of_policy = {"training": experiment.training.deciding()} if task.training.kind == "implicit" else {}
     return {
         "kind": task.training.kind,
         "pairs": task.label_set,
@@ -171,7 +162,7 @@ def _parts(task: RewardTask, config: RewardConfig | MODPOConfig, reference: Refe
         "arguments": task.training.arguments,
         "max_length": config.max_length,
         "seed": experiment.seed,
-        **of_policies,
+        **of_policy,
     }
 
 
@@ -204,11 +195,9 @@ def _held_out(task: RewardTask, folder: Path) -> dict[str, float] | None:
     """The trained reward, loaded as it will be for scoring, on the held-out pairs."""
     if not len(task.held_out):
         return None
-    experiment = task.experiment
-    section = resolved_section(experiment, task.name, folder, task.role)
-    reward = load_reward(
-        section, RewardContext.of(experiment), where=experiment.where(task.field), name=task.name, field=task.field
-    )
+    section = resolved_section(task.experiment, task.name, folder, task.role)
+    context, where = RewardContext.of(task.experiment), task.experiment.where(task.field)
+    reward = load_reward(section, context, where=where, name=task.name, field=task.field)
     return held_out_accuracy(reward, task.held_out, task.label_set)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modpo.base.costs import Cost
-from modpo.base.files import write_json
-from modpo.models.folders import TRAINING_LOG, lora_config
+from modpo.models.folders import lora_config
 from modpo.models.reference import ReferenceModel
+from modpo.pipeline.sft import save_model
 from modpo.rewards.classifier_input import ClassifierInput
 from modpo.training.arguments import modest_batches, one_progress_bar, quiet_settings, run_training, training_config
 
@@ -35,13 +35,12 @@ def reward_model_config(task: RewardTask) -> RewardConfig:
     from trl import RewardConfig
 
     experiment = task.experiment
-    asked = task.section.max_length
     # When all weights are trained they stay in float32: in 16 bits most steps would be rounded away.
     dtype = experiment.model.dtype if experiment.lora else "float32"
     defaults = {
         **quiet_settings(experiment, task.work),
         **modest_batches(task.training.arguments),
-        "max_length": asked or experiment.data.max_length,
+        "max_length": task.section.max_length or experiment.data.max_length,
         "trust_remote_code": experiment.model.trust_remote_code,
         "model_init_kwargs": {"dtype": dtype, "use_safetensors": True, "device_map": None},
     }
@@ -55,18 +54,13 @@ def train_reward_model(task: RewardTask, config: RewardConfig, reference: Refere
     Returns:
         What it cost, see `run_training`.
     """
-    import torch
-
     tokenizer = reference.tokenizer
     if config.max_length is not None:
         tokenizer.model_max_length = config.max_length  # the length that it will be read with
     with one_progress_bar():
         trainer = _trainer(task, config, reference)
         cost = run_training(trainer, task.label)
-    model = trainer.model.merge_and_unload() if task.experiment.lora else trainer.model
-    model.to(getattr(torch, task.experiment.model.dtype)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_json(folder / TRAINING_LOG, trainer.state.log_history)
+    save_model(trainer, task.experiment, tokenizer, folder)
     return cost
 
 

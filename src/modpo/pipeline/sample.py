@@ -10,7 +10,7 @@ from pathlib import Path
 from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.data.formats import PROMPTS
 from modpo.data.groups import PromptGroups, group_rows
-from modpo.data.loading import check_layouts
+from modpo.data.loading import check_layouts, load_groups, load_held_out
 from modpo.data.sources import open_rows
 from modpo.data.tokens import require_usable
 from modpo.experiment.sections import Experiment, SampleSection
@@ -59,6 +59,22 @@ def sample_prompts(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
     return answered, held_out
 
 
+def held_out_prompts(experiment: Experiment) -> PromptGroups:
+    """The prompts on which policies are measured, also before they are written: no stage may learn from them.
+
+    Raises:
+        InputError: bad rows, or more held-out prompts than there are.
+    """
+    if experiment.sample is None:
+        return load_groups(experiment)[1]
+    if not experiment.sample.held_out and experiment.data.eval_path is not None:
+        return load_held_out(experiment)
+    answered, unanswered = sample_prompts(experiment)
+    if len(unanswered):
+        return unanswered
+    return answered.split_held_out(experiment.data.eval_prompts, experiment.data.split_seed)[1]
+
+
 def _section(experiment: Experiment) -> SampleSection:
     if experiment.sample is None:
         fix = "add `sample: {prompts: prompts.jsonl}`; the answers go to `data.path`"
@@ -71,12 +87,10 @@ def _outputs(experiment: Experiment, section: SampleSection) -> tuple[Path, Path
     data, problems = experiment.data, []
     outputs = {"data.path": data.path} | ({"data.eval_path": data.eval_path} if section.held_out else {})
     for field, path in outputs.items():
-        if path is None:
-            problem, fix = "is not set, and the held-out prompts of `sample` go there", "name a .jsonl file"
-            problems.append(Problem(experiment.where(field), field, problem, fix))
-        elif not path.endswith(".jsonl"):
-            problem, fix = f"{path!r} is no .jsonl file, which `sample` writes", "name a .jsonl file"
-            problems.append(Problem(experiment.where(field), field, problem, fix))
+        if path is None or not path.endswith(".jsonl"):
+            unset = "is not set, and the held-out prompts of `sample` go there"
+            problem = unset if path is None else f"{path!r} is no .jsonl file, which `sample` writes"
+            problems.append(Problem(experiment.where(field), field, problem, "name a .jsonl file"))
     if section.held_out and (data.eval_format or data.format) != PROMPTS:
         problem, fix = "the held-out prompts of `sample` have no answers", f"set `eval_format: {PROMPTS}`"
         problems.append(Problem(experiment.where("data.eval_format"), "data.eval_format", problem, fix))
@@ -94,9 +108,6 @@ def _engine(section: SampleSection, where: str) -> str:
 
     usable = vllm_is_usable()
     if section.engine == "vllm" and not usable:
-        problem, fix = (
-            "vLLM is not installed, or has no GPU",
-            "pip install vllm on a machine with one, or `engine: auto`",
-        )
-        raise EnvironmentFault(f"{where}:sample.engine: {problem}; fix: {fix}")
+        fix = "pip install vllm on a machine with one, or `engine: auto`"
+        raise EnvironmentFault(f"{where}:sample.engine: vLLM is not installed, or has no GPU; fix: {fix}")
     return "vllm" if usable else "transformers"

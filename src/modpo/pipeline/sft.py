@@ -20,7 +20,7 @@ from modpo.experiment.sections import Experiment
 from modpo.models.folders import TRAINING_LOG, lora_config, require_device_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.demonstrations import Demonstrations, load_demonstrations
-from modpo.pipeline.held_out import held_out_prompts
+from modpo.pipeline.sample import held_out_prompts
 from modpo.training.arguments import (
     modest_batches,
     one_progress_bar,
@@ -31,6 +31,7 @@ from modpo.training.arguments import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
     from trl import SFTConfig, SFTTrainer
 
 LABEL = "sft"
@@ -56,35 +57,12 @@ def train_sft(experiment: Experiment) -> Path:
         raise InputError(Problem(experiment.source, "sft", "there is no such section", fix))
     require_device_dtype(experiment)
     folder = experiment.output_dir / "sft"
-    config = _config(experiment, folder.with_name(".work-sft"))
-    seed = experiment.data.split_seed
-    data = load_demonstrations(experiment.sft, never=held_out_prompts(experiment), seed=seed)
+    config = _config(experiment, experiment.sft.arguments, folder.with_name(".work-sft"))
+    never, seed = held_out_prompts(experiment), experiment.data.split_seed
+    data = load_demonstrations(experiment.sft, never=never, seed=seed)
     reference = ReferenceModel.of(experiment)
     require_usable(reference.tokenizer, conversational=data.conversational, where=reference.where)
-    model = Artifact(folder, _parts(experiment, reference, data), LABEL, guarded=True)
-    if model.there() is None:
-        with locked(experiment.output_dir):
-            remove_unfinished(experiment.output_dir)
-            _train(experiment, reference, config, data, model)
-    return folder
-
-
-def _config(experiment: Experiment, work: Path) -> SFTConfig:
-    from trl import SFTConfig
-
-    assert experiment.sft is not None
-    asked = experiment.sft.arguments
-    defaults = {**quiet_settings(experiment, work), **modest_batches(asked), "max_length": experiment.data.max_length}
-    if experiment.lora is not None:
-        defaults["learning_rate"] = ADAPTER_LEARNING_RATE
-    where = experiment.where("sft.arguments")
-    return training_config(SFTConfig, defaults, asked, where=where, field="sft.arguments")
-
-
-def _parts(experiment: Experiment, reference: ReferenceModel, data: Demonstrations) -> dict[str, Any]:
-    """Everything that decides the weights."""
-    assert experiment.sft is not None
-    return {
+    decisive = {  # of the weights
         "data": data.fingerprint,
         "model": reference.fingerprint,
         "tokenizer": tokenizer_identity(reference.tokenizer, experiment.data.max_length, None),
@@ -92,6 +70,22 @@ def _parts(experiment: Experiment, reference: ReferenceModel, data: Demonstratio
         "arguments": experiment.sft.arguments,
         "seed": experiment.seed,
     }
+    model = Artifact(folder, decisive, LABEL, guarded=True)
+    if model.there() is None:
+        with locked(experiment.output_dir):
+            remove_unfinished(experiment.output_dir)
+            _train(experiment, reference, config, data, model)
+    return folder
+
+
+def _config(experiment: Experiment, asked: dict[str, Any], work: Path) -> SFTConfig:
+    from trl import SFTConfig
+
+    defaults = {**quiet_settings(experiment, work), **modest_batches(asked), "max_length": experiment.data.max_length}
+    if experiment.lora is not None:
+        defaults["learning_rate"] = ADAPTER_LEARNING_RATE
+    where = experiment.where("sft.arguments")
+    return training_config(SFTConfig, defaults, asked, where=where, field="sft.arguments")
 
 
 def _train(
@@ -107,9 +101,7 @@ def _train(
                 new.about["held_out_loss"] = loss = trainer.evaluate()["eval_loss"]
                 require_finite(loss, f"{LABEL}: the held-out loss")
                 summary += f", {loss:.3f} nats per token on {len(data.held_out)} held-out demonstrations"
-            _save(experiment, trainer, new.folder)
-            reference.tokenizer.save_pretrained(new.folder)
-            write_json(new.folder / TRAINING_LOG, trainer.state.log_history)
+            save_model(trainer, experiment, reference.tokenizer, new.folder)
     finally:
         shutil.rmtree(config.output_dir, ignore_errors=True)
     say(summary)
@@ -146,8 +138,11 @@ def _say_what_was_left_out(data: Demonstrations, trainer: SFTTrainer, config: SF
         say(f"warning: {problem}: they are left out; fix: raise `data.max_length`")
 
 
-def _save(experiment: Experiment, trainer: SFTTrainer, folder: Path) -> None:
+def save_model(trainer: Trainer, experiment: Experiment, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a model that was trained, adapters merged, in the experiment's number format; its tokenizer and log too."""
     import torch
 
     model = trainer.model.merge_and_unload() if experiment.lora else trainer.model
     model.to(getattr(torch, experiment.model.dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / TRAINING_LOG, trainer.state.log_history)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from modpo.base.errors import PartialFailure
 from modpo.base.progress import say
-from modpo.experiment.proxy import PROXY, by_proxies, needs_proxies
-from modpo.experiment.sections import Experiment, Resolved, resolved
+from modpo.experiment.proxy import PROXY, REWARD, by_proxies, needs_proxies
+from modpo.experiment.sections import Experiment, Resolved, RewardSection, resolved
 from modpo.scored.answers import SAMPLE
 
 SWEEP, EVALUATE, REPORT = "sweep", "evaluate", "report"
@@ -105,14 +106,10 @@ def prepare(
         filled = stage.run(filled)
         if stage.name == last:
             break
-    return _as_its_method_trains(resolved(filled, asked=experiment))
-
-
-def _as_its_method_trains(experiment: Resolved) -> Resolved:
-    proxied = any(objective.proxy for objective in experiment.objectives.values()) and needs_proxies(experiment)
-    if experiment.comparison is not None or not proxied:  # each method of a comparison on its own
-        return experiment
-    return by_proxies(experiment)
+    ready = resolved(filled, asked=experiment)
+    if ready.comparison is not None or not needs_proxies(ready):  # each method of a comparison on its own
+        return ready
+    return by_proxies(ready) if any(objective.proxy for objective in ready.objectives.values()) else ready
 
 
 def stages_before(experiment: Experiment, *, proxies: bool = False) -> list[Stage]:
@@ -124,12 +121,11 @@ def stages_before(experiment: Experiment, *, proxies: bool = False) -> list[Stag
         stages.append(Stage("sft", _with_sft))
     if experiment.sample is not None:
         stages.append(Stage(SAMPLE, _with_samples))
-    for name, objective in experiment.objectives.items():
-        if objective.reward is not None and objective.reward.train is not None:
-            stages.append(Stage(f"reward {name}", partial(_with_reward, name=name)))
-    for name, objective in experiment.objectives.items() if proxies or needs_proxies(experiment) else ():
-        if objective.proxy is not None and objective.proxy.train is not None:
-            stages.append(Stage(f"proxy {name}", partial(_with_proxy, name=name)))
+    for role in (REWARD, PROXY) if proxies or needs_proxies(experiment) else (REWARD,):
+        for name, objective in experiment.objectives.items():
+            section: RewardSection | None = getattr(objective, role)
+            if section is not None and section.train is not None:
+                stages.append(Stage(f"{role} {name}", partial(_with_trained, name=name, role=role)))
     return stages
 
 
@@ -147,17 +143,9 @@ def _with_samples(experiment: Experiment) -> Experiment:
     return experiment
 
 
-def _with_reward(experiment: Experiment, name: str) -> Experiment:
+def _with_trained(experiment: Experiment, name: str, role: str) -> Experiment:
     from modpo.pipeline.reward import resolved_section, train_reward
 
-    reward = resolved_section(experiment, name, train_reward(experiment, name))
-    objective = replace(experiment.objectives[name], reward=reward)
-    return replace(experiment, objectives={**experiment.objectives, name: objective})
-
-
-def _with_proxy(experiment: Experiment, name: str) -> Experiment:
-    from modpo.pipeline.reward import resolved_section, train_reward
-
-    proxy = resolved_section(experiment, name, train_reward(experiment, name, PROXY), PROXY)
-    objective = replace(experiment.objectives[name], proxy=proxy)
+    ready: dict[str, Any] = {role: resolved_section(experiment, name, train_reward(experiment, name, role), role)}
+    objective = replace(experiment.objectives[name], **ready)
     return replace(experiment, objectives={**experiment.objectives, name: objective})
