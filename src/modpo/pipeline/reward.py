@@ -29,7 +29,13 @@ from modpo.experiment.proxy import PROXY, REWARD
 from modpo.experiment.sections import Experiment
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
-from modpo.pipeline.reward_task import RewardTask
+from modpo.pipeline.reward_training import (
+    RewardTask,
+    implicit_config,
+    reward_model_config,
+    train_implicit_reward,
+    train_reward_model,
+)
 from modpo.pipeline.sample import held_out_prompts
 from modpo.rewards.accuracy import held_out_accuracy
 from modpo.rewards.context import RewardContext
@@ -138,13 +144,7 @@ def _drawn(experiment: Experiment, name: str) -> PromptGroups:
 
 
 def _config(task: RewardTask) -> RewardConfig | MODPOConfig:
-    if task.training.kind == "implicit":
-        from modpo.pipeline.implicit_reward import implicit_config
-
-        return implicit_config(task)
-    from modpo.pipeline.reward_model import reward_model_config
-
-    return reward_model_config(task)
+    return implicit_config(task) if task.training.kind == "implicit" else reward_model_config(task)
 
 
 def _parts(task: RewardTask, config: RewardConfig | MODPOConfig, reference: ReferenceModel) -> dict[str, Any]:
@@ -172,13 +172,9 @@ def _train(task: RewardTask, config: Any, reference: ReferenceModel, trained: Ar
     try:
         with trained.making(**about) as new:
             if task.training.kind == "implicit":
-                from modpo.pipeline.implicit_reward import train_implicit_reward
-
                 new.about["beta"] = config.beta
                 cost = train_implicit_reward(task, config, reference, new.folder)
             else:
-                from modpo.pipeline.reward_model import train_reward_model
-
                 cost = train_reward_model(task, config, reference, new.folder)
             new.about["cost"] = cost.written()
             gc.collect()  # trainers hold their model in cycles: two would be in memory while the reward is tried
