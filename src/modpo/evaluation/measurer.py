@@ -94,10 +94,10 @@ class Measurer:
         questions = self.questions
         policy = Policy(questions.reference, point.folder)
         with policy.loaded(merged=device() == "cpu") as model:
-            answers = questions.sampled(policy, model, point.name)
-            audited = self.audited.dataset() if self.audited and point.folder else None
-            ratios = [] if audited is None else self._ratios(model, audited)
-            return Measured(self._lines(point, answers), self._agreements(point, model), ratios)
+            lines = self._lines(point, questions.sampled(policy, model, point.name))
+            agreements = self._agreements(point, model)
+            ratios = self._ratios(model, self.audited.dataset()) if self.audited and point.folder else []
+            return Measured(lines, agreements, ratios)
 
     def _lines(self, point: SweptPoint, answers: Answers) -> list[dict[str, Any]]:
         scores = self.questions.scores(answers, self.rewards)
@@ -126,8 +126,7 @@ class Measurer:
         policy = Policy(questions.reference)
         with policy.loaded() as model:
             answers = questions.sampled(policy, model, POOL)
-        scores = questions.scores(answers, self.trained_on)
-        return Measured(answers.lines(POOL, None, questions.prompts, scores))
+        return Measured(answers.lines(POOL, None, questions.prompts, questions.scores(answers, self.trained_on)))
 
     def _pool_parts(self, best: BestOfN) -> dict[str, Any]:
         rewards = {name: reward.identity for name, reward in self.trained_on.items()}
