@@ -64,7 +64,7 @@ class Answers:
         Args:
             rewards: (M,) each, by objective.
         """
-        lines = [
+        return [
             {
                 "policy": name,
                 "weights": weights,
@@ -74,12 +74,10 @@ class Answers:
                 "rewards": {objective: values[m] for objective, values in rewards.items()},
                 "kl": self.log_ratios[m],
                 "tokens": self.tokens[m],
+                **({"sampled_tokens": self.sampled_tokens[m]} if self.sampled_tokens else {}),
             }
             for m, i in enumerate(self.prompt_indices)
         ]
-        for line, tokens in zip(lines, self.sampled_tokens or [], strict=self.sampled_tokens is not None):
-            line["sampled_tokens"] = tokens
-        return lines
 
 
 @dataclass(frozen=True)

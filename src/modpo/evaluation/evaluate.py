@@ -26,7 +26,7 @@ from modpo.evaluation.scorers import is_separate, measuring_rewards, probe_evalu
 from modpo.evaluation.sweep_costs import sweep_ledger
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.proxy import is_proxied
-from modpo.experiment.sections import Experiment, Resolved, resolved
+from modpo.experiment.sections import Experiment, Resolved, RewardSection, resolved
 from modpo.front.audit import Audit, audit
 from modpo.front.ledger import cost_summary, write_ledger
 from modpo.front.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
@@ -35,7 +35,7 @@ from modpo.methods.sweep import failures, finished_points, require_same_experime
 from modpo.models.reference import ReferenceModel
 from modpo.policies.point import REFERENCE_POINT, SweptPoint
 from modpo.rewards.accuracy import held_out_accuracies
-from modpo.scored.calibration import UNCALIBRATED, Calibration
+from modpo.scored.calibration import UNCALIBRATED
 from modpo.scored.data import REWARD_PREFIX, ScoredData
 from modpo.scored.scorer import Scorer, experiment_scorer, load_ready_rewards
 
@@ -52,8 +52,7 @@ def evaluate_sweep(experiment: Experiment) -> Front:
     require_same_experiment(experiment.asked)
     trained = list(finished_points(experiment))
     if not trained:
-        fix = "train the sweep first"
-        raise InputError(Problem(str(experiment.output_dir), "points", "no trained point", fix))
+        raise InputError(Problem(str(experiment.output_dir), "points", "no trained point", "train the sweep first"))
     with locked(experiment.output_dir):
         remove_unfinished(experiment.output_dir)
         return _measure(experiment, trained)
@@ -66,7 +65,12 @@ def _measure(experiment: Resolved, trained: list[SweptPoint]) -> Front:
         say(f"warning: {warning}")
     train, held_out = load_groups(experiment)
     scored = scorer.score(train)
-    measurer = _measurer(experiment, reference, scorer, held_out, scored.calibrations)
+    rewards = measuring_rewards(experiment, scorer.rewards)
+    prompts = _measured_prompts(experiment, held_out, rewards)
+    answered = scorer.score(prompts, scored.calibrations) if len(rewards) < len(experiment.objectives) else None
+    room = experiment.data.prompt_room(experiment.evaluation.max_new_tokens)
+    questions = Questions(reference, prompts, experiment.evaluation, room, experiment.training.packing)
+    measurer = Measurer(experiment, questions, rewards, answered, scored.calibrations, scorer.rewards)
     measured = [measurer.measure(REFERENCE_POINT)]
     measurer = replace(measurer, audited=_audited(scorer, measurer, measured[0]))
     measured += [measurer.measure(point) for point in trained]
@@ -112,22 +116,6 @@ def _measured_prompts(experiment: Experiment, held_out: PromptGroups, rewards: C
         problem = f"no held-out pairs to measure {', '.join(unscored)} on"
         raise InputError(Problem(experiment.where("data"), "data.eval_path", problem, fix))
     return prompts
-
-
-def _measurer(
-    experiment: Resolved,
-    reference: ReferenceModel,
-    scorer: Scorer,
-    held_out: PromptGroups,
-    calibrations: Mapping[str, Calibration],
-) -> Measurer:
-    rewards = measuring_rewards(experiment, scorer.rewards)
-    prompts = _measured_prompts(experiment, held_out, rewards)
-    scored = None if len(rewards) == len(experiment.objectives) else scorer.score(prompts, calibrations)
-    settings = experiment.evaluation
-    room = experiment.data.prompt_room(settings.max_new_tokens)
-    questions = Questions(reference, prompts, settings, room, experiment.training.packing)
-    return Measurer(experiment, questions, rewards, scored, calibrations, scorer.rewards)
 
 
 def _audited(scorer: Scorer, measurer: Measurer, reference: Measured) -> ScoredData | None:
@@ -210,17 +198,15 @@ def _continuous_cost(experiment: Experiment) -> Cost | None:
 def _objective(measurer: Measurer, name: str) -> FrontObjective:
     experiment, asked = measurer.experiment, measurer.experiment.asked.objectives[name]
     accuracy = held_out_accuracies(experiment).get(name)
-    scored, reward = name in measurer.rewards, experiment.evaluation.rewards.get(name, asked.reward)
-    by = reward.description if reward else ""
-    proxied = is_proxied(experiment, name)
+    scored, reward = name in measurer.rewards, experiment.evaluation.rewards.get(name, asked.reward) or RewardSection()
     return FrontObjective(
         name,
         # Agreement is better when it is larger, whatever the direction of the objective it stands in for.
         maximize=asked.maximize if scored else True,
         unit=asked.unit if scored else "pair agreement",
         scale=experiment.objectives[name].scale,
-        proxy=asked.proxy.description if asked.proxy and proxied else "",
-        measured_by=by if scored else "agreement on held-out pairs",
+        proxy=asked.proxy.description if asked.proxy and is_proxied(experiment, name) else "",
+        measured_by=reward.description if scored else "agreement on held-out pairs",
         separate=is_separate(experiment, name),
         calibration=measurer.calibrations.get(name, UNCALIBRATED),
         held_out=HeldOut(**accuracy) if accuracy else None,

@@ -9,14 +9,15 @@ Kept under a key of policy, prompts and settings, so that measuring again measur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from modpo.base.artifact import Artifact
 from modpo.base.files import locked, remove_leftovers, sha256_json
-from modpo.evaluation.agreement import agreement, ordered_pairs
 from modpo.evaluation.answers import Answers, Questions
 from modpo.evaluation.measured import Measured, read_or_measure
 from modpo.experiment.sections import Resolved
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 POOL = "best_of_n"  # the answers that all vectors of best of n choose from
+ROUNDING = 1e-6  # log-probs of one model read twice differ by rounding: a difference that small is a tie
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,10 @@ class Measurer:
         questions = self.questions
         policy = Policy(questions.reference, point.folder)
         with policy.loaded(merged=device() == "cpu") as model:
-            answers = questions.sampled(policy, model, point.name)
-            audited = self.audited.dataset() if self.audited and point.folder else None
-            ratios = [] if audited is None else self._ratios(model, audited)
-            return Measured(self._lines(point, answers), self._agreements(point, model), ratios)
+            lines = self._lines(point, questions.sampled(policy, model, point.name))
+            agreements = self._agreements(point, model)
+            ratios = self._ratios(model, self.audited.dataset()) if self.audited and point.folder else []
+            return Measured(lines, agreements, ratios)
 
     def _lines(self, point: SweptPoint, answers: Answers) -> list[dict[str, Any]]:
         scores = self.questions.scores(answers, self.rewards)
@@ -124,8 +126,7 @@ class Measurer:
         policy = Policy(questions.reference)
         with policy.loaded() as model:
             answers = questions.sampled(policy, model, POOL)
-        scores = questions.scores(answers, self.trained_on)
-        return Measured(answers.lines(POOL, None, questions.prompts, scores))
+        return Measured(answers.lines(POOL, None, questions.prompts, questions.scores(answers, self.trained_on)))
 
     def _pool_parts(self, best: BestOfN) -> dict[str, Any]:
         rewards = {name: reward.identity for name, reward in self.trained_on.items()}
@@ -164,3 +165,28 @@ class Measurer:
             return [ordered_pairs(scores, sign) for scores in data[column]]
         pairs: Sequence[Sequence[Sequence[int]]] = data[PAIRS_PREFIX + name][:]
         return pairs
+
+
+def agreement(ratios: Sequence[Sequence[float]], pairs: Iterable[Sequence[Sequence[int]]]) -> list[float]:
+    """Share of each prompt's pairs in which the policy prefers the chosen answer, (N,); 1/2 where it has none.
+
+    The policy prefers the answer with the larger log pi / pi_ref; the reference prefers none: 1/2.
+
+    Args:
+        ratios: log pi - log pi_ref of each prompt's answers, nats. pairs: (chosen, rejected), by prompt.
+    """
+    shares = []
+    for own, labels in zip(ratios, pairs, strict=True):
+        wins = [_win(own[chosen] - own[rejected]) for chosen, rejected in labels]
+        shares.append(float(np.mean(wins)) if wins else 0.5)
+    return shares
+
+
+def ordered_pairs(scores: Sequence[float | None], sign: float) -> list[tuple[int, int]]:
+    """Every two answers whose numbers are there and differ, the better one first."""
+    known = [(i, sign * score) for i, score in enumerate(scores) if score is not None]
+    return [(a, b) for a, x in known for b, y in known if x > y]
+
+
+def _win(difference: float) -> float:
+    return 0.5 if abs(difference) <= ROUNDING else float(difference > 0)

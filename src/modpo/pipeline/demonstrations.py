@@ -59,18 +59,15 @@ def load_demonstrations(section: SftSection, *, never: PromptGroups, seed: int) 
         found = read_demonstrations(rows)
     else:
         found = preferred_answers(group_rows(rows, format=section.format))
-    measured = {_key(group.prompt) for group in never}
-    found = [row for row in found if _key(_prompt(row)) not in measured]
-    prompts = {_key(_prompt(row)) for row in found}
+    measured = {json.dumps(group.prompt) for group in never}
+    keyed = [(key, row) for row in found if (key := json.dumps(_prompt(row))) not in measured]
+    prompts = {key for key, _ in keyed}
     if section.eval_prompts >= len(prompts):
         problem = f"{section.eval_prompts} held-out of {len(prompts)} demonstrated prompts leave none to learn from"
         fix = "lower `sft.eval_prompts`, or give demonstrations for more prompts than those that policies answer"
         raise InputError(Problem(section.path, "prompt", problem, fix))
     drawn = set(sorted(prompts, key=lambda prompt: sha256_json([seed, prompt]))[: section.eval_prompts])
-    return Demonstrations(
-        [row for row in found if _key(_prompt(row)) not in drawn],
-        [row for row in found if _key(_prompt(row)) in drawn],
-    )
+    return Demonstrations([row for key, row in keyed if key not in drawn], [row for key, row in keyed if key in drawn])
 
 
 def preferred_answers(groups: PromptGroups) -> list[Demonstration]:
@@ -128,14 +125,12 @@ def _checked(row: Row, prompt: Any, completion: Any, where: str, names: Mapping[
         checked = {"prompt": prompt, "responses": [completion], "tools": row.get("tools")}
         read = read_preference_row(checked, where)
     except InputError as error:
-        problems = [replace(problem, field=_renamed(problem.field, names)) for problem in error.problems]
+        problems = list(error.problems)
+        for i, problem in enumerate(problems):
+            if known := next((name for name in names if problem.field.startswith(name)), None):
+                problems[i] = replace(problem, field=names[known] + problem.field.removeprefix(known))
         raise InputError(problems) from None
     return read.prompt, read.responses[0]
-
-
-def _renamed(field: str, names: Mapping[str, str]) -> str:
-    known = next((name for name in names if field.startswith(name)), None)
-    return field if known is None else names[known] + field.removeprefix(known)
 
 
 def _require_same_layout(first: Demonstration, row: Demonstration, where: str) -> None:
@@ -147,7 +142,3 @@ def _require_same_layout(first: Demonstration, row: Demonstration, where: str) -
 
 def _prompt(row: Demonstration) -> Text:
     return row["prompt"] if "prompt" in row else row["messages"][:-1]
-
-
-def _key(prompt: Text) -> str:
-    return json.dumps(prompt)

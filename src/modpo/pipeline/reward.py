@@ -29,7 +29,13 @@ from modpo.experiment.proxy import PROXY, REWARD
 from modpo.experiment.sections import Experiment
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
-from modpo.pipeline.reward_task import RewardTask
+from modpo.pipeline.reward_training import (
+    RewardTask,
+    implicit_config,
+    reward_model_config,
+    train_implicit_reward,
+    train_reward_model,
+)
 from modpo.pipeline.sample import held_out_prompts
 from modpo.rewards.accuracy import held_out_accuracy
 from modpo.rewards.batch import RewardContext
@@ -94,31 +100,30 @@ def _task(experiment: Experiment, name: str, role: str = REWARD) -> RewardTask:
     own = experiment.objectives[name].pairs if role == PROXY and training.path is None else None
     label_set = training.pairs or own or UNNAMED
     groups = _drawn(experiment, name) if label_set == DRAWN else _groups(experiment, training)
-    counts = groups.label_sets
+    counts, path = groups.label_sets, training.path or experiment.data.path
     if not counts.get(label_set):
         found = f"it has {', '.join(counts)}" if counts else "it has no pairs at all"
-        problem = f"no pair of the label set {label_set!r}; {found}"
         fix = f"name one of its label sets in objectives.{name}.{role}.train.pairs, or other rows in its `path`"
-        raise InputError(Problem(training.path or experiment.data.path, "pairs", problem, fix))
+        raise InputError(Problem(path, "pairs", f"no pair of the label set {label_set!r}; {found}", fix))
     n = experiment.data.eval_prompts if training.eval_prompts is None else training.eval_prompts
     paired = groups.select([i for i, group in enumerate(groups) if group.pairs.get(label_set)])
     learned, held_out = paired.split_held_out(n, experiment.data.split_seed)
-    measured = held_out_prompts(experiment)
-    learned = learned.select(np.flatnonzero(~np.isin(learned.keys, measured.keys)))
+    learned = learned.select(np.flatnonzero(~np.isin(learned.keys, held_out_prompts(experiment).keys)))
     if not len(learned):
         problem = f"no pair of the label set {label_set!r} is left to learn from"
         fix = "lower eval_prompts, or give pairs for more prompts than those that policies are measured on"
-        raise InputError(Problem(training.path or experiment.data.path, "pairs", problem, fix))
+        raise InputError(Problem(path, "pairs", problem, fix))
     return RewardTask(experiment, name, role, section, training, label_set, learned, held_out)
 
 
 def _groups(experiment: Experiment, training: RewardTraining) -> PromptGroups:
     data = experiment.data
-    split = training.split or data.split
-    if training.path is None:
-        rows = open_rows(data.path, split=split, name=data.name, data_dir=data.data_dir)
-    else:
-        rows = open_rows(training.path, split=split)
+    path, split = training.path, training.split or data.split
+    rows = (
+        open_rows(data.path, split=split, name=data.name, data_dir=data.data_dir)
+        if path is None
+        else open_rows(path, split=split)
+    )
     return group_rows(rows, format=training.format or data.format)
 
 
@@ -138,13 +143,7 @@ def _drawn(experiment: Experiment, name: str) -> PromptGroups:
 
 
 def _config(task: RewardTask) -> RewardConfig | MODPOConfig:
-    if task.training.kind == "implicit":
-        from modpo.pipeline.implicit_reward import implicit_config
-
-        return implicit_config(task)
-    from modpo.pipeline.reward_model import reward_model_config
-
-    return reward_model_config(task)
+    return implicit_config(task) if task.training.kind == "implicit" else reward_model_config(task)
 
 
 def _parts(task: RewardTask, config: RewardConfig | MODPOConfig, reference: ReferenceModel) -> dict[str, Any]:
@@ -172,13 +171,9 @@ def _train(task: RewardTask, config: Any, reference: ReferenceModel, trained: Ar
     try:
         with trained.making(**about) as new:
             if task.training.kind == "implicit":
-                from modpo.pipeline.implicit_reward import train_implicit_reward
-
                 new.about["beta"] = config.beta
                 cost = train_implicit_reward(task, config, reference, new.folder)
             else:
-                from modpo.pipeline.reward_model import train_reward_model
-
                 cost = train_reward_model(task, config, reference, new.folder)
             new.about["cost"] = cost.written()
             gc.collect()  # trainers hold their model in cycles: two would be in memory while the reward is tried

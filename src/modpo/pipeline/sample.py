@@ -33,13 +33,9 @@ def sample_experiment(experiment: Experiment) -> None:
     require_usable(reference.tokenizer, conversational=answered.conversational, where=reference.where)
     if prompts_path is not None:
         write_prompts(held_out, prompts_path)
-    settings = SampleSettings(
-        section.responses_per_prompt,
-        section.max_new_tokens,
-        section.temperature,
-        seed=experiment.seed if section.seed is None else section.seed,
-        engine=engine,
-    )
+    seed = experiment.seed if section.seed is None else section.seed
+    answers, tokens, temperature = section.responses_per_prompt, section.max_new_tokens, section.temperature
+    settings = SampleSettings(answers, tokens, temperature, seed, engine)
     sample_responses(reference, answered, answers_path, settings, cache_dir=experiment.cache_dir)
 
 

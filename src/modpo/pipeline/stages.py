@@ -27,15 +27,15 @@ class Stage:
     run: Callable[[Experiment], Experiment]
 
 
+@dataclass(frozen=True)
 class StageCount:
     """Says which stage begins: "stage 2 of 5: reward kind"."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = list(names)
+    names: Sequence[str]
 
     def begin(self, name: str) -> None:
         """One line for the stage of that name."""
-        say(f"stage {self._names.index(name) + 1} of {len(self._names)}: {name}")
+        say(f"stage {self.names.index(name) + 1} of {len(self.names)}: {name}")
 
 
 def run_pipeline(experiment: Experiment, *, evaluate: bool = True) -> None:

@@ -105,8 +105,18 @@ def _fill(reference: Reference, prompts: PromptGroups, samples: Column, settings
     if samples.complete:
         say(f"samples: {len(prompts)} prompts, in the cache")
         return
+    tokenizer, n = reference.tokenizer, settings.responses_per_prompt
     sampler = _sampler(reference, settings, conversational=prompts.conversational)
-    samples.fill(lambda shard: _sample_shard(reference, prompts, shard, settings, sampler))
+
+    def sampled(shard: range) -> Iterator[Row]:
+        prompts_ids = [tokenize_prompt(prompts[i].prompt, tokenizer) for i in shard for _ in range(n)]
+        label = f"samples for prompts {shard.start + 1} to {shard.stop} of {len(prompts)}"
+        answers = sampler(prompts_ids, settings.seed + shard.start, label)
+        for first in range(0, len(answers), n):
+            texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers[first : first + n]]
+            yield {"responses": [text for text in texts if text]}  # an empty answer teaches nothing
+
+    samples.fill(sampled)
 
 
 def _sampler(reference: Reference, settings: SampleSettings, *, conversational: bool) -> Sampler:
@@ -129,18 +139,6 @@ def _sampler(reference: Reference, settings: SampleSettings, *, conversational: 
     return lambda prompts, seed, label: generate(
         reference.model, reference.tokenizer, prompts, batch_size=len(prompts), seed=seed, label=label, **same
     )
-
-
-def _sample_shard(
-    reference: Reference, prompts: PromptGroups, shard: range, settings: SampleSettings, sampler: Sampler
-) -> Iterator[Row]:
-    tokenizer, n = reference.tokenizer, settings.responses_per_prompt
-    prompts_ids = [tokenize_prompt(prompts[i].prompt, tokenizer) for i in shard for _ in range(n)]
-    label = f"samples for prompts {shard.start + 1} to {shard.stop} of {len(prompts)}"
-    answers = sampler(prompts_ids, settings.seed + shard.start, label)
-    for first in range(0, len(answers), n):
-        texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers[first : first + n]]
-        yield {"responses": [text for text in texts if text]}  # an empty answer teaches nothing
 
 
 def _answered_rows(prompts: PromptGroups, samples: Column) -> Iterator[Row]:

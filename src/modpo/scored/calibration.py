@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from modpo.base.artifact import cost_of
 from modpo.base.costs import Cost, Meter
 from modpo.base.errors import InputError, IntegrityError, Problem
 from modpo.base.files import MANIFEST, is_own_file, locked, read_sealed, remove_leftovers, sha256_json, write_sealed
@@ -132,8 +133,7 @@ def read_or_fit(cache_dir: Path, identity: dict[str, Any], fit: Any) -> tuple[Ca
         read = read_sealed(path)
         if read["identity"] != json.loads(json.dumps(identity)):
             raise ValueError("it is of something else")
-        cost = Cost.of(read["cost"]) if "cost" in read else None
-        return Calibration(**read["calibration"]), cost
+        return Calibration(**read["calibration"]), cost_of(read)
     except (ValueError, KeyError, TypeError) as error:
         problem = f"its numbers were changed or cannot be read ({error})"
         raise IntegrityError(f"{path}: {problem}; fix: delete {folder}") from error

@@ -12,7 +12,8 @@ or another seed computes only what is really new:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,8 +55,7 @@ class Scorer:
     Args:
         reference: the policy whose log-probs are kept; read only when some are missing.
         rewards: the scorer of each objective that has one.
-        max_length, max_prompt_length: tokens, see `tokenization`.
-        packing: how the reference reads responses.
+        context: the cache, how many tokens of prompts and responses are read, and whether they are packed.
         label_sets: the data's label set of each objective that has one.
         objectives: direction, calibration, and whose pairs are drawn from their reward.
         answers: the answers of the reference policy on which rewards are standardised; None: the data's own responses.
@@ -64,12 +64,9 @@ class Scorer:
 
     reference: Reference
     rewards: Mapping[str, Reward]
-    cache_dir: Path
-    max_length: int
-    max_prompt_length: int | None = None
-    packing: bool = True
-    label_sets: Mapping[str, str] = field(default_factory=dict)
-    objectives: Mapping[str, Objective] = field(default_factory=dict)
+    context: RewardContext
+    label_sets: Mapping[str, str]
+    objectives: Mapping[str, Objective]
     answers: AnswerSettings | None = None
     where: Callable[[str], str] = str
 
@@ -103,27 +100,27 @@ class Scorer:
 
     @property
     def _calibrator(self) -> Calibrator:
-        return Calibrator(self.reference, self.rewards, self.cache_dir, self.objectives, self.answers, self.where)
+        return Calibrator(
+            self.reference, self.rewards, self.context.cache_dir, self.objectives, self.answers, self.where
+        )
+
+    def _column(self, kind: str, identity: dict[str, Any], rows: int) -> Column:
+        return column(self.context.cache_dir, kind, identity, rows)
 
     def _tokens(self, groups: PromptGroups) -> Column:
         tokenizer = self.reference.tokenizer
+        longest, longest_prompt = self.context.max_length, self.context.max_prompt_length
         require_usable(tokenizer, conversational=groups.conversational, where="model")
-        identity = {
-            "texts": groups.fingerprint,
-            "tokenizer": tokenizer_identity(tokenizer, self.max_length, self.max_prompt_length),
-        }
-
-        lengths: dict[str, Any] = {"max_length": self.max_length, "max_prompt_length": self.max_prompt_length}
-        tokens = column(self.cache_dir, "tokens", identity, len(groups))
-        _fill(
-            tokens, "tokens", lambda indices: (vars(tokenize_group(groups[i], tokenizer, **lengths)) for i in indices)
-        )
+        read = partial(tokenize_group, tokenizer=tokenizer, max_length=longest, max_prompt_length=longest_prompt)
+        decisive = tokenizer_identity(tokenizer, longest, longest_prompt)
+        tokens = self._column("tokens", {"texts": groups.fingerprint, "tokenizer": decisive}, len(groups))
+        _fill(tokens, "tokens", lambda indices: (vars(read(groups[i])) for i in indices))
         _say_what_was_cut(tokens)
         return tokens
 
     def _data_pairs(self, groups: PromptGroups, label_set: str) -> Column:
         identity = {"source": "data", "label_set": label_set, "texts": groups.fingerprint}
-        pairs = column(self.cache_dir, "pairs", identity, len(groups))
+        pairs = self._column("pairs", identity, len(groups))
         label = "pairs" if label_set == UNNAMED else f"pairs {label_set}"
         return _fill(pairs, label, lambda indices: ({"pairs": groups[i].pairs.get(label_set, ())} for i in indices))
 
@@ -142,8 +139,7 @@ class Scorer:
                 rewards = [calibration.apply(raw, sign) for raw in scores[i]["scores"]]
                 yield {"pairs": draw_bradley_terry(rewards, seed=i)}
 
-        pairs = column(self.cache_dir, "pairs", identity, reward.rows)
-        return _fill(pairs, "pairs drawn from the reward", compute)
+        return _fill(self._column("pairs", identity, reward.rows), "pairs drawn from the reward", compute)
 
     def _reward(self, groups: PromptGroups, name: str, reward: Reward) -> Column:
         def compute(indices: range) -> Iterator[Row]:
@@ -154,24 +150,24 @@ class Scorer:
                     yield {"scores": list(islice(scores, len(groups[i].responses)))}
 
         identity = {"texts": groups.fingerprint, "reward": reward.identity}
-        return _fill(column(self.cache_dir, "reward", identity, len(groups)), f"reward {name}", compute)
+        return _fill(self._column("reward", identity, len(groups)), f"reward {name}", compute)
 
     def _reference(self, tokens: Column) -> Column:
-        dataset = tokens.open()
+        dataset, packing = tokens.open(), self.context.packing
 
         def compute(indices: range) -> Iterator[Row]:
             from modpo.forward.logprobs import logps_by_group
 
             rows = dataset.select(indices)
             prompts_ids, responses_ids = rows["prompt_ids"][:], rows["responses_ids"][:]
-            for logps in logps_by_group(self.reference.model, prompts_ids, responses_ids, packing=self.packing):
+            for logps in logps_by_group(self.reference.model, prompts_ids, responses_ids, packing=packing):
                 if not np.isfinite(logps).all():
                     fix = "check the model's weights and dtype"
                     raise NumericError(f"a reference log-prob is not finite: {logps}; fix: {fix}")
                 yield {"ref_logps": logps}
 
-        identity = {"tokens": tokens.content_hash(), "model": self.reference.fingerprint, "packing": self.packing}
-        return _fill(column(self.cache_dir, "reference", identity, tokens.rows), "reference log-probs", compute)
+        identity = {"tokens": tokens.content_hash(), "model": self.reference.fingerprint, "packing": packing}
+        return _fill(self._column("reference", identity, tokens.rows), "reference log-probs", compute)
 
 
 def _fill(target: Column, label: str, compute: Callable[[range], Iterator[Row]]) -> Column:
@@ -227,10 +223,7 @@ def experiment_scorer(experiment: Experiment, reference: Reference | None = None
     return Scorer(
         reference=reference or ReferenceModel.of(experiment),
         rewards=load_rewards(resolved(experiment)),
-        cache_dir=experiment.cache_dir,
-        max_length=experiment.data.max_length,
-        max_prompt_length=experiment.data.max_prompt_length,
-        packing=experiment.training.packing,
+        context=RewardContext.of(experiment),
         label_sets=experiment.label_sets,
         objectives=experiment.objectives,
         answers=None if sampled else AnswerSettings(),
@@ -266,17 +259,12 @@ def score_dataset(
         if objective.reward or name not in label_sets
     }
     columns = [section.column for section in sections.values() if section.column and section.missing == "error"]
-    cache_dir = cache_dir or default_cache_dir()
-    context = RewardContext(
-        ModelSection(str(model.config._name_or_path)), cache_dir, max_length, max_prompt_length, packing
-    )
+    section = ModelSection(str(model.config._name_or_path))
+    context = RewardContext(section, cache_dir or default_cache_dir(), max_length, max_prompt_length, packing)
     scorer = Scorer(
         reference=LoadedModel(model, tokenizer),
         rewards={n: load_reward(s, context, where="objectives", name=n) for n, s in sections.items()},
-        cache_dir=cache_dir,
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
-        packing=packing,
+        context=context,
         label_sets={name: label_set for name, label_set in label_sets.items() if label_set != DRAWN},
         objectives={name: objective for name, objective in objectives.items() if objective.calibration == "none"},
     )
