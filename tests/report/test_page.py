@@ -16,12 +16,12 @@ from jinja2 import UndefinedError
 
 from modpo.base.costs import Cost
 from modpo.base.errors import InputError
+from modpo.base.text import visible
 from modpo.front.audit import Audit
 from modpo.front.pareto import Score
 from modpo.front.schema import FailedPoint, FrontObjective, read_front, write_front
 from modpo.report import write_report
 from modpo.report.chart import chart
-from modpo.report.escape import visible
 from modpo.report.labels import place_labels
 from modpo.report.numbers import interval_text, number
 from modpo.report.page import asset, environment, page

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import html
 
-from modpo.base.text import JOINERS, printable
+from modpo.base.text import printable, visible
 
 LONGEST_LABEL = 64  # characters
-
-
-def visible(text: str) -> str:
-    """`text` with invisible characters spelled out: ESC as `\\x1b`, U+2028 as `\\u2028`. Lines stay lines."""
-    return printable(text.replace("\r\n", "\n"), kept=f"{JOINERS}\n\t")
 
 
 def short(text: str) -> str:

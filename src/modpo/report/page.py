@@ -14,10 +14,10 @@ import jinja2
 from markupsafe import Markup
 
 from modpo.base.progress import duration
+from modpo.base.text import visible
 from modpo.front.ledger import Ledger
 from modpo.front.schema import Front, Point
 from modpo.report.chart import chart
-from modpo.report.escape import visible
 from modpo.report.facts import audited, measured, trained
 from modpo.report.numbers import interval_text, number, percent
 from modpo.report.panels import better
