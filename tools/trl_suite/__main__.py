@@ -1,7 +1,7 @@
 """`python -m tools.trl_suite --tests TRL/tests`: TRL's tests with both trainers, and a table of them.
 
-Prints a line a test, what failed with the last line of its error, and how many of the tests that pass with TRL's trainer
-pass with ours. An error that says what to do is marked `clear`. Needs no network. About 10 minutes on one core.
+Prints a line a test, what failed with the last line of its error, and how many of the tests that pass with TRL's
+trainer pass with ours. An error that says what to do is marked `clear`. Needs no network, and two minutes of one core.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Tiny random models under the names of TRL's, in the layout of the Hub's cache, with a tokenizer of one token a byte."""
+"""Tiny random models under the names of TRL's, in the layout of the Hub's cache; their tokenizer has a token a byte."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ REMOTE_CONFIG = {
 def write_models(cache: Path, owner: str) -> None:
     """Each model with its tokenizer, in bfloat16 as most models are published."""
     for name, (kind, size) in SIZES.items():
-        _published(cache, owner, name, lambda folder, kind=kind, size=size: _write_model(folder, kind, size))
+        _published(cache, owner, name, partial(_write_model, kind=kind, size=size))
     _published(cache, owner, REMOTE, _write_remote)
 
 

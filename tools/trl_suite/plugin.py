@@ -1,6 +1,6 @@
-"""A plugin of pytest: serves the stand-ins, puts a trainer in DPOTrainer's place, limits each test, writes down its end.
+"""A plugin of pytest: serves the stand-ins, puts a trainer in DPOTrainer's place, limits tests, writes down their ends.
 
-`tools.trl_suite.run` starts pytest with it and says in TRL_SUITE what to do, as JSON of `Plan`.
+`python -m tools.trl_suite` starts pytest with it and says in TRL_SUITE what to do, as JSON of `Plan`.
 """
 
 from __future__ import annotations
