@@ -248,6 +248,7 @@ def score_dataset(
     cache_dir: Path | None = None,
     max_prompt_length: int | None = None,
     packing: bool = True,
+    skip_empty: bool = False,
 ) -> Dataset:
     """Preference rows in memory -> scored data, with `model` as the reference policy.
 
@@ -268,7 +269,10 @@ def score_dataset(
         label_sets={name: label_set for name, label_set in label_sets.items() if label_set != DRAWN},
         objectives={name: objective for name, objective in objectives.items() if objective.calibration == "none"},
     )
-    return scorer.score(group_rows(rows_from_dataset(rows), columns=columns)).dataset()
+    groups = group_rows(rows_from_dataset(rows), columns=columns, skip_empty=skip_empty)
+    for warning in groups.warnings:
+        say(f"warning: {warning}")
+    return scorer.score(groups).dataset()
 
 
 def _say_what_was_cut(tokens: Column) -> None:

@@ -196,4 +196,5 @@ def scored_rows(
         max_length=args.max_length or 1 << 30,
         max_prompt_length=args.max_prompt_length,
         packing=args.packing,
+        skip_empty=args.skip_empty,
     )
