@@ -76,6 +76,9 @@ class DataSection:
     eval_prompts: Annotated[int, at_least(0)] = 64
     """held-out prompts: the first so many of `eval_path`, or drawn from `path` by prompt, so that no prompt is both
     trained on and held out"""
+    skip_empty: bool = False
+    """leave out rows whose prompt or a response is blank, and count them; otherwise they are errors. Of all files of
+    rows that the experiment names"""
     split_seed: int = 0
     """which prompts are drawn; apart from `seed`, so that every seed trains on the same data"""
     max_prompts: Annotated[int | None, at_least(1)] = None

@@ -124,7 +124,7 @@ def _groups(experiment: Experiment, training: RewardTraining) -> PromptGroups:
         if path is None
         else open_rows(path, split=split)
     )
-    return group_rows(rows, format=training.format or data.format)
+    return group_rows(rows, format=training.format or data.format, skip_empty=data.skip_empty)
 
 
 def _drawn(experiment: Experiment, name: str) -> PromptGroups:

@@ -48,7 +48,7 @@ def sample_prompts(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
     section = _section(experiment)
     check_layouts(experiment)
     rows = open_rows(section.prompts, split=section.split, name=section.name, data_dir=section.data_dir)
-    prompts = group_rows(rows, format=section.format, unanswered=True)
+    prompts = group_rows(rows, format=section.format, unanswered=True, skip_empty=experiment.data.skip_empty)
     answered, held_out = prompts.split_held_out(section.held_out, experiment.data.split_seed)
     if section.max_prompts is not None:
         answered = answered[: section.max_prompts]

@@ -59,7 +59,7 @@ def train_sft(experiment: Experiment) -> Path:
     folder = experiment.output_dir / "sft"
     config = _config(experiment, experiment.sft.arguments, folder.with_name(".work-sft"))
     never, seed = held_out_prompts(experiment), experiment.data.split_seed
-    data = load_demonstrations(experiment.sft, never=never, seed=seed)
+    data = load_demonstrations(experiment.sft, never=never, seed=seed, skip_empty=experiment.data.skip_empty)
     reference = ReferenceModel.of(experiment)
     require_usable(reference.tokenizer, conversational=data.conversational, where=reference.where)
     decisive = {  # of the weights

@@ -69,6 +69,10 @@ class MODPOConfig(DPOConfig):
             "help": "Tokens; a longer prompt loses its beginning. Default: what the responses leave, half at least."
         },
     )
+    skip_empty: bool = field(
+        default=False,
+        metadata={"help": "Leave out rows whose prompt or a response is blank, and count them; else they are errors."},
+    )
     cache_dir: str | None = field(
         default=None,
         metadata={"help": "Where reference log-probs and rewards are kept. Default: ~/.cache/modpo."},
