@@ -9,7 +9,7 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import mean
@@ -32,6 +32,7 @@ class PromptGroups(Sequence[PromptGroup]):
     Attributes:
         conversational: whether the texts are lists of messages.
         columns: the names of the numbers that every response is known to have.
+        template_kwargs: variables of the chat template that are said for all rows.
         warnings: what a user should know of the file, one line each; a selection still speaks of all of it.
     """
 
@@ -41,6 +42,7 @@ class PromptGroups(Sequence[PromptGroup]):
         self._numbers = numbers
         self.conversational = index.conversational
         self.columns = reader.columns
+        self.template_kwargs = reader.template_kwargs
         self.warnings = list(warnings)
 
     def __len__(self) -> int:
@@ -60,9 +62,15 @@ class PromptGroups(Sequence[PromptGroup]):
             builder = _build(self._reader, self._index.rows_of(number))
         except InputError as error:
             raise self._changed() from error
-        if not builder.rows or _key(builder.rows[0].prompt) != int(self._index.keys[number]):
+        if not builder.rows or _prompt_key(builder.rows[0]) != int(self._index.keys[number]):
             raise self._changed()
-        return builder.group()
+        group = builder.group()
+        return replace(group, template_kwargs={**self.template_kwargs, **group.template_kwargs})
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from, as messages name it."""
+        return self._reader.rows.name
 
     def _changed(self) -> IntegrityError:
         return IntegrityError(f"{self._reader.rows.name}: changed since it was read; fix: start again")
@@ -91,6 +99,7 @@ class PromptGroups(Sequence[PromptGroup]):
     def fingerprint(self) -> str:
         """sha256 of the content: the rows, the rules they are read by, and which groups these are."""
         settings = [self._reader.rows.fingerprint, self._reader.layout.identity, RULES]
+        settings += [self.template_kwargs] if self.template_kwargs else []
         return hashlib.sha256(json.dumps(settings).encode() + self.keys.tobytes()).hexdigest()
 
     def select(self, indices: Sequence[int] | np.ndarray) -> PromptGroups:
@@ -122,7 +131,12 @@ def overlap(a: PromptGroups, b: PromptGroups) -> int:
 
 
 def group_rows(
-    rows: Rows, *, format: str = "preference", columns: Sequence[str] = (), unanswered: bool = False
+    rows: Rows,
+    *,
+    format: str = "preference",
+    columns: Sequence[str] = (),
+    unanswered: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> PromptGroups:
     """Check every row once, and group the rows by prompt.
 
@@ -131,13 +145,14 @@ def group_rows(
         format: how a row is laid out, see `modpo.data.formats.find_layout`.
         columns: numbers that every response must have.
         unanswered: whether a row may have no response where a function lays it out: it is measured on, or answered.
+        template_kwargs: variables of the chat template for all rows; a row's own go before them.
 
     Raises:
         InputError: up to 20 bad rows at once; no rows; no pair left; two values for one response in a column.
     """
     layout = find_layout(format, where=rows.name)
     answered = format != PROMPTS and not (unanswered and is_function(format))
-    reader = _Reader(rows, layout, tuple(columns), answered)
+    reader = _Reader(rows, layout, tuple(columns), answered, dict(template_kwargs or {}))
     scanned, conversational = _scan(reader)
     if not len(scanned):
         problem = "holds no rows" if not rows else f"holds nothing to learn from: all {len(rows)} rows are left out"
@@ -162,6 +177,7 @@ class _Reader:
     layout: Layout
     columns: tuple[str, ...]
     answered: bool  # whether every row must have a response
+    template_kwargs: dict[str, Any]  # of all rows
 
     @property
     def several_raters(self) -> bool:
@@ -210,7 +226,8 @@ def _scan(reader: _Reader) -> tuple[np.ndarray, bool]:
                 raise InputError(Problem(where, "prompt", problem, "use one layout throughout the file"))
             builder = _GroupBuilder(where, several_raters=reader.several_raters)
             builder.add(row, where)
-            found.extend((number, _key(row.prompt), _key([row.prompt, row.responses, row.pairs]), *builder.tallies))
+            said = [row.prompt, row.responses, row.pairs, *([row.template_kwargs] if row.template_kwargs else [])]
+            found.extend((number, _prompt_key(row), _key(said), *builder.tallies))
     problems.raise_any()
     return np.asarray(found).reshape(-1, 3 + len(TALLIES)), bool(conversational)
 
@@ -238,7 +255,7 @@ class _GroupBuilder:
             InputError: a column gives one response two values.
             IntegrityError: the row has another prompt.
         """
-        if self.rows and row.prompt != self.rows[0].prompt:
+        if self.rows and (row.prompt, row.template_kwargs) != (self.rows[0].prompt, self.rows[0].template_kwargs):
             raise IntegrityError(f"{where}: two prompts share a hash, or the file changed; fix: start again")
         self.rows.append(row)
         contents = [text if isinstance(text, str) else json.dumps(text) for text in row.responses]
@@ -280,7 +297,10 @@ class _GroupBuilder:
         }
         pairs = {label_set: tuple(found) for label_set, found in self.pairs.items()}
         first = self.rows[0]
-        return PromptGroup(first.prompt, tuple(self.responses.values()), pairs, columns, first.fields, self.where)
+        responses = tuple(self.responses.values())
+        return PromptGroup(
+            first.prompt, responses, pairs, columns, first.fields, self.where, template_kwargs=first.template_kwargs
+        )
 
 
 @dataclass(frozen=True)
@@ -330,6 +350,11 @@ def _build(reader: _Reader, numbers: Sequence[int]) -> _GroupBuilder:
         if (row := reader.read(number)) is not None:
             builder.add(row, reader.rows.where(number))
     return builder
+
+
+def _prompt_key(row: PreferenceRow) -> int:
+    """What makes two prompts one group: the same text, and the same variables of the chat template."""
+    return _key([row.prompt, row.template_kwargs] if row.template_kwargs else row.prompt)
 
 
 def _key(content: Any) -> int:

@@ -24,7 +24,8 @@ def load_groups(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
         fix = "name rows with answers; `prompts` is for `eval_format`"
         raise InputError(Problem(experiment.where("data.format"), "data.format", "no answers to train on", fix))
     rows = open_rows(data.path, split=data.split, name=data.name, data_dir=data.data_dir)
-    groups = group_rows(rows, format=data.format, columns=required_columns(experiment))
+    kwargs = data.chat_template_kwargs
+    groups = group_rows(rows, format=data.format, columns=required_columns(experiment), template_kwargs=kwargs)
     if data.eval_path is not None:
         held_out = load_held_out(experiment)
         groups = _without(groups, held_out, data.path)
@@ -48,7 +49,8 @@ def load_held_out(experiment: Experiment) -> PromptGroups:
     assert data.eval_path is not None
     rows = open_rows(data.eval_path, split=data.eval_split or data.split, name=data.name, data_dir=data.data_dir)
     format, columns = data.eval_format or data.format, required_columns(experiment)
-    held_out = group_rows(rows, format=format, columns=columns, unanswered=True)
+    kwargs = data.chat_template_kwargs
+    held_out = group_rows(rows, format=format, columns=columns, unanswered=True, template_kwargs=kwargs)
     return held_out.select(range(min(len(held_out), data.eval_prompts)))
 
 

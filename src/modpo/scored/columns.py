@@ -190,6 +190,9 @@ def _arrow_schema(kind: str) -> Any:
             "responses_truncated": pa.int32(),
             "merged_boundary": pa.int32(),
             "special_in_text": pa.int32(),
+            "prompt_differs": pa.bool_(),
+            "responses_changed": pa.int32(),
+            "unread": pa.int32(),
         },
         "reference": {"ref_logps": numbers},  # log pi_ref(y|x), nats, one per response
         "reward": {"scores": numbers},  # raw reward, in the scorer's unit, one per response
