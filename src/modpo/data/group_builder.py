@@ -36,7 +36,7 @@ class GroupBuilder:
             InputError: a column gives one response two values.
             IntegrityError: the row has another prompt.
         """
-        if self.rows and row.prompt != self.rows[0].prompt:
+        if self.rows and (row.prompt, row.template_kwargs) != (self.rows[0].prompt, self.rows[0].template_kwargs):
             raise IntegrityError(f"{where}: two prompts share a hash, or the file changed; fix: start again")
         self.rows.append(row)
         contents = [text if isinstance(text, str) else json.dumps(text) for text in row.responses]
@@ -78,7 +78,10 @@ class GroupBuilder:
         }
         pairs = {label_set: tuple(found) for label_set, found in self.pairs.items()}
         first = self.rows[0]
-        return PromptGroup(first.prompt, tuple(self.responses.values()), pairs, columns, first.fields, self.where)
+        responses = tuple(self.responses.values())
+        return PromptGroup(
+            first.prompt, responses, pairs, columns, first.fields, self.where, template_kwargs=first.template_kwargs
+        )
 
 
 def build_group(reader: RowReader, numbers: Sequence[int]) -> GroupBuilder:
@@ -87,6 +90,11 @@ def build_group(reader: RowReader, numbers: Sequence[int]) -> GroupBuilder:
         if not isinstance(row := reader.read(number), LeftOut):
             builder.add(row, reader.rows.where(number))
     return builder
+
+
+def prompt_key(row: PreferenceRow) -> int:
+    """What makes two prompts one group: the same text, and the same variables of the chat template."""
+    return content_key([row.prompt, row.template_kwargs] if row.template_kwargs else row.prompt)
 
 
 def content_key(content: Any) -> int:

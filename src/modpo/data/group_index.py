@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modpo.base.errors import InputError, Problem, Problems
-from modpo.data.group_builder import TALLIES, GroupBuilder, build_group, content_key
+from modpo.data.group_builder import TALLIES, GroupBuilder, build_group, content_key, prompt_key
 from modpo.data.implicit_prompts import OWN_FIELD, is_shared_by_strangers, looks_like_prompt
 from modpo.data.row_reader import LeftOut, RowReader
 
@@ -43,8 +43,9 @@ def scan_rows(reader: RowReader) -> Scan:
                 raise InputError(Problem(where, "prompt", problem, "use one layout throughout the file"))
             builder = GroupBuilder(where, several_raters=reader.several_raters)
             builder.add(row, where)
-            prompt = content_key(row.prompt)
-            found.extend((number, prompt, content_key([row.prompt, row.responses, row.pairs]), *builder.tallies))
+            prompt = prompt_key(row)
+            said = [row.prompt, row.responses, row.pairs, *([row.template_kwargs] if row.template_kwargs else [])]
+            found.extend((number, prompt, content_key(said), *builder.tallies))
             split.update({prompt} if row.split and not row.conversational else ())
             counted.update(f"rows have a field `{name}`, which has no effect" for name in row.without_effect)
     problems.raise_any()

@@ -9,14 +9,15 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
 from modpo.base.errors import InputError, IntegrityError, Problem
 from modpo.data.formats import PROMPTS, RULES, find_layout, is_function
-from modpo.data.group_builder import build_group, content_key
+from modpo.data.group_builder import build_group, content_key, prompt_key
 from modpo.data.group_index import Index, check_split_prompts, count_merged, index_rows, scan_rows
 from modpo.data.prompt_group import PromptGroup
 from modpo.data.row_reader import RowReader
@@ -29,6 +30,7 @@ class PromptGroups(Sequence[PromptGroup]):
     Attributes:
         conversational: whether the texts are lists of messages.
         columns: the names of the numbers that every response is known to have.
+        template_kwargs: variables of the chat template that are said for all rows.
         warnings: what a user should know of the file, one line each; a selection still speaks of all of it.
     """
 
@@ -38,6 +40,7 @@ class PromptGroups(Sequence[PromptGroup]):
         self._numbers = numbers
         self.conversational = index.conversational
         self.columns = reader.columns
+        self.template_kwargs = reader.template_kwargs
         self.warnings = list(warnings)
 
     def __len__(self) -> int:
@@ -57,9 +60,15 @@ class PromptGroups(Sequence[PromptGroup]):
             builder = build_group(self._reader, self._index.rows_of(number))
         except InputError as error:
             raise self._changed() from error
-        if not builder.rows or content_key(builder.rows[0].prompt) != int(self._index.keys[number]):
+        if not builder.rows or prompt_key(builder.rows[0]) != int(self._index.keys[number]):
             raise self._changed()
-        return builder.group()
+        group = builder.group()
+        return replace(group, template_kwargs={**self.template_kwargs, **group.template_kwargs})
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from, as messages name it."""
+        return self._reader.rows.name
 
     def _changed(self) -> IntegrityError:
         return IntegrityError(f"{self._reader.rows.name}: changed since it was read; fix: start again")
@@ -88,6 +97,7 @@ class PromptGroups(Sequence[PromptGroup]):
     def fingerprint(self) -> str:
         """sha256 of the content: the rows, the rules they are read by, and which groups these are."""
         settings = [self._reader.rows.fingerprint, self._reader.layout.identity, RULES]
+        settings += [self.template_kwargs] if self.template_kwargs else []
         return hashlib.sha256(json.dumps(settings).encode() + self.keys.tobytes()).hexdigest()
 
     def select(self, indices: Sequence[int] | np.ndarray) -> PromptGroups:
@@ -125,6 +135,7 @@ def group_rows(
     columns: Sequence[str] = (),
     unanswered: bool = False,
     skip_empty: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> PromptGroups:
     """Check every row once, and group the rows by prompt.
 
@@ -134,6 +145,7 @@ def group_rows(
         columns: numbers that every response must have.
         unanswered: whether a row may have no response where a function lays it out: it is measured on, or answered.
         skip_empty: whether rows with a blank prompt or response are left out, and counted.
+        template_kwargs: variables of the chat template for all rows; a row's own go before them.
 
     Raises:
         InputError: up to 20 bad rows at once; no rows; no pair left; two values for one response in a column; what
@@ -141,7 +153,7 @@ def group_rows(
     """
     layout = find_layout(format, where=rows.name)
     answered = format != PROMPTS and not (unanswered and is_function(format))
-    reader = RowReader(rows, layout, tuple(columns), answered, skip_empty)
+    reader = RowReader(rows, layout, tuple(columns), answered, skip_empty, dict(template_kwargs or {}))
     scan = scan_rows(reader)
     if not len(scan.kept):
         problem = "holds no rows" if not rows else f"holds nothing to learn from: all {len(rows)} rows are left out"

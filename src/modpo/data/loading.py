@@ -24,7 +24,13 @@ def load_groups(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
         fix = "name rows with answers; `prompts` is for `eval_format`"
         raise InputError(Problem(experiment.where("data.format"), "data.format", "no answers to train on", fix))
     rows = open_rows(data.path, split=data.split, name=data.name, data_dir=data.data_dir)
-    groups = group_rows(rows, format=data.format, columns=required_columns(experiment), skip_empty=data.skip_empty)
+    groups = group_rows(
+        rows,
+        format=data.format,
+        columns=required_columns(experiment),
+        skip_empty=data.skip_empty,
+        template_kwargs=data.chat_template_kwargs,
+    )
     if data.eval_path is not None:
         held_out = load_held_out(experiment)
         groups = _without(groups, held_out, data.path)
@@ -48,7 +54,14 @@ def load_held_out(experiment: Experiment) -> PromptGroups:
     assert data.eval_path is not None
     rows = open_rows(data.eval_path, split=data.eval_split or data.split, name=data.name, data_dir=data.data_dir)
     format, columns = data.eval_format or data.format, required_columns(experiment)
-    held_out = group_rows(rows, format=format, columns=columns, unanswered=True, skip_empty=data.skip_empty)
+    held_out = group_rows(
+        rows,
+        format=format,
+        columns=columns,
+        unanswered=True,
+        skip_empty=data.skip_empty,
+        template_kwargs=data.chat_template_kwargs,
+    )
     return held_out.select(range(min(len(held_out), data.eval_prompts)))
 
 

@@ -17,15 +17,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modpo.base.errors import InputError, Problem
 from modpo.data.prompt_group import UNNAMED, Message, Pair, Text, plain_text
 from modpo.data.row_fields import field_troubles, fields_without_effect, question_troubles, with_system_turn
 from modpo.data.rows import Row
+from modpo.experiment.chat_settings import FIELD as TEMPLATE_KWARGS
+from modpo.experiment.chat_settings import reserved
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 LAYOUTS = "give prompt, chosen and rejected; or chosen and rejected; or prompt and responses"
 WRITE_TEXT = "write text, or a list of {role, content} messages"
 WRITE_OR_SKIP = "write text, remove the row, or set `skip_empty: true` in `data` (of MODPOConfig: skip_empty=True)"
@@ -43,6 +45,7 @@ class PreferenceRow:
     columns: dict[str, list[float | None]]  # one number per response
     fields: dict[str, Any]  # everything else
     split: bool = False  # whether the prompt is what both texts begin with
+    template_kwargs: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
 
     @property
     def without_effect(self) -> list[str]:
@@ -67,7 +70,10 @@ def read_preference_row(row: Row, where: str, columns: Sequence[str] = ()) -> Pr
         InputError: everything that is wrong with the row.
     """
     try:
+        template_kwargs = _template_kwargs(row)
+        row = {name: value for name, value in row.items() if name != TEMPLATE_KWARGS}
         read = _read_responses(row) if _has_responses(row) else _read_pair(row)
+        read = replace(read, template_kwargs=template_kwargs)
     except _BadFieldError as error:
         misnamed = () if "prompt" in row else question_troubles("", row)
         raise _error(where, [error.args, *misnamed]) from None
@@ -200,21 +206,36 @@ def _text(row: Row, field: str) -> Text:
 
 
 def _message(given: Any, field: str) -> Message:
+    """A message with all keys that say something: a chat template may read them. A table fills the others with null."""
+    if isinstance(given, dict) and given.get("tool_calls"):
+        raise _BadFieldError(f"{field}.tool_calls", "tool calls are not supported", "write them into the content")
     if not isinstance(given, dict) or "role" not in given or "content" not in given:
         raise _BadFieldError(field, f"{given!r:.60} is no message", WRITE_TEXT)
     if given["role"] not in ROLES:
         raise _BadFieldError(f"{field}.role", f"unknown role {given['role']!r}", f"use one of: {', '.join(ROLES)}")
-    if given.get("tool_calls"):
-        raise _BadFieldError(f"{field}.tool_calls", "tool calls are not supported", "write them into the content")
     if not isinstance(given["content"], str):
         raise _BadFieldError(f"{field}.content", f"{given['content']!r:.60} is not text", "write text")
-    return {"role": given["role"], "content": given["content"]}
+    return {key: value for key, value in given.items() if value is not None and key != "tool_calls"}
+
+
+def _template_kwargs(row: Row) -> dict[str, Any]:
+    """The row's variables of the chat template, as TRL reads them. A table fills those that a row lacks with null."""
+    given = row.get(TEMPLATE_KWARGS)
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise _BadFieldError(TEMPLATE_KWARGS, f"{given!r:.60} is no mapping", "give {name: value}, or remove the field")
+    for problem, fix in reserved(given):
+        raise _BadFieldError(TEMPLATE_KWARGS, problem, fix)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _text_troubles(read: PreferenceRow, row: Row) -> Iterator[tuple[str, str, str]]:
     """Everything that is wrong with the texts of a row whose layout is right."""
     names = [f"responses[{i}]" for i in range(len(read.responses))] if _has_responses(row) else ["chosen", "rejected"]
     yield from _prompt_troubles(read, row)
+    if read.template_kwargs and not read.conversational:
+        yield TEMPLATE_KWARGS, "has no effect on plain text", "remove the field, or give lists of messages"
     for name, text in [("prompt", read.prompt), *zip(names, read.responses, strict=True)]:
         words = text if isinstance(text, str) else "".join(message["content"] for message in text)
         if isinstance(text, str) is read.conversational:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from modpo.base.errors import InputError, Problem
 from modpo.data.formats import PROMPTS, SEVERAL_RATERS, Layout
@@ -27,6 +28,7 @@ class RowReader:
     columns: tuple[str, ...]
     answered: bool  # whether every row must have a response
     skip_empty: bool  # whether a row with a blank text is left out
+    template_kwargs: dict[str, Any]  # of all rows
 
     @property
     def several_raters(self) -> bool:

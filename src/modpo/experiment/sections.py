@@ -86,8 +86,12 @@ class DataSection:
     max_length: Annotated[int, at_least(2)] = 1024
     """tokens of a prompt with one response; a longer response loses its end. `modpo inspect` counts what is cut"""
     max_prompt_length: Annotated[int | None, at_least(1)] = None
-    """tokens; a longer prompt loses its beginning. If not set, what the longest response leaves of `max_length`, but at
-    least half of it"""
+    """tokens; a longer prompt loses its beginning, but for the system turn: the oldest turns, then the beginning of the
+    newest question. If not set, what the longest response leaves of `max_length`, but at least half of it"""
+
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """variables of the model's chat template, the same in training, sampling, measuring and chat, such as
+    `{enable_thinking: false}` of Qwen3. Those of a row's own field `chat_template_kwargs` go before them"""
 
     def prompt_room(self, answer: int) -> int:
         """Tokens of a prompt that is to be answered: what an answer of so many tokens leaves, half at least."""

@@ -15,6 +15,7 @@ from modpo.base.progress import Progress
 from modpo.data.groups import PromptGroups
 from modpo.data.loading import load_groups
 from modpo.data.prompt_group import Pair
+from modpo.data.text_notes import COUNTED, text_notes
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group, tokenize_groups
 from modpo.evaluation.scorers import scorer_warnings
 from modpo.experiment.primary import Margins, choose
@@ -58,7 +59,7 @@ def look(experiment: Experiment) -> Inspection:
     _require_sampled(experiment)
     train, held_out = load_groups(experiment)
     rewards = quick_rewards(experiment.objectives, load_ready_rewards(experiment))
-    reference = ReferenceModel.of(experiment)
+    reference = ReferenceModel.of(experiment, writes=False)
     indices = sample_indices(len(train), experiment.seed)
     tokens = _tokenize(experiment, train, indices, reference)
     scores = {name: _score(train, indices, name, reward) for name, reward in rewards.items()}
@@ -73,6 +74,8 @@ def look(experiment: Experiment) -> Inspection:
     found = _data_warnings(experiment, train, pairs)
     if warning := equal.warning(reference.tokenizer, experiment.data.max_length):
         found.append(warning)
+    counts = {name: [int(getattr(group, name)) for group in tokens] for name in COUNTED}
+    found += text_notes(counts, train.select(indices), reference.tokenizer)
     found += reward_warnings(experiment.objectives, statistics, _in_loss(experiment))
     found += scorer_warnings(resolved(experiment))
     first = next((i for i, paired in enumerate(pairs) if paired), 0)
@@ -114,7 +117,8 @@ def _tokenize(
 ) -> list[TokenizedGroup]:
     """The sampled groups as training reads them, or the problems of up to 20 rows."""
     tokenizer, data = reference.tokenizer, experiment.data
-    require_usable(tokenizer, conversational=groups.conversational, where=experiment.where("model"))
+    kwargs, where = groups.template_kwargs, experiment.where("model")
+    require_usable(tokenizer, conversational=groups.conversational, where=where, template_kwargs=kwargs)
     with Progress("tokens", len(indices), "prompts") as progress:
         return tokenize_groups(
             (groups[i] for i in progress.over(indices.tolist())),

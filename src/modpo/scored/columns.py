@@ -191,6 +191,9 @@ def _arrow_schema(kind: str) -> Any:
             "merged_boundary": pa.int32(),
             "special_in_text": pa.int32(),
             "first_equal": ids,  # of each response the first one with the same ids
+            "prompt_differs": pa.bool_(),
+            "responses_changed": pa.int32(),
+            "unread": pa.int32(),
         },
         "reference": {"ref_logps": numbers},  # log pi_ref(y|x), nats, one per response
         "reward": {"scores": numbers},  # raw reward, in the scorer's unit, one per response

@@ -22,10 +22,12 @@ import numpy as np
 
 from modpo.base.errors import NumericError
 from modpo.base.progress import Progress, say
+from modpo.data.clock import TODAY, Clock
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.loading import load_groups
 from modpo.data.prompt_group import UNNAMED
 from modpo.data.rows import rows_from_dataset
+from modpo.data.text_notes import COUNTED, text_notes
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.experiment.proxy import PROXY, REWARD, is_proxied
@@ -117,13 +119,14 @@ class Scorer:
     def _tokens(self, groups: PromptGroups) -> Column:
         tokenizer = self.reference.tokenizer
         longest, longest_prompt = self.context.max_length, self.context.max_prompt_length
-        require_usable(tokenizer, conversational=groups.conversational, where="model")
+        kwargs = groups.template_kwargs
+        require_usable(tokenizer, conversational=groups.conversational, where="model", template_kwargs=kwargs)
         read = partial(tokenize_group, tokenizer=tokenizer, max_length=longest, max_prompt_length=longest_prompt)
         decisive = tokenizer_identity(tokenizer, longest, longest_prompt)
         identity = {"texts": groups.fingerprint, "tokenizer": decisive, "fields": TOKEN_FIELDS}
         tokens = self._column("tokens", identity, len(groups))
         _fill(tokens, "tokens", lambda indices: (_token_row(read(groups[i])) for i in indices))
-        _say_what_was_cut(tokens)
+        _say_what_was_lost(tokens, groups, tokenizer)
         return tokens
 
     def _data_pairs(self, groups: PromptGroups, label_set: str, tokens: Column) -> Column:
@@ -278,10 +281,15 @@ def score_dataset(
     max_prompt_length: int | None = None,
     packing: bool = True,
     skip_empty: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
+    clock: Clock = TODAY,
 ) -> Dataset:
     """Preference rows in memory -> scored data, with `model` as the reference policy.
 
     An objective without a reward and without pairs is a column of the rows: `chosen_<name>`, `rejected_<name>`.
+
+    Args:
+        template_kwargs: variables of the chat template for all rows. clock: the date that the template sees.
     """
     sections = {
         name: objective.reward or RewardSection(column=name)
@@ -290,15 +298,19 @@ def score_dataset(
     }
     columns = [section.column for section in sections.values() if section.column and section.missing == "error"]
     section = ModelSection(str(model.config._name_or_path))
-    context = RewardContext(section, cache_dir or default_cache_dir(), max_length, max_prompt_length, packing)
+    context = RewardContext(
+        section, cache_dir or default_cache_dir(), max_length, max_prompt_length, packing, clock=clock
+    )
     scorer = Scorer(
-        reference=LoadedModel(model, tokenizer),
+        reference=LoadedModel(model, tokenizer, clock),
         rewards={n: load_reward(s, context, where="objectives", name=n) for n, s in sections.items()},
         context=context,
         label_sets={name: label_set for name, label_set in label_sets.items() if label_set != DRAWN},
         objectives={name: objective for name, objective in objectives.items() if objective.calibration == "none"},
     )
-    groups = group_rows(rows_from_dataset(rows), columns=columns, skip_empty=skip_empty)
+    groups = group_rows(
+        rows_from_dataset(rows), columns=columns, skip_empty=skip_empty, template_kwargs=template_kwargs
+    )
     for warning in groups.warnings:
         say(f"warning: {warning}")
     return scorer.score(groups).dataset()
@@ -308,12 +320,8 @@ def _token_row(group: TokenizedGroup) -> Row:
     return {**vars(group), "first_equal": first_equal(group.responses_ids)}
 
 
-def _say_what_was_cut(tokens: Column) -> None:
-    """Truncation is no error, and never silent."""
-    from pyarrow.compute import sum as total
-
+def _say_what_was_lost(tokens: Column, groups: PromptGroups, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Truncation and what a chat template changes are no errors, and never silent."""
     table = tokens.open().data
-    prompts, responses = (total(table.column(f"{kind}_truncated")).as_py() for kind in ("prompt", "responses"))
-    if prompts or responses:
-        lost = f"{prompts} prompts lost their beginning and {responses} responses their end"
-        say(f"warning: {lost}; fix: raise `data.max_length`")
+    for note in text_notes({name: table.column(name).to_pylist() for name in COUNTED}, groups, tokenizer):
+        say(f"warning: {groups.source}: {note}")

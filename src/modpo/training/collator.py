@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights
+from modpo.data.clock import TODAY, Clock
 from modpo.data.prompt_group import UNNAMED
 from modpo.experiment.primary import Choice, Margins, choose
 from modpo.experiment.sections import Objective
@@ -200,4 +201,6 @@ def scored_rows(
         max_prompt_length=args.max_prompt_length,
         packing=args.packing,
         skip_empty=args.skip_empty,
+        template_kwargs=args.template_kwargs,
+        clock=Clock(Path(args.output_dir), writes=True) if args.output_dir else TODAY,
     )
