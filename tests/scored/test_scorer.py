@@ -22,6 +22,7 @@ from modpo.base.errors import InputError, IntegrityError, NumericError
 from modpo.data.groups import group_rows
 from modpo.data.loading import load_groups
 from modpo.data.rows import rows_from_list
+from modpo.data.text_notes import COUNTED
 from modpo.data.tokens import tokenize_group
 from modpo.experiment.file import to_yaml
 from modpo.experiment.sections import Experiment, LoraSection, Objective, RewardSection, TrainingSection
@@ -174,7 +175,7 @@ MISSES: dict[str, tuple[Callable[[House], Experiment], set[str]]] = {
 
 
 # What else stands in the rows.
-LABELS = {"first_equal", "prompt_truncated", "responses_truncated", "merged_boundary", "special_in_text", "pairs/liked"}
+LABELS = {"first_equal", "pairs/liked", *COUNTED}
 
 
 @pytest.mark.parametrize("change", MISSES)
