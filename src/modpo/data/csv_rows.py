@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import json
 import math
 import re
@@ -32,13 +33,13 @@ class CsvRows(PlacedRows):
 
     def _find_spans(self, file: IO[bytes]) -> Iterator[Span]:
         """The rows' places; notes the columns and what their cells are."""
-        file.seek(0)
-        self._delimiter = "\t" if self.name.removesuffix(".gz").endswith(".tsv") else ","
-        records = self._records(file)
-        _, header = next(records, ((0, 0, 0), []))
-        if len(header) == 1 and self._delimiter == ",":
-            self._delimiter = next((mark for mark in DELIMITERS if mark in header[0]), ",")
-            header = header[0].split(self._delimiter) if self._delimiter in header[0] else header
+        of_suffix = DELIMITERS[-1:] if self.name.removesuffix(".gz").endswith(".tsv") else DELIMITERS
+        for self._delimiter in of_suffix:
+            file.seek(0)
+            records = self._records(file)
+            _, header = next(records, ((0, 0, 0), []))
+            if len(header) > 1:
+                break
         self._names = self._checked_names(header)
         kinds = {name: list(KINDS) for name in self._names if name not in TEXTS}
         for span, cells in records:
@@ -73,7 +74,8 @@ class CsvRows(PlacedRows):
             raise InputError(Problem(where, "", problem, AS_TABLE))
 
     def _parse(self, raw: bytes, where: str) -> Row:
-        reader = csv.reader(raw.decode("utf-8").splitlines(keepends=True), delimiter=self._delimiter, strict=True)
+        lines = (line.decode("utf-8") for line in io.BytesIO(raw))  # not splitlines: it knows ends that CSV does not
+        reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
         cells = _next_record(reader, where) or []
         self._require_width(cells, where)
         return {name: self._value(name, cell, where) for name, cell in zip(self._names, cells, strict=True) if name}
