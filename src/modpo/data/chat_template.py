@@ -136,7 +136,7 @@ def _analysed(between: str, tail: str, tokenizer: PreTrainedTokenizerBase, *, ig
     end = first.end() if first else 0
     end += len(tail[end:]) - len(tail[end:].lstrip())
     rest = tail[end:]
-    header = rest if ignores_asking and rest and between.endswith(rest) else ""
+    header = rest if ignores_asking and rest and between.rstrip().endswith(rest.rstrip()) else ""
     text = tail.removesuffix(header)
     return TurnEnd(text, header, {spelled[found[0]]: found[0] for found in pattern.finditer(text)})
 

@@ -38,7 +38,7 @@ class GroupTexts:
 
     def trained(self, response: int) -> str:
         """What stands behind those characters, without the end of the turn."""
-        return self.wholes[response][self.shared(response) :].removesuffix(self.turn.text)
+        return self.wholes[response].removesuffix(self.turn.text)[self.shared(response) :]
 
     def is_whole(self, response: int) -> bool:
         """Whether the response stands in its text word by word, whatever the template adds to it."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from modpo.data.group_texts import group_texts, unread
 from modpo.data.prompt_group import PromptGroup, plain_text
+from modpo.data.tokens import tokenize_group, tokenize_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ COUNTED = (
     "responses_changed",
     "unread",
 )
+NO_LIMIT = 1 << 30
 SHOWN = 60  # characters of a text in an example
 
 
@@ -61,9 +63,9 @@ def text_notes(
 
 
 def _two_prompts(group: PromptGroup, tokenizer: PreTrainedTokenizerBase) -> str:
-    texts = group_texts(group, tokenizer)
-    shared = min(texts.shared(i) for i in range(len(texts.wholes)))
-    return f" (trained: {_tail(texts.prompt[:shared])}; answered: {_tail(texts.prompt)}; {group.where})"
+    trained = tokenizer.decode(tokenize_group(group, tokenizer, max_length=NO_LIMIT).prompt_ids)
+    answered = tokenizer.decode(tokenize_prompt(group.prompt, tokenizer, group.template_kwargs))
+    return f" (trained: {_tail(trained)}; answered: {_tail(answered)}; {group.where})"
 
 
 def _two_responses(group: PromptGroup, tokenizer: PreTrainedTokenizerBase) -> str:
