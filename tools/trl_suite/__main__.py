@@ -61,7 +61,9 @@ def run(tests: Path, trainer: str, scratch: Path, seconds: int, gibibytes: int, 
     plan = Plan(trainer, str(scratch), str(results), seconds, gibibytes)
     environment = {
         PLAN: json.dumps(asdict(plan)),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "src")]).strip(
+            os.pathsep
+        ),
         "HF_HOME": str(scratch / "huggingface"),
         "HF_HUB_CACHE": str(hub_cache(scratch)),
         "HF_HUB_OFFLINE": "1",
