@@ -22,7 +22,7 @@ from modpo.base.errors import InputError, Problem
 from modpo.forward.attention import packed_attention
 from modpo.forward.head import head_logps, head_readings, wide
 from modpo.forward.low_rank import causal_lm, evaluating
-from modpo.forward.packing import PackedRow, pack, packed_tokens, runs, sum_by_response
+from modpo.forward.packing import PackedRow, pack, packed_tokens, runs
 
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to a response's log-prob
 PROBE_TOLERANCE_16_BIT = 0.02  # rounding makes 0.2 %; everything attending to everything before it 6 %
@@ -91,15 +91,14 @@ def padded_logps(
     The plain path: nothing of the model is touched, so every causal language model is right here. It is the oracle of
     the packed path, and what `packing: false` trains with.
     """
-    logits, labels, response_index = padded_logits(model, prompts_ids, responses_ids)
-    token_logps = wide(logits).log_softmax(-1).gather(1, labels[:, None])[:, 0]
-    return sum_by_response(token_logps, response_index, sum(map(len, responses_ids)))
+    logits, labels, is_response = padded_logits(model, prompts_ids, responses_ids)
+    return sum_padded(wide(logits).log_softmax(-1).gather(1, labels[:, None])[:, 0], is_response)
 
 
 def padded_logits(
     model: nn.Module, prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[Sequence[int]]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The padded path's logits that predict the N response tokens, (N, V), these (N,), and whose they are, (N,)."""
+    """The padded path's logits that predict the N response tokens, (N, V), these (N,), and where, (M, S-1) bool."""
     alone = [(p, r) for p, group in zip(prompts_ids, responses_ids, strict=True) for r in group]
 
     def padded(rows: Iterable[list[int]]) -> Tensor:
@@ -110,7 +109,13 @@ def padded_logits(
     is_response = padded([0] * len(p) + [1] * len(r) for p, r in alone).bool()[:, 1:]  # (M, S-1)
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
     count_pass()
-    return logits[is_response], input_ids[:, 1:][is_response], is_response.nonzero()[:, 0]
+    return logits[is_response], input_ids[:, 1:][is_response], is_response
+
+
+def sum_padded(of_tokens: Tensor, is_response: Tensor) -> Tensor:
+    """(N,) numbers of tokens -> (M,) sums over each response's; `is_response` (M, S-1) says where they stand."""
+    in_rows = torch.zeros(is_response.shape, dtype=of_tokens.dtype, device=of_tokens.device)
+    return in_rows.masked_scatter(is_response, of_tokens).sum(1)
 
 
 def count_pass() -> None:

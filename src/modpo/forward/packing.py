@@ -63,21 +63,16 @@ class PackedRow:
     responses: int  # M
     layout: PackedLayout
 
-    def sum_by_response(self, token_logps: Tensor) -> Tensor:
+    def sum_by_response(self, of_tokens: Tensor) -> Tensor:
         """(N,) numbers of tokens, any float dtype -> (M,) sums over each response's, at least float32."""
-        return sum_by_response(token_logps, self.response_index, self.responses)
+        dtype = torch.promote_types(of_tokens.dtype, torch.float32)
+        sums = torch.zeros(self.responses, dtype=dtype, device=of_tokens.device)
+        return sums.index_add(0, self.response_index, of_tokens.to(dtype))
 
     def to(self, device: torch.device | str) -> PackedRow:
         """The same row with its tensors on `device`."""
         tensors = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
         return PackedRow(**tensors, responses=self.responses, layout=self.layout)
-
-
-def sum_by_response(of_tokens: Tensor, response_index: Tensor, responses: int) -> Tensor:
-    """(N,) numbers of tokens, any float dtype -> (M,) sums over each response's, M = `responses`, at least float32."""
-    dtype = torch.promote_types(of_tokens.dtype, torch.float32)
-    sums = torch.zeros(responses, dtype=dtype, device=of_tokens.device)
-    return sums.index_add(0, response_index, of_tokens.to(dtype))
 
 
 def pack(prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[Sequence[int]]]) -> PackedRow:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from modpo.forward.head import TokenReadings, logits_readings
-from modpo.forward.logprobs import count_pass, padded_logits
-from modpo.forward.packing import PackedRow, sum_by_response
+from modpo.forward.logprobs import count_pass, padded_logits, sum_padded
+from modpo.forward.packing import PackedRow
 
 
 class ResponseReadings(NamedTuple):
@@ -27,19 +27,20 @@ def packed_readings(model: nn.Module, row: PackedRow) -> ResponseReadings:
     """Of a packed row's M responses; the model as for `packed_logps`."""
     found: TokenReadings = model(packed_row=row, readings=True)
     count_pass()
-    return _by_response(found, row.response_index, row.responses)
+    return _sums(found, row.sum_by_response)
 
 
 def padded_readings(
     model: nn.Module, prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[Sequence[int]]]
 ) -> ResponseReadings:
     """Of all M responses, each read as a padded sequence of its own, see `padded_logps`."""
-    logits, labels, response_index = padded_logits(model, prompts_ids, responses_ids)
-    return _by_response(logits_readings(logits, labels), response_index, sum(map(len, responses_ids)))
+    logits, labels, is_response = padded_logits(model, prompts_ids, responses_ids)
+    return _sums(logits_readings(logits, labels), lambda of_tokens: sum_padded(of_tokens, is_response))
 
 
-def _by_response(found: TokenReadings, response_index: Tensor, responses: int) -> ResponseReadings:
-    logps = sum_by_response(found.logps, response_index, responses)
-    of_tokens = (torch.ones_like(found.entropy), found.entropy, found.mean_logit, found.is_top)
+def _sums(found: TokenReadings, by_response: Callable[[Tensor], Tensor]) -> ResponseReadings:
+    """Add up each response's tokens, by a function (N,) -> (M,)."""
+    of_tokens = (torch.ones_like(found.entropy), found.entropy, found.mean_logit, found.is_top.to(found.entropy))
     with torch.no_grad():
-        return ResponseReadings(logps, *(sum_by_response(each, response_index, responses) for each in of_tokens))
+        sums = [by_response(each) for each in of_tokens]
+    return ResponseReadings(by_response(found.logps), *sums)
