@@ -40,34 +40,31 @@ class KeptReference:
     """Finds the reference policy at any time.
 
     Args:
-        policy: the model as it is given, before adapters are added.
         ref_model: the reference, where it is another model.
-        peft_config: of adapters that will be added.
+        peft_config: of adapters that are added to the policy as it is given.
         read_again: the policy as it was, from where it came from; None: it is not to be read again.
     """
 
     def __init__(
         self,
-        policy: Model,
         ref_model: Model | None,
         peft_config: PeftConfig | None,
         read_again: Callable[[], PreTrainedModel] | None,
     ) -> None:
         self.ref_model, self._read_again = ref_model, read_again
         self._start: dict[str, Tensor] | None = None  # of the trained weights, where leaving adapters out is not enough
-        self._began_with_adapters = isinstance(policy, PeftModel)
         self._again: PreTrainedModel | None = None
-        self._add_up_to_nothing = not self._began_with_adapters and peft_config is not None and _plain(peft_config)
+        self._is_left_without = peft_config is not None and _plain(peft_config)
 
     def remember(self, policy: Model) -> None:
-        """Keep the weights that adapters begin with, where the reference is the policy with them."""
-        if self.ref_model is None and isinstance(policy, PeftModel) and not self._add_up_to_nothing:
+        """Keep the trained weights that a policy with adapters begins with, where the reference is it with them."""
+        if self.ref_model is None and isinstance(policy, PeftModel) and not self._is_left_without:
             trained = ((name, p) for name, p in policy.named_parameters() if p.requires_grad)
             self._start = {name: p.detach().cpu().clone() for name, p in trained}
 
     @contextmanager
     def at(self, policy: Model, *, moved: bool) -> Iterator[Model]:
-        """The reference, from the policy as it is now.
+        """Within it, the reference, from the trainer's policy as it is now.
 
         Args:
             moved: whether the policy has been trained.

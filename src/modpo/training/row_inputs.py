@@ -11,6 +11,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers.trainer_utils import PredictionOutput
 from trl import DPOTrainer
 
+from modpo.training.kept_reference import KeptReference
 from modpo.training.scored_rows import RowScorer
 from modpo.training.splits import eval_splits
 
@@ -22,6 +23,7 @@ class RowInputs(DPOTrainer):
     """
 
     _row_scorer: RowScorer
+    _kept_reference: KeptReference
     _in_order = False  # rows keep their order
 
     def evaluate(
@@ -49,8 +51,8 @@ class RowInputs(DPOTrainer):
             collator.whole_sequences = before
 
     def _scored_later(self, rows: Any, name: str) -> Any:
-        before = self.train_dataset if self.state.global_step else None
-        return self._row_scorer.scored(self.model, eval_splits(rows, self.args, name), name, before)
+        reference = self._kept_reference.at(self.model, moved=self.state.global_step > 0)
+        return self._row_scorer.scored(reference, eval_splits(rows, self.args, name), name, self.train_dataset)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # scored data is tokenized

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from modpo.scored.data import PAIRS_PREFIX, REWARD_PREFIX
 from modpo.scored.scorer import score_dataset
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
-from modpo.training.kept_reference import OTHER_FIX, KeptReference, apart, rounding
+from modpo.training.kept_reference import OTHER_FIX, apart, rounding
 from modpo.training.splits import Split, Splits, over_splits
 from modpo.training.trl_arguments import WHERE, ArgumentValueError, Model
 
@@ -37,29 +38,29 @@ class RowScorer:
 
     Args:
         collator: decides which rows hold something to train on.
-        reference: reads those that are not scored.
     """
 
     args: MODPOConfig
     objectives: Mapping[str, Objective]
     collator: GroupCollator
     tokenizer: PreTrainedTokenizerBase
-    reference: KeptReference
 
-    def scored(self, policy: Model, splits: Splits, name: str, before: Dataset | None = None) -> Any:
+    def scored(
+        self, reference: AbstractContextManager[Model], splits: Splits, name: str, before: Dataset | None = None
+    ) -> Any:
         """Rows to train or evaluate on: a Dataset, or one of each of several data sets, by name.
 
         Args:
-            policy: the model as it is now.
+            reference: holds the reference policy within it; entered where rows are not scored.
             name: what messages call the rows.
-            before: rows that were scored before the policy was trained; None: it has not been.
+            before: rows that were scored before, whose log-probs the reference has to give again.
 
         Raises:
             InputError: nothing to train on, or rows that are not scored and a reference that is not kept.
         """
         if all(is_scored(part) for part in (splits.values() if isinstance(splits, dict) else [splits])):
             return over_splits(splits, partial(self._trainable, scorer=None), name)
-        with self.reference.at(policy, moved=before is not None) as scorer:
+        with reference as scorer:
             if before is not None:
                 self._require_same(scorer, before)
             return over_splits(splits, partial(self._trainable, scorer=scorer), name)

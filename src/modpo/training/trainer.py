@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,11 +114,12 @@ class MODPOTrainer(RowInputs, MeanLogs, DPOTrainer):
         if args.packing:
             require_packable(causal_lm(policy))
         say_what_has_no_effect(args, packing=args.packing)
-        kept = KeptReference(policy, reference, peft_config, read_again)
-        self._row_scorer = RowScorer(args, objectives, collator, tokenizer, kept)
+        self._kept_reference = KeptReference(reference, peft_config, read_again)
+        self._row_scorer = RowScorer(args, objectives, collator, tokenizer)
+        score = partial(self._row_scorer.scored, nullcontext(policy if reference is None else reference))
         with args.main_process_first(local=False, desc="scoring"):  # the others find its columns in the cache
-            train = self._row_scorer.scored(policy, train_rows, "train_dataset")
-            held_out = None if eval_rows is None else self._row_scorer.scored(policy, eval_rows, "eval_dataset")
+            train = score(train_rows, "train_dataset")
+            held_out = None if eval_rows is None else score(eval_rows, "eval_dataset")
         with done_already(args, policy, peft_config, by_name=isinstance(model, str)):
             super().__init__(
                 model=policy,
@@ -134,7 +136,7 @@ class MODPOTrainer(RowInputs, MeanLogs, DPOTrainer):
         self.ref_model = reference
         if isinstance(policy, PeftModel) and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
-        kept.remember(self.model)
+        self._kept_reference.remember(self.model)
         collator.whole_sequences = compute_metrics is not None
         self._prepare_model()
         adds_nothing = reference is None and getattr(peft_config, "init_lora_weights", True) is not False
