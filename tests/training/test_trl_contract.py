@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, EvalPrediction, Trainer
 from trl import DPOConfig, DPOTrainer, GRPOTrainer, RLOOTrainer
 
 from modpo.experiment.sections import TrainingSection
@@ -55,9 +55,12 @@ def run(
     plain_descent: dict[str, Any],
     *,
     lora: bool,
+    rows: Dataset | None = None,
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
     **settings: Any,
 ) -> DPOTrainer:
     """Four steps of plain gradient descent by either trainer, with the same settings."""
+    rows = rows or preference_rows()
     shared = {
         **plain_descent,
         "output_dir": str(tmp_path / kind.__name__),
@@ -75,10 +78,11 @@ def run(
     trainer = kind(
         model=AutoModelForCausalLM.from_pretrained(tiny_model),
         args=args,
-        train_dataset=preference_rows(),
-        eval_dataset=preference_rows(),
+        train_dataset=rows,
+        eval_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear") if lora else None,
+        compute_metrics=compute_metrics,
     )
     trainer.train()
     trainer.evaluate()
@@ -95,7 +99,8 @@ def compare(ours: DPOTrainer, theirs: DPOTrainer, *, accumulated: bool = False) 
     assert len(pairs) == 4 + 2  # four steps, the end of training, the evaluation
     for step, (found, expected) in enumerate(pairs[:4], start=1):
         assert found["step"] == expected["step"] == step
-        for name in in_steps:
+        # At the first step policy and reference are one, and which response lies above the other is rounding.
+        for name in [name for name in in_steps if (name, step) != ("rewards/accuracies", 1)]:
             assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-5), f"step {step}: {name}"
     for name in (*METRICS, *OVER_TOKENS):
         name = f"eval_{name}"
@@ -140,6 +145,60 @@ def test_gradient_checkpointing_is_trl_s(tiny_model: Path, tmp_path: Path, plain
     compare(
         *(run(kind, tiny_model, tmp_path, plain_descent, lora=True, **settings) for kind in (MODPOTrainer, DPOTrainer))
     )
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_several_pairs_of_a_prompt_are_trl_s_rows(
+    tiny_model: Path, tmp_path: Path, plain_descent: dict[str, Any], packing: bool
+):
+    """3 prompts with 2 pairs each, which share a response: one batch of 3 prompts is one of 6 rows."""
+    rows = [
+        {"prompt": f"Question {i}: ", "chosen": "because " * (i + 1), "rejected": rejected}
+        for i in range(3)
+        for rejected in ("no" + "!" * i, "perhaps")
+    ]
+    settings = {"lora": True, "rows": Dataset.from_list(rows)}
+    theirs = run(DPOTrainer, tiny_model, tmp_path, plain_descent, **settings, per_device_train_batch_size=6)
+    settings |= {"per_device_train_batch_size": 3, "packing": packing}
+    ours = run(MODPOTrainer, tiny_model, tmp_path, plain_descent, **settings)
+    assert len(ours.train_dataset) == 3
+    compare(ours, theirs)
+
+
+@pytest.mark.xfail(strict=False, reason="what the template writes behind a turn's end is not trained on")
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_conversational_rows_are_trl_s(tiny_model: Path, tmp_path: Path, plain_descent: dict[str, Any], packing: bool):
+    rows = preference_rows().map(
+        lambda row: {
+            "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": row["prompt"]}],
+            "chosen": [{"role": "assistant", "content": row["chosen"]}],
+            "rejected": [{"role": "assistant", "content": row["rejected"]}],
+        }
+    )
+    theirs = run(DPOTrainer, tiny_model, tmp_path, plain_descent, lora=True, rows=rows)
+    compare(run(MODPOTrainer, tiny_model, tmp_path, plain_descent, lora=True, rows=rows, packing=packing), theirs)
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_compute_metrics_sees_what_trl_s_sees(
+    tiny_model: Path, tmp_path: Path, plain_descent: dict[str, Any], packing: bool
+):
+    """Logits and tokens of all chosen texts, then of all rejected ones; in batches of 8 and, in parts, less."""
+    seen: dict[type, list[EvalPrediction]] = {DPOTrainer: [], MODPOTrainer: []}
+    for kind, predictions in seen.items():
+
+        def look(found: EvalPrediction, predictions: list[EvalPrediction] = predictions) -> dict[str, float]:
+            predictions.append(found)
+            return {"texts": float(len(found.label_ids))}
+
+        settings = {"packing": packing, "max_packed_tokens": 200} if kind is MODPOTrainer else {}
+        trainer = run(kind, tiny_model, tmp_path, plain_descent, lora=True, compute_metrics=look, **settings)
+        assert trainer.state.log_history[-1]["eval_texts"] == 16
+    (theirs,), (ours,) = seen[DPOTrainer], seen[MODPOTrainer]
+    assert (ours.label_ids == theirs.label_ids).all()
+    assert ours.predictions.shape == theirs.predictions.shape
+    read = torch.tensor(theirs.label_ids != AutoTokenizer.from_pretrained(tiny_model).pad_token_id)
+    torch.testing.assert_close(*(torch.tensor(x.predictions)[read] for x in (ours, theirs)), rtol=1e-4, atol=1e-4)
 
 
 # --- the surface ---------------------------------------------------------------------------------------------------
@@ -213,6 +272,17 @@ def test_state_that_we_write_to(tiny_model: Path, tmp_path: Path, plain_descent:
     trainer.log({})
     assert trainer.state.log_history[-1]["rewards/margins"] == 2
     assert not trainer._metrics["train"]
+
+
+def test_the_model_card_cites_modpo(tiny_model: Path, tmp_path: Path, plain_descent: dict[str, Any]):
+    """It is written with every checkpoint."""
+    run(MODPOTrainer, tiny_model, tmp_path, plain_descent, lora=True, max_steps=1, save_strategy="steps", save_steps=1)
+    card = (tmp_path / "MODPOTrainer" / "README.md").read_text()
+    assert "trained with MODPO" in card
+    assert "[Beyond One-Preference-Fits-All Alignment: Multi-Objective Direct Preference Optimization]" in card
+    assert "https://huggingface.co/papers/2310.03708" in card
+    assert "zhou2024beyond" in card
+    assert not any(other in card for other in ("rafailov", "2305.18290", "Secretly a Reward Model"))
 
 
 def test_experiment_s_training_fields_are_the_config_s():

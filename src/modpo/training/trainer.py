@@ -38,6 +38,8 @@ from modpo.training.config import MODPOConfig
 from modpo.training.logs import LOSS, MeanLogs
 from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss, weighted_rewards
 from modpo.training.metrics import margin_totals, response_totals, reward_totals, total
+from modpo.training.model_card import PAPER
+from modpo.training.pair_logits import pair_logits
 
 # At step 0 policy and reference are the same model; what they may differ by is rounding, relative to the log-prob.
 STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -69,6 +71,7 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
 
     _tag_names = ["trl", "dpo", "modpo"]  # noqa: RUF012 (as in TRL)
     _name = "MODPO"
+    _paper = PAPER
     collator_class: type[GroupCollator] = GroupCollator
     loss_is_scaled_for_ga = True  # the loss is divided by the pairs of the whole optimizer step
 
@@ -183,9 +186,13 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
         return torch.stack(losses).sum()
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, None, None]:
-        """The batch's loss, (). There are no logits to return: they are never whole."""
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The batch's loss, (), and for `compute_metrics` what TRL gives it, see `pair_logits`."""
         parts = self.at_weights(inputs)["parts"]
         pairs = sum(len(part["pairs"]) for part in parts)
         losses = []
@@ -193,7 +200,13 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
             for part in parts:
                 self.steer(part["weights"])
                 losses.append(self.compute_loss(model, self._prepare_inputs(part), num_items_in_batch=pairs))
-        return torch.stack(losses).sum() / self.accelerator.num_processes, None, None
+        loss = torch.stack(losses).sum() / self.accelerator.num_processes
+        if prediction_loss_only:
+            return loss, None, None
+        tokenizer = self.processing_class
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return loss, *pair_logits(model, parts, pad)
 
     @contextmanager
     def _hot_path(self) -> Iterator[None]:
