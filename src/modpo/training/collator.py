@@ -45,6 +45,11 @@ class ReadGroup:
     primaries: list[int]  # of each pair the primary objective, see `primary.Choice`
     margins: list[list[float]]  # one list of K per response; 0 where it has none
 
+    @property
+    def pair_tokens(self) -> int:
+        """Tokens of prompt and chosen, prompt and rejected of each pair."""
+        return sum(len(self.prompt_ids) + len(self.responses_ids[i]) for pair in self.pairs for i in pair)
+
 
 @dataclass
 class GroupCollator:
@@ -119,7 +124,8 @@ class GroupCollator:
         Returns:
             `weights` (K,) float64, `pairs` (B, 2) of indices into the responses, their `primaries` (B,), `ref_logps`
             (M,) in nats, `margins` (M, K), what is read: `packed_row`, or `prompts_ids` and `responses_ids`, and of
-            how many `tokens`, without padding.
+            how many `tokens`, without padding. For the logs, `pair_counts` of the prompts, and `num_tokens`
+            of prompt and chosen, prompt and rejected of all pairs.
         """
         pairs: list[list[int]] = []
         first = 0
@@ -133,6 +139,8 @@ class GroupCollator:
             "primaries": torch.tensor([k for group in groups for k in group.primaries]),
             "ref_logps": torch.tensor([logp for group in groups for logp in group.ref_logps], dtype=torch.float32),
             "margins": torch.tensor(margins, dtype=torch.float32).reshape(first, len(self.weights)),
+            "pair_counts": torch.tensor([len(group.pairs) for group in groups]),
+            "num_tokens": sum(group.pair_tokens for group in groups),
         }
         prompts, responses = [g.prompt_ids for g in groups], [g.responses_ids for g in groups]
         if self.packing:
