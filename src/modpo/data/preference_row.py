@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modpo.base.errors import InputError, Problem
+from modpo.data.content_parts import PartError, with_joined_parts
 from modpo.data.prompt_group import UNNAMED, Message, Pair, Text, plain_text
 from modpo.data.row_fields import field_troubles, fields_without_effect, question_troubles, with_system_turn
 from modpo.data.rows import Row
@@ -71,10 +72,10 @@ def read_preference_row(row: Row, where: str, columns: Sequence[str] = ()) -> Pr
     """
     try:
         template_kwargs = _template_kwargs(row)
-        row = {name: value for name, value in row.items() if name != TEMPLATE_KWARGS}
+        row = with_joined_parts({name: value for name, value in row.items() if name != TEMPLATE_KWARGS})
         read = _read_responses(row) if _has_responses(row) else _read_pair(row)
         read = replace(read, template_kwargs=template_kwargs)
-    except _BadFieldError as error:
+    except (_BadFieldError, PartError) as error:
         misnamed = () if "prompt" in row else question_troubles("", row)
         raise _error(where, [error.args, *misnamed]) from None
     troubles = [*_text_troubles(read, row), *field_troubles(read.prompt, row), *_column_troubles(read, columns)]
@@ -267,7 +268,11 @@ def _response_troubles(name: str, text: Text) -> Iterator[tuple[str, str, str]]:
         roles = [message["role"] for message in text if message["role"] != "assistant"]
         blank = any(not message["content"].strip() for message in text)
         if roles:
-            yield name, f"holds a message of role {roles[0]!r}", "a response has assistant messages only"
+            yield (
+                name,
+                f"holds a message of role {roles[0]!r}",
+                "give answers to one prompt: a response has assistant messages only",
+            )
     if blank:
         yield name, "the response is empty or only white space", WRITE_OR_SKIP
 
