@@ -22,6 +22,7 @@ from modpo.base.errors import InputError, IntegrityError, NumericError
 from modpo.data.groups import group_rows
 from modpo.data.loading import load_groups
 from modpo.data.rows import rows_from_list
+from modpo.data.text_notes import COUNTED
 from modpo.data.tokens import tokenize_group
 from modpo.experiment.file import to_yaml
 from modpo.experiment.sections import Experiment, LoraSection, Objective, RewardSection, TrainingSection
@@ -174,7 +175,7 @@ MISSES: dict[str, tuple[Callable[[House], Experiment], set[str]]] = {
 
 
 # What else stands in the rows.
-LABELS = {"prompt_truncated", "responses_truncated", "merged_boundary", "special_in_text", "pairs/liked"}
+LABELS = {*COUNTED, "pairs/liked"}
 
 
 @pytest.mark.parametrize("change", MISSES)
@@ -510,6 +511,9 @@ def test_large_data_is_mapped_and_not_loaded(tmp_path):
         "responses_truncated": 0,
         "merged_boundary": 0,
         "special_in_text": 0,
+        "prompt_differs": False,
+        "responses_changed": 0,
+        "unread": 0,
     }
     row = {
         "tokens": tokens,
