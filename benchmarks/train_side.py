@@ -101,7 +101,7 @@ def main(side: str, rows_path: str, model_folder: str, steps: str, trl_batch: st
         trainer.add_callback(clock)
         trainer.train()
     seconds = statistics.median(clock.seconds)
-    tokens = trainer._total_train_tokens / int(steps)
+    tokens = getattr(trainer, "tokens_read", trainer._total_train_tokens) / int(steps)
     result = {
         "pairs_per_second": len(rows) / seconds,
         "tokens_per_second": tokens / seconds,

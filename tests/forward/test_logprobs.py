@@ -1,4 +1,4 @@
-"""Packed log-probs against padded ones, for every kind of model; the head against plain autograd; refusals."""
+"""Packed log-probs against padded ones, for every kind of model; refusals."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from modpo.base.errors import InputError
-from modpo.forward import attention, logprobs
+from modpo.forward import attention
 from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import (
     attach_packed_forward,
     detach_packed_forward,
-    head_logps,
     packed_logps,
     padded_logps,
     reference_logps,
@@ -265,62 +264,6 @@ def test_under_autocast(name: str):
     found = gradients(model, run)
     assert {gradient.dtype for gradient in found.values()} == {torch.float32}
     assert_same_gradients(found, expected, tolerance=0.15)
-
-
-# --- the head -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=[1 << 24, 60], ids=["one chunk", "chunks of 3 positions"])
-def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", request.param)
-
-
-def head_tensors(*, bias: bool, train_head: bool) -> dict[str, Tensor | None]:
-    """11 positions, 7 wide, 20 words."""
-    generator = torch.Generator().manual_seed(5)
-    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    return {
-        "hidden": normal(11, 7).requires_grad_(),
-        "weight": normal(20, 7).requires_grad_(train_head),
-        "bias": normal(20).requires_grad_(train_head) if bias else None,
-    }
-
-
-def plain_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    return nn.functional.linear(hidden, weight, bias).log_softmax(-1).gather(1, labels[:, None])[:, 0]
-
-
-@pytest.mark.usefixtures("_chunks")
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("train_head", [True, False], ids=["trained head", "frozen head"])
-def test_head_equals_plain_log_softmax(bias: bool, train_head: bool):
-    tensors = head_tensors(bias=bias, train_head=train_head)
-    labels = torch.arange(11) * 7 % 20
-    slope = torch.linspace(-2, 3, 11, dtype=torch.float64)
-    found, expected = head_logps(**tensors, labels=labels), plain_head(**tensors, labels=labels)
-    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
-    trained = [tensor for tensor in tensors.values() if tensor is not None and tensor.requires_grad]
-    assert len(trained) == (1 if not train_head else 2 + bias)
-    fast, slow = (torch.autograd.grad((slope * logps).sum(), trained) for logps in (found, expected))
-    for a, b in zip(fast, slow, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
-def test_head_without_gradients():
-    tensors = head_tensors(bias=True, train_head=True)
-    labels = torch.zeros(11, dtype=torch.long)
-    with torch.no_grad():
-        found = head_logps(**tensors, labels=labels)
-    assert not found.requires_grad
-    torch.testing.assert_close(found, plain_head(**tensors, labels=labels).detach())
-
-
-def test_head_in_bfloat16_takes_the_softmax_in_float32():
-    """One word of 20 000 with equal logits has log-prob -log 20000; a bfloat16 log-sum-exp would be off by 0.02."""
-    hidden, weight = torch.zeros(2, 4, dtype=torch.bfloat16), torch.zeros(20_000, 4, dtype=torch.bfloat16)
-    logps = head_logps(hidden, weight, None, torch.tensor([0, 19_999]))
-    assert logps.dtype == torch.float32
-    torch.testing.assert_close(logps, torch.full((2,), -9.903487552536127), rtol=1e-6, atol=0)
 
 
 # --- what the model is afterwards --------------------------------------------------------------------------------

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modpo.training.loss import LOSS_TYPES, anchor_loss, effective_beta, modpo_loss, regression_loss, shift_reference
+from modpo.training.loss import (
+    LOSS_TYPES,
+    anchor_loss,
+    effective_beta,
+    modpo_loss,
+    regression_loss,
+    shift_reference,
+    weighted_rewards,
+)
 
 relaxed = settings(deadline=None, max_examples=60)
 
@@ -54,19 +62,27 @@ def test_two_objectives():
     """w = (0.25, 0.75), beta 0.5, margin reward 2 and 1.
 
     h = (0.5 * 1 - 0.5 * (-1) - 0.75 * (2 - 1)) / 0.25 = (1 - 0.75) / 0.25 = 1.
+    Rewards of k: (0.5 - 0.75 * 2) / 0.25 = -4 and (-0.5 - 0.75 * 1) / 0.25 = -5, whose difference is h.
     """
     losses, chosen, rejected = one_pair(([2.0], [1.0]), weights=(0.25, 0.75), beta=0.5)
     assert losses.tolist() == pytest.approx([math.log(1 + math.exp(-1))], rel=1e-12)
-    assert (chosen.item(), rejected.item()) == (0.5, -0.5)  # beta D, without the margin
+    assert (chosen.item(), rejected.item()) == (-4.0, -5.0)
 
 
 def test_three_objectives():
     """w = (0.5, 0.2, 0.3), beta 1, margin differences (4 - 1, 0 - 2) = (3, -2).
 
     h = (1 + 1 - 0.2 * 3 + 0.3 * 2) / 0.5 = 2 / 0.5 = 4.
+    Rewards of k: (1 - 0.2 * 4 - 0.3 * 0) / 0.5 = 0.4 and (-1 - 0.2 * 1 - 0.3 * 2) / 0.5 = -3.6.
     """
-    losses, _, _ = one_pair(([4.0, 0.0], [1.0, 2.0]), weights=(0.5, 0.2, 0.3), beta=1.0)
+    losses, chosen, rejected = one_pair(([4.0, 0.0], [1.0, 2.0]), weights=(0.5, 0.2, 0.3), beta=1.0)
     assert losses.tolist() == pytest.approx([math.log(1 + math.exp(-4))], rel=1e-12)
+    assert (chosen.item(), rejected.item()) == pytest.approx((0.4, -3.6), rel=1e-12)
+
+
+def test_weighted_rewards():
+    """beta D, D = -4 + 5 and -7 + 6, of all objectives together: no margin is taken off."""
+    assert weighted_rewards(column(-4, -7), column(-5, -6), beta=0.5).tolist() == [0.5, -0.5]
 
 
 @pytest.mark.parametrize(
@@ -80,8 +96,9 @@ def test_three_objectives():
 )
 def test_hinge(margin: float, expected: float):
     """w = (0.5, 0.5), beta 1, margin rewards +margin and -margin: h = (2 - 0.5 * 2 margin) / 0.5."""
-    losses, _, _ = one_pair(([margin], [-margin]), weights=(0.5, 0.5), beta=1.0, loss_type="hinge")
+    losses, chosen, rejected = one_pair(([margin], [-margin]), weights=(0.5, 0.5), beta=1.0, loss_type="hinge")
     assert losses.tolist() == pytest.approx([expected], abs=1e-12)
+    assert (chosen.item(), rejected.item()) == pytest.approx((2 - margin, -2 + margin))
 
 
 def test_an_extreme_pair_neither_overflows_nor_vanishes():
@@ -144,10 +161,29 @@ def test_dpo_with_shifted_reference_and_effective_beta_is_modpo(problem, loss_ty
 def test_swapping_chosen_and_rejected_negates_h(problem):
     """-log sigmoid(h) + log sigmoid(-h) = -h, so the two losses differ by h, which is odd under the swap."""
     (pc, pr, rc, rr, mc, mr), weights, beta = problem
-    losses, chosen, rejected = modpo_loss(pc, pr, rc, rr, mc, mr, weights=weights, beta=beta)
+    losses, *_ = modpo_loss(pc, pr, rc, rr, mc, mr, weights=weights, beta=beta)
     swapped, *_ = modpo_loss(pr, pc, rr, rc, mr, mc, weights=weights, beta=beta)
-    h = (chosen - rejected - (mc - mr) @ weights[1:]) / weights[0]
+    h = (beta * (pc - rc) - beta * (pr - rr) - (mc - mr) @ weights[1:]) / weights[0]
     torch.testing.assert_close(swapped - losses, h, rtol=1e-9, atol=1e-9)
+
+
+@relaxed
+@given(problem=problems(), loss_type=st.sampled_from(LOSS_TYPES))
+def test_rewards_are_the_estimate_of_objective_k(problem, loss_type: str):
+    """They and the margin rewards, weighted, add up to beta D; the loss sees their difference alone."""
+    (*logps, chosen_margins, rejected_margins), weights, beta = problem
+    losses, chosen, rejected = modpo_loss(
+        *logps, chosen_margins, rejected_margins, weights=weights, beta=beta, loss_type=loss_type
+    )
+    for k, margins, policy, reference in (
+        (chosen, chosen_margins, logps[0], logps[2]),
+        (rejected, rejected_margins, logps[1], logps[3]),
+    ):
+        of_all = torch.cat([k[:, None], margins], dim=1) @ weights
+        torch.testing.assert_close(of_all, beta * (policy - reference), rtol=1e-9, atol=1e-9)
+    h = chosen - rejected
+    expected = -F.logsigmoid(h) if loss_type == "sigmoid" else torch.relu(1 - h)
+    torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-9)
 
 
 @relaxed

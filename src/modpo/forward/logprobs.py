@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from modpo.base.costs import count
 from modpo.base.errors import InputError, Problem
 from modpo.forward.attention import packed_attention
+from modpo.forward.head import head_logps, head_readings, wide
 from modpo.forward.low_rank import causal_lm, evaluating
 from modpo.forward.packing import PackedRow, pack, packed_tokens, runs
 
-CHUNK_ELEMENTS = 1 << 24  # logits alive at a time: 64 MiB in float32
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to a response's log-prob
 PROBE_TOLERANCE_16_BIT = 0.02  # rounding makes 0.2 %; everything attending to everything before it 6 %
 TOKENS_PER_FORWARD = 4096  # packed tokens that are read at a time where nothing is trained
@@ -42,12 +42,14 @@ def packed_logps(model: nn.Module, row: PackedRow) -> Tensor:
 def packed_token_logps(model: nn.Module, row: PackedRow) -> Tensor:
     """Log-probs of the N response tokens of a packed row, (N,), in the order of its `labels`; see `packed_logps`."""
     logps: Tensor = model(packed_row=row)
-    _count_pass()
+    count_pass()
     return logps
 
 
 def attach_packed_forward(model: PreTrainedModel) -> None:
     """Let `model(packed_row=row)` return its tokens' log-probs, (N,); every other call stays as it was.
+
+    With `readings=True` too it returns `TokenReadings`.
 
     The forward itself is taken over, rather than the model taken apart, because the wrappers of distributed training
     act on calls of the whole model. Attaching twice does nothing.
@@ -57,7 +59,9 @@ def attach_packed_forward(model: PreTrainedModel) -> None:
     plain_forward = model.forward
 
     @wraps(type(model).forward)  # `generate` reads the signature to know which inputs to prepare
-    def forward(self: PreTrainedModel, *args: Any, packed_row: PackedRow | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self: PreTrainedModel, *args: Any, packed_row: PackedRow | None = None, readings: bool = False, **kwargs: Any
+    ) -> Any:
         if packed_row is None:
             return plain_forward(*args, **kwargs)
         hidden = self.base_model(
@@ -67,7 +71,8 @@ def attach_packed_forward(model: PreTrainedModel) -> None:
             packed=packed_row.layout,
         ).last_hidden_state[0]  # (T, hidden size)
         head = self.get_output_embeddings()
-        return head_logps(hidden[packed_row.predictors], head.weight, head.bias, packed_row.labels)
+        read = head_readings if readings else head_logps
+        return read(hidden[packed_row.predictors], head.weight, head.bias, packed_row.labels)
 
     forward.__dict__["takes_packed_rows"] = True
     model.forward = types.MethodType(forward, model)
@@ -78,80 +83,6 @@ def detach_packed_forward(model: PreTrainedModel) -> None:
     model.__dict__.pop("forward", None)
 
 
-def head_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    """log softmax(hidden weight^T + bias)[label] for each position, without keeping logits.
-
-    Args:
-        hidden: (N, H). weight: (V, H), the language model head. bias: (V,) or None. labels: (N,).
-
-    Returns:
-        (N,), float32 (float64 for float64 inputs).
-    """
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        weight, bias = weight.to(dtype), bias.to(dtype) if bias is not None else None
-    hidden = hidden.to(weight.dtype)
-    logps: Tensor = _HeadLogps.apply(hidden, weight, bias, labels)
-    return logps
-
-
-def _chunks(positions: int, vocabulary: int) -> Sequence[slice]:
-    """Slices of n positions whose logits, (n, V), have at most CHUNK_ELEMENTS elements."""
-    rows = max(1, CHUNK_ELEMENTS // vocabulary)
-    return [slice(a, min(a + rows, positions)) for a in range(0, positions, rows)]
-
-
-def _wide_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """hidden (n, H), weight (V, H) -> logits (n, V), in float32 at least: no softmax is taken in 16 bits."""
-    logits = nn.functional.linear(hidden, weight, bias)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-class _HeadLogps(torch.autograd.Function):
-    """With a frozen head, d logp / d hidden needs nothing of the backward pass: it is computed from the same logits.
-
-    With a trained one, the logits are computed again in the backward pass, chunk by chunk.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-        """hidden (N, H), weight (V, H), bias (V,), labels (N,) -> (N,)."""
-        out = []
-        ctx.frozen = not any(ctx.needs_input_grad[1:])
-        slope = torch.empty_like(hidden) if ctx.frozen and ctx.needs_input_grad[0] else None
-        for chunk in _chunks(len(hidden), len(weight)):
-            logits = _wide_logits(hidden[chunk], weight, bias)
-            lse = logits.logsumexp(dim=-1, keepdim=True)
-            out.append((logits.gather(1, labels[chunk, None]) - lse)[:, 0])
-            if slope is not None:
-                probs = logits.sub_(lse).exp_().to(weight.dtype)
-                slope[chunk] = weight[labels[chunk]] - probs @ weight  # (n, H)
-        ctx.save_for_backward(*((slope,) if ctx.frozen else (hidden, weight, bias, labels)))
-        return torch.cat(out)
-
-    @staticmethod
-    def backward(ctx: Any, d_logps: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-        """d_logps (N,) -> gradients of hidden (N, H), and of a trained head: weight (V, H) and bias (V,)."""
-        if ctx.frozen:
-            (slope,) = ctx.saved_tensors
-            return d_logps[:, None].to(slope.dtype) * slope, None, None, None
-        hidden, weight, bias, labels = ctx.saved_tensors
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-        d_bias = torch.zeros_like(d_weight[:, 0]) if bias is not None else None
-        for chunk in _chunks(len(hidden), len(weight)):
-            probs = torch.softmax(_wide_logits(hidden[chunk], weight, bias), dim=-1)
-            d_logits = -probs * d_logps[chunk, None]
-            d_logits.scatter_add_(1, labels[chunk, None], d_logps[chunk, None].to(d_logits.dtype))
-            if d_bias is not None:
-                d_bias += d_logits.sum(0)
-            narrow = d_logits.to(weight.dtype)
-            d_hidden[chunk] = narrow @ weight
-            d_weight += narrow.T @ hidden[chunk]
-        narrow_bias = d_bias.to(bias.dtype) if d_bias is not None else None
-        return d_hidden, d_weight.to(weight.dtype), narrow_bias, None
-
-
 def padded_logps(
     model: nn.Module, prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[Sequence[int]]]
 ) -> Tensor:
@@ -160,6 +91,14 @@ def padded_logps(
     The plain path: nothing of the model is touched, so every causal language model is right here. It is the oracle of
     the packed path, and what `packing: false` trains with.
     """
+    logits, labels, is_response = padded_logits(model, prompts_ids, responses_ids)
+    return sum_padded(wide(logits).log_softmax(-1).gather(1, labels[:, None])[:, 0], is_response)
+
+
+def padded_logits(
+    model: nn.Module, prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[Sequence[int]]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The padded path's logits that predict the N response tokens, (N, V), these (N,), and where, (M, S-1) bool."""
     alone = [(p, r) for p, group in zip(prompts_ids, responses_ids, strict=True) for r in group]
 
     def padded(rows: Iterable[list[int]]) -> Tensor:
@@ -167,15 +106,19 @@ def padded_logps(
 
     input_ids = padded([*p, *r] for p, r in alone)
     attention_mask = padded([1] * (len(p) + len(r)) for p, r in alone)
-    is_response = padded([0] * len(p) + [1] * len(r) for p, r in alone).bool()
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-    _count_pass()
-    wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
-    token_logps = wide.log_softmax(-1).gather(2, input_ids[:, 1:, None])[..., 0]  # (M, S-1)
-    return (token_logps * is_response[:, 1:]).sum(1)
+    is_response = padded([0] * len(p) + [1] * len(r) for p, r in alone).bool()[:, 1:]  # (M, S-1)
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
+    count_pass()
+    return logits[is_response], input_ids[:, 1:][is_response], is_response
 
 
-def _count_pass() -> None:
+def sum_padded(of_tokens: Tensor, is_response: Tensor) -> Tensor:
+    """(N,) numbers of tokens -> (M,) sums over each response's; `is_response` (M, S-1) says where they stand."""
+    in_rows = torch.zeros(is_response.shape, dtype=of_tokens.dtype, device=of_tokens.device)
+    return in_rows.masked_scatter(is_response, of_tokens).sum(1)
+
+
+def count_pass() -> None:
     """Count a forward pass, and with it a backward pass where gradients are computed."""
     count(forward_passes=1, backward_passes=int(torch.is_grad_enabled()))
 

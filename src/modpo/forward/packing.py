@@ -63,11 +63,11 @@ class PackedRow:
     responses: int  # M
     layout: PackedLayout
 
-    def sum_by_response(self, token_logps: Tensor) -> Tensor:
-        """(N,) log-probs of tokens, any float dtype -> (M,) log-probs of responses, at least float32."""
-        dtype = torch.promote_types(token_logps.dtype, torch.float32)
-        sums = torch.zeros(self.responses, dtype=dtype, device=token_logps.device)
-        return sums.index_add(0, self.response_index, token_logps.to(dtype))
+    def sum_by_response(self, of_tokens: Tensor) -> Tensor:
+        """(N,) numbers of tokens, any float dtype -> (M,) sums over each response's, at least float32."""
+        dtype = torch.promote_types(of_tokens.dtype, torch.float32)
+        sums = torch.zeros(self.responses, dtype=dtype, device=of_tokens.device)
+        return sums.index_add(0, self.response_index, of_tokens.to(dtype))
 
     def to(self, device: torch.device | str) -> PackedRow:
         """The same row with its tensors on `device`."""
@@ -121,6 +121,14 @@ def pack(prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[
         responses=count,
         layout=PackedLayout(tuple(groups), len(tokens)),
     )
+
+
+def unpack(row: PackedRow) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """The prompts and responses of which `pack` made a row."""
+    tokens, lengths = row.input_ids[0].tolist(), torch.bincount(row.response_index, minlength=row.responses).tolist()
+    responses = iter([part.tolist() for part in row.labels.split(lengths)])
+    prompts = [tokens[group.start : group.prompt_end] for group in row.layout.groups]
+    return prompts, [[next(responses) for _ in group.responses] for group in row.layout.groups]
 
 
 def runs(sizes: Sequence[int], limit: int) -> Iterator[slice]:

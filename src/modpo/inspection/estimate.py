@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from modpo.forward.attention import BLOCK_ROWS
-from modpo.forward.logprobs import CHUNK_ELEMENTS
+from modpo.forward.head import CHUNK_ELEMENTS
 from modpo.inspection.model_shape import ModelShape
 
 # Measured on a CPU with a Llama of 12 layers, 576 wide, with adapters, in bfloat16 and in float32:

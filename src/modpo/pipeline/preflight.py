@@ -23,6 +23,7 @@ from modpo.models.folders import require_device_dtype, skeleton, tensor_shapes
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import PROBE_ROWS, probe, quick_rewards
+from modpo.scored.equal_tokens import EqualTokens
 from modpo.scored.scorer import load_proxies, load_ready_rewards
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized here; the rest is found out when it is scored
@@ -69,9 +70,11 @@ def check_experiment(experiment: Experiment) -> None:
         kwargs = groups.template_kwargs
         require_usable(tokenizer, conversational=groups.conversational, where=reference.where, template_kwargs=kwargs)
         data = experiment.data
-        tokenize_groups(
+        tokens = tokenize_groups(
             groups[:MOST_GROUPS], tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
         )
+        if len(groups) <= MOST_GROUPS:
+            EqualTokens.of_tokenized(groups, tokens, experiment.label_sets).refuse(tokenizer, data.max_length)
     rewards = load_ready_rewards(experiment)
     load_proxies(experiment)
     if groups is not None:

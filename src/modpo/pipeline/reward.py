@@ -129,7 +129,12 @@ def _groups(experiment: Experiment, training: RewardTraining) -> PromptGroups:
         if path is None
         else open_rows(path, split=split)
     )
-    return group_rows(rows, format=training.format or data.format, template_kwargs=data.chat_template_kwargs)
+    return group_rows(
+        rows,
+        format=training.format or data.format,
+        skip_empty=data.skip_empty,
+        template_kwargs=data.chat_template_kwargs,
+    )
 
 
 def _drawn(experiment: Experiment, name: str) -> PromptGroups:

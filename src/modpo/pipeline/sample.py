@@ -53,8 +53,14 @@ def sample_prompts(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
     section = _section(experiment)
     check_layouts(experiment)
     rows = open_rows(section.prompts, split=section.split, name=section.name, data_dir=section.data_dir)
-    kwargs = experiment.data.chat_template_kwargs
-    prompts = group_rows(rows, format=section.format, unanswered=True, template_kwargs=kwargs)
+    data = experiment.data
+    prompts = group_rows(
+        rows,
+        format=section.format,
+        unanswered=True,
+        skip_empty=data.skip_empty,
+        template_kwargs=data.chat_template_kwargs,
+    )
     answered, held_out = prompts.split_held_out(section.held_out, experiment.data.split_seed)
     if section.max_prompts is not None:
         answered = answered[: section.max_prompts]

@@ -60,8 +60,8 @@ def train_sft(experiment: Experiment) -> Path:
     folder = experiment.output_dir / "sft"
     config = _config(experiment, experiment.sft.arguments, folder.with_name(".work-sft"))
     never, seed = held_out_prompts(experiment), experiment.data.split_seed
-    kwargs = experiment.data.chat_template_kwargs
-    data = load_demonstrations(experiment.sft, never=never, seed=seed, template_kwargs=kwargs)
+    skip, kwargs = experiment.data.skip_empty, experiment.data.chat_template_kwargs
+    data = load_demonstrations(experiment.sft, never=never, seed=seed, skip_empty=skip, template_kwargs=kwargs)
     reference = ReferenceModel.of(experiment)
     require_usable(
         reference.tokenizer,

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
+DECIDING = ("ref_logps", "first_equal")  # fields that, beside pairs and rewards, decide what is trained on
+
 
 @dataclass(frozen=True)
 class ReadGroup:
@@ -42,6 +44,11 @@ class ReadGroup:
     pairs: list[tuple[int, int]]  # indices into these responses
     primaries: list[int]  # of each pair the primary objective, see `primary.Choice`
     margins: list[list[float]]  # one list of K per response; 0 where it has none
+
+    @property
+    def pair_tokens(self) -> int:
+        """Tokens of prompt and chosen, prompt and rejected of each pair."""
+        return sum(len(self.prompt_ids) + len(self.responses_ids[i]) for pair in self.pairs for i in pair)
 
 
 @dataclass
@@ -81,7 +88,8 @@ class GroupCollator:
         """The primary objective of a row, and the pairs it is trained on. Of MODPO there is one."""
         pairs = {name: row[PAIRS_PREFIX + name] for name in self.weights if PAIRS_PREFIX + name in row}
         margins, responses = self.margins(row), len(row["ref_logps"])
-        return [choose(self.weights, pairs, margins, responses, self.objective, self.regression_below)]
+        first = row.get("first_equal")  # rows that were scored by hand may lack it
+        return [choose(self.weights, pairs, margins, responses, self.objective, self.regression_below, first)]
 
     def margins(self, row: Row) -> dict[str, Margins]:
         """Margin rewards of a row's responses, by objective: as many numbers as the row has responses."""
@@ -116,7 +124,8 @@ class GroupCollator:
         Returns:
             `weights` (K,) float64, `pairs` (B, 2) of indices into the responses, their `primaries` (B,), `ref_logps`
             (M,) in nats, `margins` (M, K), what is read: `packed_row`, or `prompts_ids` and `responses_ids`, and of
-            how many `tokens`, without padding.
+            how many `tokens`, without padding. For the logs, `pair_counts` of the prompts, and `num_tokens`
+            of prompt and chosen, prompt and rejected of all pairs.
         """
         pairs: list[list[int]] = []
         first = 0
@@ -130,6 +139,8 @@ class GroupCollator:
             "primaries": torch.tensor([k for group in groups for k in group.primaries]),
             "ref_logps": torch.tensor([logp for group in groups for logp in group.ref_logps], dtype=torch.float32),
             "margins": torch.tensor(margins, dtype=torch.float32).reshape(first, len(self.weights)),
+            "pair_counts": torch.tensor([len(group.pairs) for group in groups]),
+            "num_tokens": sum(group.pair_tokens for group in groups),
         }
         prompts, responses = [g.prompt_ids for g in groups], [g.responses_ids for g in groups]
         if self.packing:
@@ -156,7 +167,7 @@ def trainable_rows(rows: Dataset, collator: GroupCollator, name: str) -> Dataset
     Raises:
         InputError: none does.
     """
-    needed = [c for c in rows.column_names if c.startswith((PAIRS_PREFIX, REWARD_PREFIX)) or c == "ref_logps"]
+    needed = [c for c in rows.column_names if c.startswith((PAIRS_PREFIX, REWARD_PREFIX)) or c in DECIDING]
     read = rows.select_columns(needed)
     kept = [i for i, row in enumerate(read) if any(choice.pairs for choice in collator.choices(row))]
     if not kept:
@@ -197,6 +208,7 @@ def scored_rows(
         max_length=args.max_length or 1 << 30,
         max_prompt_length=args.max_prompt_length,
         packing=args.packing,
+        skip_empty=args.skip_empty,
         template_kwargs=args.template_kwargs,
         clock=Clock(Path(args.output_dir), writes=True) if args.output_dir else TODAY,
     )

@@ -71,6 +71,10 @@ class MODPOConfig(DPOConfig):
             "help": "Tokens; a longer prompt loses its beginning. Default: what the responses leave, half at least."
         },
     )
+    skip_empty: bool = field(
+        default=False,
+        metadata={"help": "Leave out rows whose prompt or a response is blank, and count them; else they are errors."},
+    )
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={

@@ -132,7 +132,7 @@ class ContinuousTrainer(MODPOTrainer):
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, None, None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The batch's loss at `args.weights`: the same vector each time, so that two evaluations compare."""
         return super().prediction_step(model, self._at_vector(inputs["rows"]), *args, **kwargs)
 

@@ -61,8 +61,12 @@ def modpo_loss(
         loss_type: "sigmoid" or "hinge".
 
     Returns:
-        losses, chosen_rewards, rejected_rewards: each (B,). The rewards are beta D(y), detached: the implicit
-        estimate of the weighted sum of rewards sum_i w_i r_i(x, y), up to a function of x.
+        losses, chosen_rewards, rejected_rewards: each (B,). The rewards are detached, and as the method's published
+        listing has them the implicit estimate of r_k(x, y), up to a function of x:
+
+            (beta D(y) - sum_{j != k} w_j r_j(x, y)) / w_k
+
+        So h is their difference. `weighted_rewards` estimates the weighted sum of all objectives.
 
     Raises:
         ValueError: shapes that do not match, w_k <= 0, beta <= 0, an unknown loss_type.
@@ -77,12 +81,26 @@ def modpo_loss(
         dict(zip(LOGPS, logps, strict=True)),
         {"chosen_margin_rewards": chosen_margin_rewards, "rejected_margin_rewards": rejected_margin_rewards},
     )
-    chosen_rewards = beta * (policy_chosen_logps - reference_chosen_logps)  # (B,)
-    rejected_rewards = beta * (policy_rejected_logps - reference_rejected_logps)  # (B,)
+    chosen = weighted_rewards(policy_chosen_logps, reference_chosen_logps, beta=beta)  # (B,)
+    rejected = weighted_rewards(policy_rejected_logps, reference_rejected_logps, beta=beta)  # (B,)
     margins = (chosen_margin_rewards - rejected_margin_rewards) @ w_others  # (B,)
-    logits = (chosen_rewards - rejected_rewards - margins) / w_k  # L_MODPO; w = e_k is DPO
+    logits = (chosen - rejected - margins) / w_k  # L_MODPO; w = e_k is DPO
     losses = -F.logsigmoid(logits) if loss_type == "sigmoid" else torch.relu(1 - logits)
+    chosen_rewards = (chosen - chosen_margin_rewards @ w_others) / w_k
+    rejected_rewards = (rejected - rejected_margin_rewards @ w_others) / w_k
     return losses, chosen_rewards.detach(), rejected_rewards.detach()
+
+
+def weighted_rewards(policy_logps: Tensor, reference_logps: Tensor, *, beta: float) -> Tensor:
+    """beta D(y): the implicit estimate of the weighted sum of rewards sum_i w_i r_i(x, y), up to a function of x.
+
+    Args:
+        policy_logps, reference_logps: log pi(y|x) and log pi_ref(y|x), nats, any shape.
+
+    Returns:
+        The same shape. With one objective of weight 1 these are the rewards that `modpo_loss` returns.
+    """
+    return beta * (policy_logps - reference_logps)
 
 
 def regression_loss(
@@ -114,7 +132,8 @@ def regression_loss(
         beta: strength of the KL penalty, > 0.
 
     Returns:
-        losses, chosen_rewards, rejected_rewards: each (B,), the latter as in `modpo_loss`.
+        losses, chosen_rewards, rejected_rewards: each (B,). No objective is singled out here, so the rewards are
+        `weighted_rewards`, detached.
 
     Raises:
         ValueError: shapes that do not match, beta <= 0.
@@ -128,8 +147,8 @@ def regression_loss(
         {"chosen_rewards": chosen_rewards, "rejected_rewards": rejected_rewards},
         columns="weights",
     )
-    chosen = beta * (policy_chosen_logps - reference_chosen_logps)  # (B,)
-    rejected = beta * (policy_rejected_logps - reference_rejected_logps)  # (B,)
+    chosen = weighted_rewards(policy_chosen_logps, reference_chosen_logps, beta=beta)  # (B,)
+    rejected = weighted_rewards(policy_rejected_logps, reference_rejected_logps, beta=beta)  # (B,)
     off = chosen - rejected - (chosen_rewards - rejected_rewards) @ w  # (B,)
     return off.square() / 2, chosen.detach(), rejected.detach()
 

@@ -141,7 +141,7 @@ class OnPolicy(Resumable):
         """
         trained = torch.is_grad_enabled()
         if not self._packs:
-            self._total_train_tokens += int(attention_mask.sum()) if trained else 0
+            self.tokens_read += int(attention_mask.sum()) if trained else 0
             passes = -(-len(input_ids) // (batch_size or len(input_ids)))
             count(forward_passes=passes, backward_passes=passes if trained else 0)
             return super()._get_per_token_logps_and_entropies(
@@ -174,7 +174,7 @@ class OnPolicy(Resumable):
             groups.setdefault(prompt, []).append(i)
         packed = pack(list(groups), [[rows[i][1] for i in members] for members in groups.values()])
         if torch.is_grad_enabled():
-            self._total_train_tokens += packed.layout.length
+            self.tokens_read += packed.layout.length
         with (
             self.accelerator.autocast(),
             uncast_inputs(self),

@@ -56,9 +56,11 @@ class Resumable(Trainer):
     Without `train_resumably` a trainer saves and resumes as transformers does.
 
     Attributes:
+        tokens_read: tokens that were read to be trained on, without padding.
         tokens_generated: answers' tokens that were sampled while training.
     """
 
+    tokens_read = 0
     tokens_generated = 0
     _checkpoints: Checkpoints | None = None  # saves and loads; if there is none, transformers does
     _resumed_from: str | None = None  # the checkpoint that this training began with
@@ -97,9 +99,9 @@ class Resumable(Trainer):
 
     @property
     def cost(self) -> Cost:
-        """What `train_resumably` has taken, with what came before the checkpoint; its tokens are packed ones."""
+        """What `train_resumably` has taken, with what came before the checkpoint."""
         counted = self._cost_before + self._meter.cost
-        return replace(counted, tokens=self._total_train_tokens, tokens_generated=self.tokens_generated)
+        return replace(counted, tokens=self.tokens_read, tokens_generated=self.tokens_generated)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -126,7 +128,7 @@ class Resumable(Trainer):
         load_trained(self.model, folder / WEIGHTS)
         self._unlogged = json.loads((folder / PROGRESS).read_text("utf-8"))
         self._cost_before = Cost.of(self._unlogged)
-        self._total_train_tokens = self._cost_before.tokens
+        self.tokens_read = self._cost_before.tokens
         self.tokens_generated = self._cost_before.tokens_generated
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -146,8 +148,17 @@ class Resumable(Trainer):
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-            unlogged = {"metrics": self._metrics["train"], "logged_step": self._globalstep_last_logged}
+            unlogged = {"unlogged": self.unlogged(), "logged_step": self._globalstep_last_logged}
             write_json(folder / PROGRESS, {**asdict(self.cost), "loss": self._tr_loss.item(), **unlogged})
+
+    def unlogged(self) -> dict[str, Any]:
+        """What was measured since the last entry of the log, as JSON."""
+        metrics: dict[str, Any] = self._metrics["train"]
+        return metrics
+
+    def continue_log(self, unlogged: dict[str, Any]) -> None:
+        """Put back what `unlogged` gave."""
+        self._metrics["train"].update(unlogged)
 
     def _continue_log(self) -> None:
         """Put back what was not logged yet, once: transformers sets it to nothing when training begins."""
@@ -155,7 +166,7 @@ class Resumable(Trainer):
             return
         self._tr_loss += self._unlogged["loss"]
         self._total_loss_scalar -= self._unlogged["loss"]  # the mean that is logged in the end is of this run alone
-        self._metrics["train"].update(self._unlogged["metrics"])
+        self.continue_log(self._unlogged["unlogged"])
         self._globalstep_last_logged = self._unlogged["logged_step"]
         self._unlogged = None
 

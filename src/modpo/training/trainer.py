@@ -27,22 +27,26 @@ from modpo.base.errors import InputError, NumericError, Problem
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective
 from modpo.forward.attention import packed_attention
-from modpo.forward.logprobs import attach_packed_forward, packed_logps, padded_logps, require_packable
+from modpo.forward.logprobs import attach_packed_forward, require_packable
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
+from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
 from modpo.scored.calibration import Calibration
 from modpo.training.arguments import disable_functional_dropout, most_packed_tokens
 from modpo.training.callbacks import NOT_FINITE_FIX, FiniteGradients
 from modpo.training.collator import GroupCollator, require_calibrations, scored_rows, trainable_rows
 from modpo.training.config import MODPOConfig
-from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss
-from modpo.training.resumable import Resumable
+from modpo.training.logs import LOSS, MeanLogs
+from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss, weighted_rewards
+from modpo.training.metrics import margin_totals, response_totals, reward_totals, total
+from modpo.training.model_card import PAPER
+from modpo.training.pair_logits import pair_logits
 
 # At step 0 policy and reference are the same model; what they may differ by is rounding, relative to the log-prob.
 STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 STEP_0_TOLERANCE_16_BIT = 0.05
 
 
-class MODPOTrainer(Resumable, DPOTrainer):
+class MODPOTrainer(MeanLogs, DPOTrainer):
     """Train one policy for one preference vector.
 
     Args:
@@ -67,6 +71,7 @@ class MODPOTrainer(Resumable, DPOTrainer):
 
     _tag_names = ["trl", "dpo", "modpo"]  # noqa: RUF012 (as in TRL)
     _name = "MODPO"
+    _paper = PAPER
     collator_class: type[GroupCollator] = GroupCollator
     loss_is_scaled_for_ga = True  # the loss is divided by the pairs of the whole optimizer step
 
@@ -181,9 +186,13 @@ class MODPOTrainer(Resumable, DPOTrainer):
         return torch.stack(losses).sum()
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, None, None]:
-        """The batch's loss, (). There are no logits to return: they are never whole."""
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The batch's loss, (), and for `compute_metrics` what TRL gives it, see `pair_logits`."""
         parts = self.at_weights(inputs)["parts"]
         pairs = sum(len(part["pairs"]) for part in parts)
         losses = []
@@ -191,7 +200,13 @@ class MODPOTrainer(Resumable, DPOTrainer):
             for part in parts:
                 self.steer(part["weights"])
                 losses.append(self.compute_loss(model, self._prepare_inputs(part), num_items_in_batch=pairs))
-        return torch.stack(losses).sum() / self.accelerator.num_processes, None, None
+        loss = torch.stack(losses).sum() / self.accelerator.num_processes
+        if prediction_loss_only:
+            return loss, None, None
+        tokenizer = self.processing_class
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return loss, *pair_logits(model, parts, pad)
 
     @contextmanager
     def _hot_path(self) -> Iterator[None]:
@@ -212,25 +227,30 @@ class MODPOTrainer(Resumable, DPOTrainer):
             inputs: a part as `GroupCollator.part` returns it.
             return_outputs: whether to return the log-probs of its M responses too, `logps` (M,).
         """
-        if self.args.packing:
-            logps = packed_logps(model, inputs["packed_row"].to(self.accelerator.device))  # (M,)
-        else:
-            logps = padded_logps(model, inputs["prompts_ids"], inputs["responses_ids"])
+        readings = self._read(model, inputs)
+        logps = readings.logps  # (M,)
         if self.state.global_step == 0 and self.model.training and self._starts_at_reference:
             self._require_reference_at_start(logps.detach(), inputs["ref_logps"])
-        losses, chosen_rewards, rejected_rewards = self._pair_losses(logps, inputs)
+        losses, *rewards = self._pair_losses(logps, inputs)
         if self.args.anchor:
             four = pair_logps(logps, inputs["ref_logps"], inputs["pairs"])
             losses = losses + self.args.anchor * anchor_loss(*four, beta=self.beta)
         if bad := int((~losses.detach().isfinite()).sum()):
             problem = f"the loss of {bad} of {len(losses)} pairs is not finite"
             raise NumericError(f"step {self.state.global_step}: {problem}; fix: {NOT_FINITE_FIX}")
-        self._record(logps.detach(), chosen_rewards, rejected_rewards, inputs)
+        with torch.no_grad():
+            self._record(readings, losses, rewards, inputs)
         if num_items_in_batch is None:
             loss = losses.mean()
         else:  # gradients are averaged over processes, so each process counts its share of all pairs that often
             loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
         return (loss, {"logps": logps}) if return_outputs else loss
+
+    def _read(self, model: nn.Module, inputs: dict[str, Any]) -> ResponseReadings:
+        """What the model says of a part's M responses."""
+        if self.args.packing:
+            return packed_readings(model, inputs["packed_row"].to(self.accelerator.device))
+        return padded_readings(model, inputs["prompts_ids"], inputs["responses_ids"])
 
     def _pair_losses(self, logps: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Loss and implicit rewards of each pair, (B,) each: MODPO's with its primary objective, or regression."""
@@ -263,30 +283,24 @@ class MODPOTrainer(Resumable, DPOTrainer):
             fix = "score the data again with the model that training starts from"
             raise InputError(Problem("train_dataset", "ref_logps", problem, fix))
 
-    def _record(self, logps: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor, inputs: dict[str, Any]) -> None:
-        """TRL's metrics under TRL's names, averaged over processes, and the margins by objective.
+    def _record(
+        self, readings: ResponseReadings, losses: Tensor, rewards: list[Tensor], inputs: dict[str, Any]
+    ) -> None:
+        """Add a part's metrics to the log.
 
         Args:
-            logps: of the part's responses, (M,). chosen_rewards, rejected_rewards: implicit rewards of pairs, (B,).
+            readings: of its M responses. losses: of its pairs, (B,). rewards: of each pair's chosen, and of its
+            rejected response, (B,) each.
         """
-        chosen, rejected = inputs["pairs"].unbind(1)  # (B,)
-        metrics = {
-            "rewards/chosen": chosen_rewards,
-            "rewards/rejected": rejected_rewards,
-            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
-            "rewards/margins": chosen_rewards - rejected_rewards,
-            "logps/chosen": logps[chosen],
-            "logps/rejected": logps[rejected],
+        counted = self.counted(inputs["pair_counts"])
+        pairs, primaries = inputs["pairs"][counted], inputs["primaries"][counted]
+        weighted = weighted_rewards(readings.logps, inputs["ref_logps"], beta=self.beta)[pairs]  # (B, 2)
+        found = {
+            **reward_totals("rewards", *(side[counted] for side in rewards)),
+            **reward_totals("weighted_rewards", *weighted.unbind(1)),
+            **response_totals(readings, pairs),
+            **margin_totals(list(self.args.vector), inputs["margins"], pairs, primaries),
         }
-        differences = inputs["margins"][chosen] - inputs["margins"][rejected]  # (B, K)
-        for i, name in enumerate(self.args.vector):
-            as_margin = differences[inputs["primaries"] != i, i]  # where it is not the primary objective
-            if len(as_margin):
-                metrics[f"margins/{name}"] = as_margin
-        mode = "train" if self.model.training else "eval"
-        for name, values in metrics.items():
-            self._metrics[mode][name].append(self.accelerator.gather(values.mean()).mean().item())
-        if mode == "train":
-            tokens = torch.tensor(inputs["tokens"], device=logps.device)
-            self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
-            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        if not self.model.training:
+            found[LOSS] = total(losses[counted])
+        self.add_up(found, num_tokens=inputs["num_tokens"], read=inputs["tokens"])

@@ -38,11 +38,21 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
         "_precompute_ref_logps": ("dataset", "name", "batch_size"),
         "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
         "prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
+        "log": ("logs", "start_time"),
+        "evaluation_loop": (
+            "dataloader",
+            "description",
+            "prediction_loss_only",
+            "ignore_keys",
+            "metric_key_prefix",
+        ),
+        "floating_point_ops": ("inputs",),
+        "_track_num_input_tokens": ("inputs",),
     },
     "RLOOTrainer": _ON_POLICY,
     "GRPOTrainer": _ON_POLICY,
 }
-_ON_POLICY_ATTRIBUTES = ("_metrics", "_total_train_tokens", "_step", "_buffered_inputs", "_tokenizer")
+_ON_POLICY_ATTRIBUTES = ("_metrics", "_step", "_buffered_inputs", "_tokenizer")
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "Trainer": ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged"),
     "DPOTrainer": ("_metrics", "_total_train_tokens"),
