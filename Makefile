@@ -50,6 +50,11 @@ reference: install
 fuzz: install
 	MODPO_FUZZ_EXAMPLES=400 $(BIN)/python -m pytest -q tests/fuzz
 
+# TRL's tests of DPOTrainer with both trainers, from a checkout of TRL: make trl TRL=../trl/tests
+.PHONY: trl
+trl: install
+	$(BIN)/python -m tools.trl_suite --tests $(TRL)
+
 bench: install
 	$(BIN)/python -m benchmarks.trl
 	$(BIN)/python -m benchmarks.on_policy

@@ -257,7 +257,7 @@ def test_a_table_says_the_same_as_the_dicts(name: str, row: Row) -> None:
     """In a `datasets.Dataset` every row has every field: what a row lacks is null there."""
     table = datasets.Dataset.from_list([row, row])
     (from_table,) = group_rows(rows_from_dataset(table), format=name)
-    from_list = only(name, row)
+    (from_list,) = grouped(name, row, row)
     for attribute in ("prompt", "responses", "pairs", "columns"):
         assert getattr(from_table, attribute) == getattr(from_list, attribute)
 
@@ -567,10 +567,10 @@ def test_qa_feedback() -> None:
 
 
 def test_qa_feedback_identical_answers_merge() -> None:
-    """Answers 1 and 2 are response 0, so their pair is dropped, and answer 3 beats them twice: one pair."""
+    """Answers 1 and 2 are response 0, so their pair is dropped, and answer 3 beats it twice: two labels."""
     groups = grouped("qa_feedback", {**QUESTION, "prediction 2": "It opened in 1901. "})
     assert len(groups[0].responses) == 3
-    assert groups[0].pairs == {"data": ((1, 0), (0, 2), (1, 2))}
+    assert groups[0].pairs == {"data": ((1, 0), (1, 0), (0, 2), (1, 2))}
     assert groups.counts["identical_pairs"] == 1
 
 

@@ -109,10 +109,10 @@ def test_label_sets_stay_apart_and_rows_of_a_prompt_add_to_them() -> None:
     first = {"prompt": "Q\n", "responses": ["a", "b"], "pairs": {"better": [[0, 1]], "safer": [[1, 0]]}}
     second = {"prompt": "Q\n", "responses": ["b", "a", "c"], "pairs": {"safer": [[0, 1], [2, 1]], "better": None}}
     groups = grouped(first, second, {"prompt": "R\n", "responses": ["a", "b"], "pairs": {"safer": [[0, 1]]}})
-    assert groups[0].pairs == {"better": ((0, 1),), "safer": ((1, 0), (2, 0))}
+    assert groups[0].pairs == {"better": ((0, 1),), "safer": ((1, 0), (1, 0), (2, 0))}
     assert groups[1].pairs == {"safer": ((0, 1),)}
-    assert groups.counts["pairs"] == 4
-    assert groups.label_sets == {"better": 1, "safer": 3}
+    assert groups.counts["pairs"] == 5
+    assert groups.label_sets == {"better": 1, "safer": 4}
 
 
 def test_group_rows_without_pairs() -> None:
@@ -263,12 +263,12 @@ def test_all_pairs_identical() -> None:
         grouped(*[{**PAIR, "rejected": "Blue."}] * 2)
 
 
-def test_duplicate_rows_count_once() -> None:
+def test_duplicate_rows_keep_their_weight() -> None:
     groups = grouped(PAIR, PAIR, {**PAIR, "chosen": "Seven.", "rejected": "Blue."}, PAIR)
-    assert groups[0].pairs == {"data": ((0, 1), (1, 0))}
+    assert groups[0].pairs == {"data": ((0, 1), (0, 1), (1, 0), (0, 1))}
     assert groups.counts["duplicate_rows"] == 2
-    assert groups.counts["pairs"] == 2
-    assert groups.warnings == ["2 rows repeat an earlier row: each pair counts once"]
+    assert groups.counts["pairs"] == 4
+    assert groups.warnings == ["2 rows repeat an earlier row: their pairs count again"]
 
 
 def naive_groups(rows: list[Row]) -> list[tuple[str, list[str], list[tuple[int, int]]]]:
@@ -279,7 +279,7 @@ def naive_groups(rows: list[Row]) -> list[tuple[str, list[str], list[tuple[int, 
             if row[side] not in responses:
                 responses.append(row[side])
         pair = (responses.index(row["chosen"]), responses.index(row["rejected"]))
-        if pair[0] != pair[1] and pair not in pairs:
+        if pair[0] != pair[1]:
             pairs.append(pair)
     return [(prompt, *rest) for prompt, rest in found.items()]
 

@@ -16,8 +16,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from modpo.base.errors import InputError
+from modpo.data.chat_template import stop_ids
 from modpo.data.prompt_group import PromptGroup, Text
-from modpo.data.tokens import identity, require_usable, stop_ids, tokenize_group, tokenize_prompt
+from modpo.data.tokens import identity, require_usable, tokenize_group, tokenize_prompt
 
 SPECIAL = ["<bos>", "<eos>", "<turn>", "<end>"]
 MERGES = [("t", "h"), ("th", "e"), ("a", "n"), ("an", "d"), (".", ".")]
@@ -98,6 +99,9 @@ def test_plain() -> None:
         "responses_truncated": 0,
         "merged_boundary": 0,
         "special_in_text": 0,
+        "prompt_differs": False,
+        "responses_changed": 0,
+        "unread": 0,
     }
 
 
@@ -134,11 +138,11 @@ def test_tokenizer_that_frames_plain_text(prompt: str) -> None:
 @pytest.mark.parametrize(
     ("template", "prompt", "response", "stops"),
     [
-        (CHATML, "<turn>user\nhi<eos>\n<turn>assistant\n", "yes<eos>", ["<eos>"]),
+        (CHATML, "<turn>user\nhi<eos>\n<turn>assistant\n", "yes<eos>\n", ["<eos>"]),
         (END_OF_TURN, "<bos><turn>user\nhi<end><turn>assistant\n", "yes<end>", ["<eos>", "<end>"]),
-        (BOTH_ENDS, "<turn>user\nhi<end>\n<turn>assistant\n", "yes<end>\n<eos>", ["<eos>"]),
+        (BOTH_ENDS, "<turn>user\nhi<end>\n<turn>assistant\n", "yes<end>\n<eos>", ["<eos>", "<end>"]),
         (NO_END, "user: hi\nassistant:", " yes\n<eos>", ["<eos>"]),
-        (THINKING, "<turn>user\nhi<eos>\n<turn>assistant\n", "yes<eos>", ["<eos>"]),
+        (THINKING, "<turn>user\nhi<eos>\n<turn>assistant\n", "yes<eos>\n", ["<eos>"]),
     ],
 )
 @pytest.mark.parametrize("bos", [False, True])
@@ -148,7 +152,7 @@ def test_chat(template: str, prompt: str, response: str, stops: list[str], bos: 
     assert text(tokenizer, made.prompt_ids) == prompt
     assert text(tokenizer, made.responses_ids[0]) == response
     assert text(tokenizer, made.responses_ids[1]) == response.replace("yes", "no")
-    assert made.merged_boundary == (2 if template == THINKING else 0)
+    assert (made.merged_boundary, made.prompt_differs) == (0, template == THINKING)
     assert stop_ids(tokenizer, conversational=True) == tokenizer.convert_tokens_to_ids(stops)
 
 
@@ -163,7 +167,7 @@ def test_chat_prompt_is_what_generation_starts_from() -> None:
 def test_chat_ends_once(written: str) -> None:
     tokenizer = build(CHATML)
     made = tokenize_group(chat(written), tokenizer, max_length=99)
-    assert text(tokenizer, made.responses_ids[0]) == "yes<eos>"
+    assert text(tokenizer, made.responses_ids[0]) == "yes<eos>\n"
     assert made.special_in_text == 0
 
 
@@ -171,14 +175,14 @@ def test_response_of_several_turns() -> None:
     tokenizer = build()
     turns: Text = [message("assistant", "one"), message("assistant", "two")]
     made = tokenize_group(PromptGroup([message("user", "hi")], (turns,)), tokenizer, max_length=99)
-    assert text(tokenizer, made.responses_ids[0]) == "one<eos>\n<turn>assistant\ntwo<eos>"
+    assert text(tokenizer, made.responses_ids[0]) == "one<eos>\n<turn>assistant\ntwo<eos>\n"
 
 
 @pytest.mark.parametrize(
     ("group", "response", "count"),
     [
-        (chat("say <eos> now"), "say <eos> now<eos>", 1),
-        (chat("say <end>", prompt="<turn>x"), "say <end><eos>", 2),
+        (chat("say <eos> now"), "say <eos> now<eos>\n", 1),
+        (chat("say <end>", prompt="<turn>x"), "say <end><eos>\n", 2),
         (plain("<turn>a\n", "say <eos> now", "b"), "say <eos> now<eos>", 1),
     ],
 )
@@ -335,13 +339,12 @@ def test_plain_equals_trl(bos: bool) -> None:
 
 
 @pytest.mark.parametrize("template", [CHATML, END_OF_TURN, BOTH_ENDS, THINKING])
-def test_chat_equals_trl_up_to_the_line_break_behind_the_end(template: str) -> None:
+def test_chat_equals_trl(template: str) -> None:
     rng = random.Random(1)
     tokenizer = build(template)
-    behind = tokenizer("\n", add_special_tokens=False)["input_ids"] if template in (CHATML, THINKING) else []
     groups = [chat(words(rng), words(rng), prompt=words(rng)) for _ in range(40)]
     rows = [{"prompt": g.prompt, "chosen": g.responses[0], "rejected": g.responses[1]} for g in groups]
     for group, theirs in zip(groups, trl_rows(tokenizer, rows), strict=True):
         ours = tokenize_group(group, tokenizer, max_length=999)
         assert ours.prompt_ids == theirs["prompt_ids"]
-        assert [ids + behind for ids in ours.responses_ids] == [theirs["chosen_ids"], theirs["rejected_ids"]]
+        assert ours.responses_ids == [theirs["chosen_ids"], theirs["rejected_ids"]]

@@ -175,7 +175,7 @@ ACCEPTED: dict[str, tuple[Change, tuple[str, ...], str]] = {
         SCORE,
         "warning: ROWS: 1 pairs dropped: chosen equals rejected",
     ),
-    "data: duplicate rows": (duplicates, SCORE, "warning: ROWS: 2 rows repeat an earlier row: each pair counts once"),
+    "data: duplicate rows": (duplicates, SCORE, "warning: ROWS: 2 rows repeat an earlier row: their pairs count again"),
     "data: prompt longer than max_length": (
         edit(3, prompt="long " * 40),
         SCORE,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from modpo.data.tokens import stop_ids, tokenize_prompt
+from modpo.data.chat_template import stop_ids
+from modpo.data.tokens import tokenize_prompt
 from modpo.forward.conversation import Conversation
 
 
@@ -38,4 +39,6 @@ def test_what_does_not_fit_is_forgotten_from_the_beginning(tiny_model: Path):
     assert conversation.ids("third") == tokenize_prompt(kept, tokenizer)
     long = conversation.ids("third" * 50)
     assert len(long) == 60
-    assert long == tokenize_prompt([{"role": "user", "content": "third" * 50}], tokenizer)[-60:]
+    whole = tokenize_prompt([{"role": "user", "content": "third" * 50}], tokenizer)
+    opening = len(tokenizer("<turn>user\n")["input_ids"])
+    assert long == whole[:opening] + whole[opening - 60 :]

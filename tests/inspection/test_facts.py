@@ -91,13 +91,13 @@ def experiment(tmp_path: Path, tiny_model: Path):
 
 
 def test_data_is_counted(experiment):
-    """Five rows, three prompts; in `cc` both are the same, and `bb` stands there twice."""
+    """Five rows, three prompts; in `cc` both are the same, and `bb` stands there twice, and counts so."""
     found = look(experiment())
     assert found.train.counts == {
         "groups": 3,
         "rows": 5,
         "responses": 3 + 2 + 1,
-        "pairs": 2 + 1,
+        "pairs": 2 + 2,
         "identical_pairs": 1,
         "duplicate_rows": 1,
     }
@@ -142,11 +142,11 @@ def test_special_tokens_in_text_are_counted(experiment):
 def test_tokens_read_by_hand(experiment):
     """Packed: 5 + (3-1) + (5-1) + (4-1) = 14 and 3 + 6 + 1 = 10. `cc` has no pair and is not read.
 
-    Pair by pair: (5+3) + (5+5), (5+3) + (5+4), (3+7) + (3+2) = 50. As one batch of TRL's: 6 sequences of 10.
+    Pair by pair: (5+3) + (5+5), (5+3) + (5+4), twice (3+7) + (3+2) = 65. As one batch of TRL's: 8 sequences of 10.
     """
-    found = look(experiment(batch=3)).reading
-    assert (found.packed, found.separate, found.padded) == (24, 50, 60)
-    assert found.ratio == 2.5
+    found = look(experiment(batch=4)).reading
+    assert (found.packed, found.separate, found.padded) == (24, 65, 80)
+    assert found.ratio == 80 / 24
 
 
 def test_the_padded_reading_is_that_of_trl():
@@ -232,19 +232,19 @@ def test_a_cut_response_has_no_end(experiment):
 
 
 def test_raw_rewards_by_hand(experiment):
-    """Characters: 2, 4, 3; 6, 1; 4. Less is better: xx beats yyyy and zzz, xxxxxx does not beat y."""
+    """Characters: 2, 4, 3; 6, 1; 4. Less is better: xx beats yyyy and zzz, xxxxxx does not beat y, in two rows."""
     found = look(experiment()).rewards["brief"]
     assert (found.mean, found.minimum, found.maximum) == (pytest.approx(20 / 6), 1, 6)
     assert found.sd == pytest.approx((sum((n - 20 / 6) ** 2 for n in (2, 4, 3, 6, 1, 4)) / 6) ** 0.5)
-    assert (found.agreement, found.ties) == (pytest.approx(2 / 3), 0)
+    assert (found.agreement, found.ties) == (pytest.approx(2 / 4), 0)
 
 
 def test_a_column_is_read_and_ties_are_no_agreement(experiment):
-    """Margins of the column: 1 - 0, 1 - 2, 5 - 5."""
+    """Margins of the column: 1 - 0, 1 - 2, and 5 - 5 twice."""
     column = Objective("scored", reward=RewardSection(column="score"))
     rows = ROWS[:4]
     found = look(experiment(rows, {"better": TWO["better"], "scored": column})).rewards["scored"]
-    assert (found.agreement, found.ties) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert (found.agreement, found.ties) == (pytest.approx(1 / 4), pytest.approx(2 / 4))
 
 
 def test_correlation_counts_in_the_better_direction():

@@ -14,10 +14,11 @@ import pytest
 
 from modpo.base.errors import EnvironmentFault, InputError
 from modpo.cli import main
+from modpo.data.chat_template import stop_ids
 from modpo.data.groups import PromptGroups, group_rows, overlap
 from modpo.data.loading import load_groups
 from modpo.data.sources import open_rows
-from modpo.data.tokens import stop_ids, tokenize_prompt
+from modpo.data.tokens import tokenize_prompt
 from modpo.experiment.sections import Experiment
 from modpo.forward.generate import generate
 from modpo.models.reference import ReferenceModel

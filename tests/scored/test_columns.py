@@ -359,10 +359,14 @@ KINDS: dict[str, Row] = {
         "responses_truncated": 1,
         "merged_boundary": 0,
         "special_in_text": 2,
+        "first_equal": [0, 1],
+        "prompt_differs": True,
+        "responses_changed": 1,
+        "unread": 0,
     },
     "reference": {"ref_logps": [-1.5, -1e-300]},
     "reward": {"scores": [0.1, 1e300]},
-    "pairs": {"pairs": [[0, 1], [2, 1]]},
+    "pairs": {"pairs": [[0, 1], [2, 1]], "dropped": 1},
     "samples": {"responses": ["x\n", "\N{SNOWMAN}"]},
 }
 

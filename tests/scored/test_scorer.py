@@ -22,6 +22,7 @@ from modpo.base.errors import InputError, IntegrityError, NumericError
 from modpo.data.groups import group_rows
 from modpo.data.loading import load_groups
 from modpo.data.rows import rows_from_list
+from modpo.data.text_notes import COUNTED
 from modpo.data.tokens import tokenize_group
 from modpo.experiment.file import to_yaml
 from modpo.experiment.sections import Experiment, LoraSection, Objective, RewardSection, TrainingSection
@@ -174,7 +175,7 @@ MISSES: dict[str, tuple[Callable[[House], Experiment], set[str]]] = {
 
 
 # What else stands in the rows.
-LABELS = {"prompt_truncated", "responses_truncated", "merged_boundary", "special_in_text", "pairs/liked"}
+LABELS = {"first_equal", "pairs/liked", *COUNTED}
 
 
 @pytest.mark.parametrize("change", MISSES)
@@ -426,7 +427,9 @@ def test_a_killed_run_continues_and_ends_as_if_it_had_not_been(house):
 
     killed(house, "-m", "modpo", "score", str(file), kill_at=f"q{count - 3}\n")
     kept = shards(house.experiment.cache_dir)
-    assert sorted(name.partition("-")[0].removeprefix("scored/") for name in kept) == ["reward", "tokens", "tokens"]
+    assert sorted(name.partition("-")[0].removeprefix("scored/") for name in kept) == [
+        *("pairs", "pairs", "reward", "tokens", "tokens"),
+    ]
 
     killed(house, "-c", KILLED_IN_REFERENCE, str(file), str(SHARD_GROUPS))
     kept_later = shards(house.experiment.cache_dir)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from modpo.base.simplex import Weights
 from modpo.base.text import printable, visible
 from modpo.cli.weights_option import OPTION, read_settings
 from modpo.cli.wording import typed
-from modpo.forward.conversation import Conversation
 from modpo.forward.generate import bare_generation
 from modpo.policies.steered_front import load_front
 from modpo.policies.steering import SteeredPolicy, Steering
@@ -86,7 +85,7 @@ class Chat:
         if sampling.max_new_tokens >= context:
             fix = "leave room for a prompt"
             raise InputError(Problem("--max-new-tokens", "", f"the model reads {context} tokens in all", fix))
-        self._conversation = Conversation(policy.tokenizer, context - sampling.max_new_tokens)
+        self._conversation = policy.conversation(context - sampling.max_new_tokens)
         self._other: Weights | None = None  # where the next prompt is answered too
         self._steer(weights)
 
@@ -211,7 +210,7 @@ class Chat:
         if sampling.temperature > 0:
             drawn = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
         input_ids = torch.tensor([ids], device=next(model.parameters()).device)
-        stream = _Stream(tokenizer, show)
+        stream = _Stream(tokenizer, show, self._conversation.ends)
         try:
             with bare_generation(model):
                 model.generate(
@@ -230,11 +229,16 @@ class Chat:
 
 
 class _Stream(TextStreamer):
-    """Shows an answer word by word, as it is written, and keeps it."""
+    """Shows an answer word by word, as it is written, and keeps it, without the token that ends it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], None], ends: Collection[int]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._show, self.text = show, ""
+        self._show, self._ends, self.text = show, ends, ""
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the next token, or first the prompt."""
+        if self.next_tokens_are_prompt or value.reshape(-1)[-1].item() not in self._ends:
+            super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Take what is final of the answer."""

@@ -1,60 +1,37 @@
-"""Rows of a JSON file, found by their place in the file: one object a line, or one array of objects.
-
-A file is read once to note where each row stands; a row is parsed when it is asked for. A row therefore costs
-three integers of memory, not a dict.
-"""
+"""Rows of a JSON file: one object a line, or one array of objects."""
 
 from __future__ import annotations
 
 import codecs
-import gzip
-import hashlib
 import json
 import re
-import shutil
-import tempfile
-import weakref
-import zlib
-from array import array
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any, cast
 
 from modpo.base.errors import InputError, Problem
-from modpo.data.rows import Row, Rows
+from modpo.data.placed_rows import PlacedRows, Span, not_utf8
+from modpo.data.rows import Row
 
 READ_SIZE = 1 << 20  # bytes
 AS_LINES = "write one JSON object per line (.jsonl), or one array of objects (.json)"
 
-Span = tuple[int, int, int]  # where a row begins and ends, bytes, and the line it begins on, from 1
 
-
-class JsonRows(Rows):
+class JsonRows(PlacedRows):
     """Rows of a .jsonl or .json file, gzipped or not."""
 
-    def __init__(self, path: str) -> None:
-        self.name = path
-        self._file = _open(path)
-        weakref.finalize(self, self._file.close)
-        self.fingerprint = hashlib.file_digest(self._file, "sha256").hexdigest()  # type: ignore[arg-type]
-        self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
-        for start, end, line in _spans(self._file, path):
-            self._starts.append(start)
-            self._ends.append(end)
-            self._lines.append(line)
+    def _find_spans(self, file: IO[bytes]) -> Iterator[Span]:
+        """The rows' places. A .json file holds an array, or else is read like a .jsonl file."""
+        file.seek(0)
+        start = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+        file.seek(start)
+        if self.name.removesuffix(".gz").endswith(".json") and _first_byte(file) == b"[":
+            file.seek(start)
+            return _array_spans(file.read(), start, self.name)
+        file.seek(start)
+        return _line_spans(file, start)
 
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def where(self, index: int) -> str:
-        line = self._lines[index]
-        alone = line not in self._lines[max(index - 1, 0) : index] and line not in self._lines[index + 1 : index + 2]
-        return f"{self.name}:{line}" if alone else f"{self.name}:{line} (row {index})"
-
-    def read(self, index: int) -> Row:
-        start = self._starts[index]
-        self._file.seek(start)
-        return parse_row(self._file.read(self._ends[index] - start), self.where(index))
+    def _parse(self, raw: bytes, where: str) -> Row:
+        return parse_row(raw, where)
 
 
 def parse_row(raw: bytes, where: str) -> Row:
@@ -66,7 +43,7 @@ def parse_row(raw: bytes, where: str) -> Row:
     try:
         row = json.loads(raw.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
-        raise InputError(_not_utf8(where, error)) from None
+        raise InputError(not_utf8(where, error)) from None
     except _DuplicateKeyError as error:
         raise InputError(Problem(where, str(error), "the key occurs twice in one object", "keep one of them")) from None
     except (ValueError, RecursionError) as error:
@@ -86,33 +63,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1))
     return made
-
-
-def _open(path: str) -> IO[bytes]:
-    """The file itself, or a .gz unpacked into a nameless temporary file: rows are read by position."""
-    if not path.endswith(".gz"):
-        return Path(path).open("rb")
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the rows
-    try:
-        with gzip.open(path, "rb") as packed:
-            shutil.copyfileobj(packed, unpacked)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        unpacked.close()
-        raise InputError(Problem(path, "", f"the gzip file is damaged ({error})", "fetch or pack it again")) from None
-    unpacked.seek(0)
-    return cast(IO[bytes], unpacked)
-
-
-def _spans(file: IO[bytes], path: str) -> Iterator[Span]:
-    """The rows' places. A .json file holds an array, or else is read like a .jsonl file."""
-    file.seek(0)
-    start = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
-    file.seek(start)
-    if path.removesuffix(".gz").endswith(".json") and _first_byte(file) == b"[":
-        file.seek(start)
-        return _array_spans(file.read(), start, path)
-    file.seek(start)
-    return _line_spans(file, start)
 
 
 def _first_byte(file: IO[bytes]) -> bytes:
@@ -137,7 +87,7 @@ def _array_spans(raw: bytes, offset: int, path: str) -> Iterator[Span]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(_not_utf8(f"{path}:{line}", error)) from None
+        raise InputError(not_utf8(f"{path}:{line}", error)) from None
     decoder, position, seen, line, byte = json.JSONDecoder(), text.index("[") + 1, 0, 1, offset
     try:
         position = _skip_space(text, position)
@@ -167,11 +117,6 @@ def _skip_space(text: str, position: int) -> int:
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def _not_utf8(where: str, error: UnicodeDecodeError) -> Problem:
-    byte = error.object[error.start]
-    return Problem(where, "", f"invalid UTF-8 (byte 0x{byte:02x})", "save the file as UTF-8")
 
 
 def _reason(error: Exception) -> str:

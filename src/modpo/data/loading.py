@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from modpo.base.errors import InputError, Problem
-from modpo.base.progress import say
+from modpo.base.progress import say, say_once
 from modpo.data.formats import PROMPTS, find_layout, is_function
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.sources import open_rows
@@ -24,7 +24,13 @@ def load_groups(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
         fix = "name rows with answers; `prompts` is for `eval_format`"
         raise InputError(Problem(experiment.where("data.format"), "data.format", "no answers to train on", fix))
     rows = open_rows(data.path, split=data.split, name=data.name, data_dir=data.data_dir)
-    groups = group_rows(rows, format=data.format, columns=required_columns(experiment))
+    groups = group_rows(
+        rows,
+        format=data.format,
+        columns=required_columns(experiment),
+        skip_empty=data.skip_empty,
+        template_kwargs=data.chat_template_kwargs,
+    )
     if data.eval_path is not None:
         held_out = load_held_out(experiment)
         groups = _without(groups, held_out, data.path)
@@ -38,7 +44,7 @@ def load_groups(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
         groups = groups.select(range(data.max_prompts))
     _require_pairs(experiment, groups)
     for warning in groups.warnings:
-        say(f"warning: {data.path}: {warning}")
+        say_once(f"warning: {data.path}: {warning}")
     return groups, held_out
 
 
@@ -48,7 +54,14 @@ def load_held_out(experiment: Experiment) -> PromptGroups:
     assert data.eval_path is not None
     rows = open_rows(data.eval_path, split=data.eval_split or data.split, name=data.name, data_dir=data.data_dir)
     format, columns = data.eval_format or data.format, required_columns(experiment)
-    held_out = group_rows(rows, format=format, columns=columns, unanswered=True)
+    held_out = group_rows(
+        rows,
+        format=format,
+        columns=columns,
+        unanswered=True,
+        skip_empty=data.skip_empty,
+        template_kwargs=data.chat_template_kwargs,
+    )
     return held_out.select(range(min(len(held_out), data.eval_prompts)))
 
 

@@ -7,6 +7,7 @@ A row is laid out as TRL knows preference data, every text plain or conversation
     {"prompt": ..., "responses": [...], "pairs": [[chosen, rejected], ...]}       pairs may be missing
     {"prompt": ..., "responses": [...], "pairs": {"better": [[0, 1]], "safer": [[1, 0]]}}      two label sets
 
+Beside them, `system` is the first turn of a conversation, and what no text can hold (tools, images) is refused.
 A pair row gives numbers as `chosen_NAME` and `rejected_NAME` (or `NAME_chosen`, `NAME_rejected`), a row of
 responses as a list `NAME` as long as the responses.
 """
@@ -16,16 +17,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modpo.base.errors import InputError, Problem
-from modpo.data.prompt_group import UNNAMED, Message, Pair, Text
+from modpo.data.content_parts import PartError, with_joined_parts
+from modpo.data.prompt_group import UNNAMED, Message, Pair, Text, plain_text
+from modpo.data.row_fields import field_troubles, fields_without_effect, question_troubles, with_system_turn
 from modpo.data.rows import Row
+from modpo.experiment.chat_settings import FIELD as TEMPLATE_KWARGS
+from modpo.experiment.chat_settings import reserved
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 LAYOUTS = "give prompt, chosen and rejected; or chosen and rejected; or prompt and responses"
 WRITE_TEXT = "write text, or a list of {role, content} messages"
+WRITE_OR_SKIP = "write text, remove the row, or set `skip_empty: true` in `data` (of MODPOConfig: skip_empty=True)"
 
 _HALF_OF_A_PAIR = re.compile(r"[\ud800-\udfff]")  # a surrogate that stands alone, as JSON's escapes can write it
 
@@ -39,6 +45,13 @@ class PreferenceRow:
     pairs: dict[str, list[Pair]]  # by label set; none: they are drawn later, or only scored
     columns: dict[str, list[float | None]]  # one number per response
     fields: dict[str, Any]  # everything else
+    split: bool = False  # whether the prompt is what both texts begin with
+    template_kwargs: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Fields that other trainers read in the loss, and none does here."""
+        return fields_without_effect(self.fields)
 
     @property
     def conversational(self) -> bool:
@@ -54,16 +67,31 @@ def read_preference_row(row: Row, where: str, columns: Sequence[str] = ()) -> Pr
         columns: the numbers that every response must have.
 
     Raises:
+        BlankTextError: a blank prompt or response, and nothing else is wrong.
         InputError: everything that is wrong with the row.
     """
     try:
+        template_kwargs = _template_kwargs(row)
+        row = with_joined_parts({name: value for name, value in row.items() if name != TEMPLATE_KWARGS})
         read = _read_responses(row) if _has_responses(row) else _read_pair(row)
-    except _BadFieldError as error:
-        raise InputError(Problem(where, *error.args)) from None
-    troubles = [*_text_troubles(read, row), *_column_troubles(read, columns)]
+        read = replace(read, template_kwargs=template_kwargs)
+    except (_BadFieldError, PartError) as error:
+        misnamed = () if "prompt" in row else question_troubles("", row)
+        raise _error(where, [error.args, *misnamed]) from None
+    troubles = [*_text_troubles(read, row), *field_troubles(read.prompt, row), *_column_troubles(read, columns)]
     if troubles:
-        raise InputError([Problem(where, *trouble) for trouble in troubles])
-    return replace(read, columns={name: [finite(v) for v in values] for name, values in read.columns.items()})
+        raise _error(where, troubles)
+    found = {name: [finite(v) for v in values] for name, values in read.columns.items()}
+    return replace(read, prompt=with_system_turn(read.prompt, row), columns=found)
+
+
+class BlankTextError(InputError):
+    """A row whose prompt or response is blank, and that is right otherwise."""
+
+
+def _error(where: str, troubles: Sequence[Sequence[str]]) -> InputError:
+    kind = BlankTextError if all(fix == WRITE_OR_SKIP for _, _, fix in troubles) else InputError
+    return kind([Problem(where, *trouble) for trouble in troubles])
 
 
 class _BadFieldError(Exception):
@@ -122,7 +150,8 @@ def _read_pair(row: Row) -> PreferenceRow:
         raise _BadFieldError("rejected", "one of chosen and rejected is text, the other a conversation", WRITE_TEXT)
     # Beside whole conversations, a plain prompt may repeat one of their messages, as in UltraFeedback.
     repeated = not isinstance(chosen, str) and any(m["content"] == row.get("prompt") for m in chosen[:-1])
-    if "prompt" not in row or repeated:
+    split = "prompt" not in row or repeated
+    if split:
         prompt, chosen, rejected = _split_common(chosen, rejected)
     else:
         prompt = _text(row, "prompt")
@@ -130,7 +159,7 @@ def _read_pair(row: Row) -> PreferenceRow:
     found = dict(_sided_columns(rest))
     used = {side for name in found for side in _sides(name, rest)}
     fields = {name: value for name, value in rest.items() if name not in used}
-    return PreferenceRow(prompt, [chosen, rejected], {UNNAMED: [(0, 1)]}, found, fields)
+    return PreferenceRow(prompt, [chosen, rejected], {UNNAMED: [(0, 1)]}, found, fields, split)
 
 
 def _split_common(chosen: Any, rejected: Any) -> tuple[Text, Text, Text]:
@@ -169,7 +198,7 @@ def _text(row: Row, field: str) -> Text:
         raise _BadFieldError(field, "missing field", LAYOUTS)
     value = row[field]
     if value is None:
-        raise _BadFieldError(field, "is null", WRITE_TEXT)
+        raise _BadFieldError(field, "is null", WRITE_OR_SKIP)
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
@@ -178,25 +207,36 @@ def _text(row: Row, field: str) -> Text:
 
 
 def _message(given: Any, field: str) -> Message:
+    """A message with all keys that say something: a chat template may read them. A table fills the others with null."""
+    if isinstance(given, dict) and given.get("tool_calls"):
+        raise _BadFieldError(f"{field}.tool_calls", "tool calls are not supported", "write them into the content")
     if not isinstance(given, dict) or "role" not in given or "content" not in given:
         raise _BadFieldError(field, f"{given!r:.60} is no message", WRITE_TEXT)
     if given["role"] not in ROLES:
         raise _BadFieldError(f"{field}.role", f"unknown role {given['role']!r}", f"use one of: {', '.join(ROLES)}")
-    if given.get("tool_calls"):
-        raise _BadFieldError(f"{field}.tool_calls", "tool calls are not supported", "write them into the content")
     if not isinstance(given["content"], str):
         raise _BadFieldError(f"{field}.content", f"{given['content']!r:.60} is not text", "write text")
-    return {"role": given["role"], "content": given["content"]}
+    return {key: value for key, value in given.items() if value is not None and key != "tool_calls"}
+
+
+def _template_kwargs(row: Row) -> dict[str, Any]:
+    """The row's variables of the chat template, as TRL reads them. A table fills those that a row lacks with null."""
+    given = row.get(TEMPLATE_KWARGS)
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise _BadFieldError(TEMPLATE_KWARGS, f"{given!r:.60} is no mapping", "give {name: value}, or remove the field")
+    for problem, fix in reserved(given):
+        raise _BadFieldError(TEMPLATE_KWARGS, problem, fix)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _text_troubles(read: PreferenceRow, row: Row) -> Iterator[tuple[str, str, str]]:
     """Everything that is wrong with the texts of a row whose layout is right."""
     names = [f"responses[{i}]" for i in range(len(read.responses))] if _has_responses(row) else ["chosen", "rejected"]
-    if row.get("tools"):
-        yield "tools", "tools are not supported", "remove the field, or write the tools into the prompt"
-    if not read.prompt or (isinstance(read.prompt, str) and not read.prompt.strip()):
-        no_prompt = "is empty" if "prompt" in row else "chosen and rejected begin with nothing in common"
-        yield "prompt", no_prompt, "give the prompt in a field of its own"
+    yield from _prompt_troubles(read, row)
+    if read.template_kwargs and not read.conversational:
+        yield TEMPLATE_KWARGS, "has no effect on plain text", "remove the field, or give lists of messages"
     for name, text in [("prompt", read.prompt), *zip(names, read.responses, strict=True)]:
         words = text if isinstance(text, str) else "".join(message["content"] for message in text)
         if isinstance(text, str) is read.conversational:
@@ -207,6 +247,20 @@ def _text_troubles(read: PreferenceRow, row: Row) -> Iterator[tuple[str, str, st
             yield from _response_troubles(name, text)
 
 
+def _prompt_troubles(read: PreferenceRow, row: Row) -> Iterator[tuple[str, str, str]]:
+    if not read.split:
+        if _is_blank(read.prompt):
+            yield "prompt", "is empty", WRITE_OR_SKIP
+        return
+    yield from question_troubles(read.prompt, row)
+    if _is_blank(read.prompt) and not any(_is_blank(response) for response in read.responses):
+        yield "prompt", "chosen and rejected begin with nothing in common", "give the prompt in a field of its own"
+
+
+def _is_blank(text: Text) -> bool:
+    return not plain_text(text).strip()
+
+
 def _response_troubles(name: str, text: Text) -> Iterator[tuple[str, str, str]]:
     if isinstance(text, str):
         blank = not text.strip()
@@ -214,9 +268,13 @@ def _response_troubles(name: str, text: Text) -> Iterator[tuple[str, str, str]]:
         roles = [message["role"] for message in text if message["role"] != "assistant"]
         blank = any(not message["content"].strip() for message in text)
         if roles:
-            yield name, f"holds a message of role {roles[0]!r}", "a response has assistant messages only"
+            yield (
+                name,
+                f"holds a message of role {roles[0]!r}",
+                "give answers to one prompt: a response has assistant messages only",
+            )
     if blank:
-        yield name, "the response is empty or only white space", "write a response, or remove the row"
+        yield name, "the response is empty or only white space", WRITE_OR_SKIP
 
 
 # --- numbers ----------------------------------------------------------------------------------------------

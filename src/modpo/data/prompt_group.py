@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-Message = dict[str, str]  # {"role": ..., "content": ...}
+from modpo.experiment.chat_settings import FIELD
+
+Message = dict[str, Any]  # {"role": ..., "content": ...}, and what else a chat template may read of it; nothing null
 Text = str | list[Message]  # plain, or conversational as TRL knows it
 Pair = tuple[int, int]  # (chosen, rejected), indices into the responses
 LabelSets = dict[str, tuple[Pair, ...]]  # who prefers what: pairs by label set
@@ -26,10 +28,16 @@ class PromptGroup:
     columns: dict[str, tuple[float | None, ...]] = field(default_factory=dict)  # one number per response
     fields: dict[str, Any] = field(default_factory=dict)  # what else the rows say of the prompt
     where: str = ""  # "rows.jsonl:12", the first row of the group
+    template_kwargs: dict[str, Any] = field(default_factory=dict)  # variables of the chat template, see `chat_settings`
+
+    @property
+    def prompt_row(self) -> dict[str, Any]:
+        """The prompt as a row of data says it."""
+        return {"prompt": self.prompt, **({FIELD: self.template_kwargs} if self.template_kwargs else {})}
 
 
 def plain_text(text: Text) -> str:
     """The words themselves: a plain text as it is, a conversation as its messages' contents."""
     if isinstance(text, str):
         return text
-    return "\n".join(message["content"] for message in text)
+    return "\n".join(str(message["content"]) for message in text)

@@ -8,20 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from modpo.base.errors import InputError, Problem
-from modpo.base.files import sha256_file
-from modpo.base.text import first_line
 
 Row = dict[str, Any]
 
-JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-READABLE = "use a .jsonl, .json or .parquet file (the first two also .gz), or the name of a data set on the Hub"
+READABLE = (
+    "use a .jsonl, .json, .csv or .tsv file (these also .gz), a .parquet or .arrow file, a folder that "
+    "datasets.save_to_disk wrote, or the name of a data set on the Hub"
+)
 
 
 class Rows(ABC):
@@ -76,46 +74,6 @@ class _TableRows(Rows):
         for row in self._table:
             digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
         return digest.hexdigest()
-
-
-class ParquetRows(Rows):
-    """Rows of a parquet file. One row group at a time is held in memory."""
-
-    def __init__(self, path: str) -> None:
-        import numpy as np
-        import pyarrow.parquet as pq
-
-        self.name = path
-        self.fingerprint = sha256_file(Path(path))
-        with _sound_parquet(path):
-            self._file = pq.ParquetFile(path)
-        metadata = self._file.metadata
-        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        self._starts = np.cumsum([0, *sizes])
-        self._held: tuple[int, Any] = (-1, None)
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def read(self, index: int) -> Row:
-        number = int(self._starts.searchsorted(index, side="right")) - 1
-        if self._held[0] != number:
-            with _sound_parquet(self.name):
-                self._held = (number, self._file.read_row_group(number))
-        first = int(self._starts[number])
-        row: Row = self._held[1].slice(index - first, 1).to_pylist()[0]
-        return row
-
-
-@contextmanager
-def _sound_parquet(path: str) -> Iterator[None]:
-    import pyarrow
-
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError) as error:
-        problem = f"not a sound parquet file ({first_line(error)})"
-        raise InputError(Problem(path, "", problem, "fetch or write it again")) from None
 
 
 def rows_from_list(rows: Sequence[Row], name: str = "data set") -> Rows:

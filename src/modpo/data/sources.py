@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.text import first_line
+from modpo.data.arrow_rows import ArrowRows, ParquetRows, is_saved_dataset, saved_rows
+from modpo.data.csv_rows import CsvRows
 from modpo.data.json_rows import JsonRows
-from modpo.data.rows import JSON_SUFFIXES, READABLE, ParquetRows, Rows, rows_from_dataset
+from modpo.data.rows import READABLE, Rows, rows_from_dataset
+
+TABLES_AS_TEXT = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+SUFFIXES = (*JSON_SUFFIXES, *TABLES_AS_TEXT, ".parquet", ".arrow")
 
 
 def open_rows(
@@ -19,37 +26,47 @@ def open_rows(
     """Open a local file, or the split of a data set on the Hub, whichever the path means.
 
     Args:
-        path: a .jsonl, .json, .parquet, .jsonl.gz or .json.gz file, or a Hub name such as "owner/name".
-        split: of a Hub data set.
+        path: a file with one of the `SUFFIXES`, a folder of `save_to_disk`, or a Hub name such as "owner/name".
+        split: of a Hub data set, or of a folder with several.
         name: the configuration of a Hub data set that has several.
         data_dir: the folder in a Hub data set's repository.
 
     Raises:
-        InputError: nothing there, a folder, an unknown kind of file, no rows, a damaged file, the Hub's no.
+        InputError: nothing there, another folder, an unknown kind of file, no rows, a damaged file, the Hub's no.
     """
     source = os.fspath(path)
     if Path(source).is_dir():
-        raise InputError(Problem(source, "", "is a folder", READABLE))
-    if not Path(source).exists() and not source.endswith((*JSON_SUFFIXES, ".parquet")):
+        if not is_saved_dataset(Path(source)):
+            raise InputError(Problem(source, "", "is a folder", READABLE))
+        rows = _readable(source, lambda: saved_rows(source, split))
+    elif not Path(source).exists() and not source.endswith(SUFFIXES):
         rows = _open_hub(source, {"name": name, "data_dir": data_dir, "split": split})
     elif not Path(source).exists():
         raise InputError(Problem(source, "", f"no such file in {Path.cwd()}", "check the path"))
     else:
-        rows = _open_file(source)
+        rows = _readable(source, lambda: _open_file(source))
     if len(rows) == 0:
         raise InputError(Problem(source, "", "holds no rows", "give at least one row"))
     return rows
 
 
 def _open_file(path: str) -> Rows:
+    if path.endswith(".parquet"):
+        return ParquetRows(path)
+    if path.endswith(".arrow"):
+        return ArrowRows([path], path)
+    if path.endswith(TABLES_AS_TEXT):
+        return CsvRows(path)
+    if path.endswith(JSON_SUFFIXES):
+        return JsonRows(path)
+    raise InputError(Problem(path, "", f"unknown kind of file {Path(path).suffix!r}", READABLE))
+
+
+def _readable(path: str, open_it: Callable[[], Rows]) -> Rows:
     try:
-        if path.endswith(".parquet"):
-            return ParquetRows(path)
-        if path.endswith(JSON_SUFFIXES):
-            return JsonRows(path)
+        return open_it()
     except PermissionError:
         raise InputError(Problem(path, "", "may not be read", "give yourself permission to read it")) from None
-    raise InputError(Problem(path, "", f"unknown kind of file {Path(path).suffix!r}", READABLE))
 
 
 def _open_hub(path: str, options: dict[str, str | None]) -> Rows:

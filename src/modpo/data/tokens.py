@@ -1,26 +1,30 @@
 """Prompt groups into token ids. The only place that tokenizes training text.
 
 The ids of a prompt and one of its responses, one after the other, are the ids of the whole text as the
-tokenizer reads it, as in TRL's DPOTrainer. A response ends with exactly one end-of-text token (or the chat
-template's end of turn), and nothing stands behind it. A special token that a text spells out is read as one,
-in training as in generation; such texts are counted, and end no response early.
+tokenizer reads it, as in TRL's DPOTrainer. A conversation is what the chat template writes, to the end of the answer's
+turn; where that holds no token that ends it, and behind plain text, stands end-of-text. The beginning of a next turn,
+which some templates write behind every conversation, is no part of an answer. A special token that a text spells out
+is read as one, in training as in generation; such texts are counted, and end no response early.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import InputError, Problem, Problems
-from modpo.data.prompt_group import Message, PromptGroup, Text
+from modpo.data.chat_template import QUESTION, render_chat, template_of, template_variables
+from modpo.data.group_texts import GroupTexts, group_texts, prompt_text, spelled_out, unread
+from modpo.data.prompt_group import Message, PromptGroup, Text, plain_text
+from modpo.experiment.chat_settings import FIELD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RULES = 1  # raised whenever this file turns the same text into other ids
+RULES = 2  # raised whenever this package turns the same text into other ids
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,14 @@ class TokenizedGroup:
     """A prompt's ids once, and the ids that follow it for each response."""
 
     prompt_ids: list[int]
-    responses_ids: list[list[int]]  # each ends with end-of-text, unless it was cut
+    responses_ids: list[list[int]]  # each ends with its turn, or end-of-text, unless it was cut
     prompt_truncated: bool  # the prompt lost its beginning
     responses_truncated: int  # how many responses lost their end
     merged_boundary: int  # how many responses share a token with the prompt's end
     special_in_text: int  # how many texts spell out a special token, which is read as one
+    prompt_differs: bool  # policies answer another prompt: the chat template writes it otherwise before an answer
+    responses_changed: int  # how many responses the chat template does not write word by word
+    unread: int  # how many things that the rows say are not written by the chat template, see `group_texts.unread`
 
 
 def tokenize_group(
@@ -44,35 +51,44 @@ def tokenize_group(
 ) -> TokenizedGroup:
     """Tokenize a prompt and its responses.
 
-    Where a token spans the boundary of prompt and response, the prompt is cut before it, for all responses.
+    Where the texts of prompt and of prompt with response part before the prompt's end, or a token spans it, the prompt
+    is cut before that place, for all responses.
 
     Args:
         max_length: most tokens of prompt and response together; a longer response loses its end.
-        max_prompt_length: most tokens of the prompt; a longer one loses its beginning. None: what the longest
-            response leaves of `max_length`, but at least half of it.
+        max_prompt_length: most tokens of the prompt, see `tokenize_prompt`. None: what the longest response leaves of
+            `max_length`, but at least half of it.
 
     Raises:
         InputError: no response token or no prompt token is left, the chat template refuses the conversation,
             or the lengths leave no room.
     """
     _check_lengths(max_length, max_prompt_length)
-    special = _special_tokens(tokenizer)
-    prompt_ids, *whole_ids = _encode(_texts(group, tokenizer), tokenizer, plain=isinstance(group.prompt, str))
+    texts, plain = group_texts(group, tokenizer), isinstance(group.prompt, str)
+    special = _spelled_special(tokenizer, texts)
+    prompt_ids, *whole_ids = _encode([texts.prompt, *texts.wholes], tokenizer, plain=plain)
     shared = [_common_prefix(prompt_ids, ids) for ids in whole_ids]
     boundary = min(shared)
-    responses = [_end_once(ids[boundary:], group.prompt, tokenizer, special) for ids in whole_ids]
-    _check_nothing_empty(boundary, responses, special, group.where)
+    _check_nothing_empty(boundary, texts, special, group.where)
+    eos = [tokenizer.eos_token_id]
+    responses = [ids[boundary:] + eos * (not ended) for ids, ended in zip(whole_ids, texts.ended, strict=True)]
     if max_prompt_length is None:
         max_prompt_length = max(max_length // 2, max_length - max(map(len, responses)))
-    kept = prompt_ids[:boundary][-max_prompt_length:]
+    behind = len(prompt_ids) - boundary  # tokens of the prompt that do not stand before the responses
+    kept = _cut(group.prompt, prompt_ids, max_prompt_length + behind, tokenizer, group.template_kwargs)
+    kept = kept[: len(kept) - behind]
     room = max_length - len(kept)
+    differing = [texts.shared(i) < len(texts.prompt) for i in range(len(responses))]
     return TokenizedGroup(
         prompt_ids=kept,
         responses_ids=[ids[:room] for ids in responses],
         prompt_truncated=len(kept) < boundary,
         responses_truncated=sum(len(ids) > room for ids in responses),
-        merged_boundary=sum(length < len(prompt_ids) for length in shared),
-        special_in_text=_count_special(group, tokenizer, special),
+        merged_boundary=sum(n < len(prompt_ids) and not other for n, other in zip(shared, differing, strict=True)),
+        special_in_text=spelled_out(group, texts, special),
+        prompt_differs=any(differing),
+        responses_changed=sum(not texts.is_whole(i) for i in range(len(responses))),
+        unread=len(unread(group, tokenizer)),
     )
 
 
@@ -102,14 +118,31 @@ def tokenize_groups(
     return tokenized
 
 
-def tokenize_prompt(prompt: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that generation starts from: the whole prompt, a conversation up to the assistant's turn."""
-    text = _prompt_text(prompt, tokenizer, "prompt")
-    return _encode([text], tokenizer, plain=isinstance(prompt, str))[0]
+def tokenize_prompt(
+    prompt: Text,
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    longest: int | None = None,
+) -> list[int]:
+    """The ids that generation starts from: the whole prompt, a conversation up to the assistant's turn.
+
+    Args:
+        template_kwargs: variables that the chat template gets besides the messages.
+        longest: most tokens. Of a longer conversation the oldest turns go first, then the beginning of the newest one's
+            content; a plain text loses its beginning. Beginning-of-text and system turn stay.
+    """
+    kwargs = template_kwargs or {}
+    text = prompt_text(prompt, tokenizer, kwargs, "prompt")
+    ids = _encode([text], tokenizer, plain=isinstance(prompt, str))[0]
+    return ids if longest is None else _cut(prompt, ids, longest, tokenizer, kwargs)
 
 
 def identity(tokenizer: PreTrainedTokenizerBase, max_length: int, max_prompt_length: int | None) -> dict[str, Any]:
-    """Everything that changes the ids of a text, for a cache key. Holds no path."""
+    """Everything that changes the ids of a text, for a cache key. Holds no path.
+
+    A template that asks for the time is one that sees a date of its own, see `modpo.data.clock`.
+    """
     return {
         "rules": RULES,
         "tokenizer": hashlib.sha256(_vocabulary(tokenizer).encode()).hexdigest(),
@@ -122,11 +155,20 @@ def identity(tokenizer: PreTrainedTokenizerBase, max_length: int, max_prompt_len
     }
 
 
-def require_usable(tokenizer: PreTrainedTokenizerBase, *, conversational: bool, where: str) -> None:
+def require_usable(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    conversational: bool,
+    where: str,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> None:
     """Check what tokenizing will need.
 
+    Args:
+        template_kwargs: what is said for all rows.
+
     Raises:
-        InputError: no end-of-text token; conversations, but no chat template.
+        InputError: no end-of-text token; conversations, but no chat template; a variable that no template reads.
     """
     problems = []
     if tokenizer.eos_token_id is None:
@@ -134,96 +176,60 @@ def require_usable(tokenizer: PreTrainedTokenizerBase, *, conversational: bool, 
     if conversational and not tokenizer.chat_template:
         fix = "use an instruction-tuned model, or plain text rows"
         problems.append(Problem(where, "", "the data is conversational, the tokenizer has no chat template", fix))
+    known = template_variables(template_of(tokenizer)) if conversational and tokenizer.chat_template else frozenset()
+    for name in template_kwargs or {}:
+        if not conversational:
+            fix = "leave it out, or give conversations"
+            problems.append(Problem(where, f"{FIELD}.{name}", "has no effect on plain text", fix))
+        elif tokenizer.chat_template and name not in known:
+            problem = "the chat template of the model reads no such variable"
+            problems.append(Problem(where, f"{FIELD}.{name}", problem, "leave it out, or mend its name"))
     if problems:
         raise InputError(problems)
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase, *, conversational: bool) -> list[int]:
-    """The ids that end a response: end-of-text, and the chat template's end of turn where that is another."""
-    ids = {tokenizer.eos_token_id}
-    if conversational:
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        whole = _encode([render_chat(turns, tokenizer, "probe")], tokenizer, plain=False)[0]
-        ids.add(_end_once(whole, turns, tokenizer, _special_tokens(tokenizer))[-1])
-    return sorted(ids)
+def answer_text(ids: Sequence[int], ends: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """An answer's words: without special tokens, and without the one that ended it, which may be no special one."""
+    if ids and ids[-1] in set(ends):
+        ids = ids[:-1]
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text.strip()
 
 
-# --- texts --------------------------------------------------------------------------------------------------
+# --- a prompt that is too long ------------------------------------------------------------------------------
 
 
-def _texts(group: PromptGroup, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The prompt, then prompt and response for each response, as the tokenizer is to read them."""
-    texts = [_prompt_text(group.prompt, tokenizer, group.where)]
-    for response in group.responses:
-        if isinstance(group.prompt, str) and isinstance(response, str):
-            texts.append(group.prompt + _without_eos(response, tokenizer))
-        elif not isinstance(group.prompt, str) and not isinstance(response, str):
-            *turns, last = response
-            ended = {**last, "content": _without_eos(last["content"], tokenizer)}
-            texts.append(render_chat([*group.prompt, *turns, ended], tokenizer, group.where))
-        else:
-            raise TypeError(f"{group.where}: plain text and conversation in one group")
-    return texts
+def _cut(
+    prompt: Text, ids: list[int], longest: int, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]
+) -> list[int]:
+    """At most `longest` of a prompt's ids, as `tokenize_prompt` says."""
+    if len(ids) <= longest:
+        return ids
+    if not isinstance(prompt, str):
+        try:
+            ids, opening = _newest(prompt, ids, longest, tokenizer, kwargs)
+            if len(ids) <= longest or 4 * opening <= 3 * longest:  # else hardly anything of the question would be left
+                return ids if len(ids) <= longest else ids[:opening] + ids[len(ids) - longest + opening :]
+        except InputError:  # the template takes no part of the conversation
+            pass
+    opening = int(longest > 1 and ids[0] == tokenizer.bos_token_id)
+    return ids[:opening] + ids[len(ids) - longest + opening :]
 
 
-def _prompt_text(prompt: Text, tokenizer: PreTrainedTokenizerBase, where: str) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return render_chat(prompt, tokenizer, where, add_generation_prompt=True)
+def _newest(
+    prompt: list[Message], ids: list[int], longest: int, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]
+) -> tuple[list[int], int]:
+    """Ids of a conversation without its oldest turns, and how many stand before the first question's content.
 
-
-def render_chat(
-    messages: Sequence[Message],
-    tokenizer: PreTrainedTokenizerBase,
-    where: str,
-    *,
-    add_generation_prompt: bool = False,
-    whose: str = "the",
-) -> str:
-    """A conversation as the tokenizer's chat template writes it.
-
-    Args:
-        where, whose: what an error names.
-
-    Raises:
-        InputError: the template refuses it.
+    As many turns as are needed go, but never the newest question and what precedes all questions.
     """
-    from jinja2 import TemplateError
-
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        problem = f"{whose} chat template refuses roles {roles}: {error}"
-        raise InputError(Problem(where, "prompt", problem, "give roles that the template takes")) from None
-    return text
-
-
-def _without_eos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text without the end-of-text tokens that it spells out at its end."""
-    eos = tokenizer.eos_token
-    while text.rstrip().endswith(eos):
-        text = text.rstrip().removesuffix(eos)
-    return text
-
-
-def _count_special(group: PromptGroup, tokenizer: PreTrainedTokenizerBase, special: Mapping[int, str]) -> int:
-    """Texts that spell out a special token. A plain prompt may: it can be a conversation written out."""
-    texts = [] if isinstance(group.prompt, str) else [message["content"] for message in group.prompt]
-    for response in group.responses:
-        texts += [response] if isinstance(response, str) else [message["content"] for message in response]
-    bodies = [_without_eos(text, tokenizer) for text in texts]
-    return sum(any(token in body for token in special.values()) for body in bodies)
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Ids and spelling of the tokens that stand for no text. The unknown token stands for some."""
-    special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    if tokenizer.unk_token_id != tokenizer.eos_token_id:
-        special.pop(tokenizer.unk_token_id, None)
-    return special
+    first = next((i for i, message in enumerate(prompt) if message["role"] == "user"), 0)
+    for start in range(first + 1, len(prompt)):
+        if prompt[start]["role"] == "user" and len(ids) > longest:
+            ids = tokenize_prompt([*prompt[:first], *prompt[start:]], tokenizer, kwargs)
+    probe = render_chat([*prompt[:first], {"role": "user", "content": QUESTION}], tokenizer, "", template_kwargs=kwargs)
+    opening = _encode([probe.partition(QUESTION)[0]], tokenizer, plain=False)[0]
+    return ids, _common_prefix(ids, opening)
 
 
 # --- ids ---------------------------------------------------------------------------------------------------
@@ -248,16 +254,12 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _end_once(
-    ids: list[int], prompt: Text, tokenizer: PreTrainedTokenizerBase, special: Mapping[int, str]
-) -> list[int]:
-    """A response's ids with one end: the template's end of turn if it wrote one, else end-of-text."""
-    if not isinstance(prompt, str):
-        last = max((i for i, token in enumerate(ids) if token in special), default=None)
-        # Behind its end of turn a template may put a line break. Anything more is the response's own text.
-        if last is not None and not tokenizer.decode(ids[last + 1 :]).strip():
-            return ids[: last + 1]
-    return [*ids, tokenizer.eos_token_id]
+def _spelled_special(tokenizer: PreTrainedTokenizerBase, texts: GroupTexts) -> set[str]:
+    """Spelling of the tokens that stand for no text. The unknown token stands for some."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if tokenizer.unk_token_id != tokenizer.eos_token_id:
+        special.discard(tokenizer.unk_token)
+    return special | set(texts.turn.tokens.values())
 
 
 # --- checks ------------------------------------------------------------------------------------------------
@@ -273,19 +275,27 @@ def _check_lengths(max_length: int, max_prompt_length: int | None) -> None:
         raise InputError(Problem("data", "max_prompt_length", problem, fix))
 
 
-def _check_nothing_empty(
-    boundary: int, responses: Sequence[Sequence[int]], special: Mapping[int, str], where: str
-) -> None:
+def _check_nothing_empty(boundary: int, texts: GroupTexts, special: Collection[str], where: str) -> None:
     problems = []
     if boundary == 0:
         problem = "no token of the prompt stands before the responses, so their first token has nothing to follow"
         problems.append(Problem(where, "prompt", problem, "give a longer prompt, or end it on a token boundary"))
-    for number, ids in enumerate(responses):
-        if all(token in special for token in ids):
+    for number, body in enumerate(texts.bodies):
+        if _is_blank(plain_text(body), special):
             problem = "the response has no token besides special ones"
             problems.append(Problem(where, f"responses[{number}]", problem, "write a response, or remove it"))
+        elif not isinstance(body, str) and _is_blank(texts.trained(number), special):
+            problem = f"the chat template leaves nothing of the response {plain_text(body)!r:.60}"
+            problems.append(Problem(where, f"responses[{number}]", problem, "write what it keeps, or remove it"))
     if problems:
         raise InputError(problems)
+
+
+def _is_blank(text: str, special: Collection[str]) -> bool:
+    """Whether a text is white space and special tokens."""
+    for token in sorted(special, key=len, reverse=True):
+        text = text.replace(token, "")
+    return not text.strip()
 
 
 # --- identity ----------------------------------------------------------------------------------------------

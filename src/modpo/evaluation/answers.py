@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
+from modpo.data.tokens import answer_text, tokenize_prompt
 from modpo.data.tokens import identity as tokenizer_identity
-from modpo.data.tokens import stop_ids, tokenize_prompt
 from modpo.experiment.sections import EvaluationSection
 from modpo.forward.policy import Policy
-from modpo.models.reference import ReferenceModel
+from modpo.models.reference import ReferenceModel, answer_ends
 from modpo.policies.best_of_n import BestOfN
 from modpo.rewards.batch import Reward, answer_batch, check_scores
 
@@ -87,7 +87,7 @@ class Questions:
     reference: ReferenceModel
     prompts: PromptGroups
     settings: EvaluationSection
-    max_prompt_length: int  # tokens; a longer prompt loses its beginning, as in training
+    max_prompt_length: int  # tokens; a longer prompt is cut as in training
     packing: bool
 
     def parts(self) -> dict[str, Any]:
@@ -97,6 +97,7 @@ class Questions:
             "reference": self.reference.fingerprint,
             "prompts": self.prompts.fingerprint,
             "tokenizer": tokenizer_identity(self.reference.tokenizer, 0, self.max_prompt_length),
+            "ends": self.ends,
             "settings": settings,
             "seed": self.settings.seed,
         }
@@ -109,8 +110,13 @@ class Questions:
     @cached_property
     def prompts_ids(self) -> list[list[int]]:
         """What generation starts from, by prompt."""
-        tokenizer = self.reference.tokenizer
-        return [tokenize_prompt(group.prompt, tokenizer)[-self.max_prompt_length :] for group in self.prompts]
+        tokenizer, longest = self.reference.tokenizer, self.max_prompt_length
+        return [tokenize_prompt(g.prompt, tokenizer, g.template_kwargs, longest=longest) for g in self.prompts]
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """The ids that end an answer."""
+        return answer_ends(self.reference, self.prompts)
 
     def sampled(self, policy: Policy, model: PreTrainedModel | PeftModel, name: str) -> Answers:
         """Answers of a policy, `samples_per_prompt` to each prompt, those of a prompt one after the other.
@@ -127,7 +133,7 @@ class Questions:
             model,
             tokenizer,
             prompts_ids,
-            ends=stop_ids(tokenizer, conversational=self.prompts.conversational),
+            ends=self.ends,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             batch_size=settings.batch_size,
@@ -135,7 +141,7 @@ class Questions:
             label=f"answers of {name}",
         )
         ratios = policy.log_ratios(model, prompts_ids, [[list(ids)] for ids in answers_ids], packing=self.packing)
-        texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers_ids]
+        texts = [answer_text(ids, self.ends, tokenizer) for ids in answers_ids]
         return Answers(indices, texts, ratios, [len(ids) for ids in answers_ids])
 
     def scores(self, answers: Answers, rewards: Mapping[str, Reward]) -> dict[str, list[float]]:

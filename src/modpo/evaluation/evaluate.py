@@ -137,7 +137,7 @@ def _audited(scorer: Scorer, measurer: Measurer, reference: Measured) -> ScoredD
             chat = [{"role": "assistant", "content": text}] if prompts.conversational else text
             given.setdefault(answer["prompt_index"], []).append(chat)
     several = {i: texts for i, texts in given.items() if len(texts) > 1}
-    rows = [{**prompts[i].fields, "prompt": prompts[i].prompt, "responses": texts} for i, texts in several.items()]
+    rows = [{**prompts[i].fields, **prompts[i].prompt_row, "responses": texts} for i, texts in several.items()]
     if not rows:
         return None
     return scorer.score(group_rows(rows_from_list(rows, "answers of the reference")), measurer.calibrations)

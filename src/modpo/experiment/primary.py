@@ -101,6 +101,7 @@ def choose(
     responses: int,
     named: str | None = None,
     regression_below: float = 0.0,
+    first_equal: Sequence[int] | None = None,
 ) -> Choice:
     """The primary objective of one prompt and the pairs it is trained on; none if too little is known of it.
 
@@ -111,12 +112,14 @@ def choose(
         responses: how many there are.
         named: objective k, where the experiment names it.
         regression_below: a weight of k that is too small for its pairs, where its reward is known.
+        first_equal: of each response the first one with the same tokens; two such make no pair. None: all differ.
+            Of `pairs` it holds already.
     """
     with_pairs = {name for name in pairs if pairs[name]}
     heavy = able_objectives(weights, with_pairs, margins, named, regression_below)
     if by_pairs := _by_pairs(heavy, weights, pairs, margins):
         return by_pairs
-    regression = Choice(REGRESSION, _ordered_pairs(weights, margins, responses))
+    regression = Choice(REGRESSION, _ordered_pairs(weights, margins, first_equal or range(responses)))
     if regression.pairs:
         return regression
     # A reward of k that lacks these responses: its pairs are better than nothing, however small its weight.
@@ -141,10 +144,14 @@ def _known(pair: tuple[int, int], names: Sequence[str], margins: Mapping[str, Ma
     return all(name in margins and margins[name][i] is not None for name in names for i in pair)
 
 
-def _ordered_pairs(weights: Weights, margins: Mapping[str, Margins], responses: int) -> list[tuple[int, int]]:
-    """Every two responses whose weighted reward is known, the better one first."""
+def _ordered_pairs(weights: Weights, margins: Mapping[str, Margins], first: Sequence[int]) -> list[tuple[int, int]]:
+    """Every two responses that differ as tokens and whose weighted reward is known, the better one first."""
     active = active_objectives(weights)
-    every_two = [pair for pair in combinations(range(responses), 2) if _known(pair, active, margins)]
+    every_two = [
+        (a, b)
+        for a, b in combinations(range(len(first)), 2)
+        if first[a] != first[b] and _known((a, b), active, margins)
+    ]
     ordered = []
     for a, b in every_two:
         difference = sum(weights[name] * ((margins[name][a] or 0.0) - (margins[name][b] or 0.0)) for name in active)

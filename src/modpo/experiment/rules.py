@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from modpo.experiment.chat_settings import FIELD, reserved
 from modpo.experiment.keys import rules
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.objectives import DRAWN, NAME, Objective, RewardSection
@@ -30,6 +31,7 @@ ELSEWHERE = {f.name: f"training.{f.name}" for f in dataclasses.fields(TrainingSe
     "seed": "seed",
     "max_length": "data.max_length",
     "max_prompt_length": "data.max_prompt_length",
+    "chat_template_kwargs": "data.chat_template_kwargs",
     "weights": "sweep.weights",
     "objective": "training.objective",
     "cache_dir": "cache_dir",
@@ -42,6 +44,8 @@ def check_sections(shape: Any, reader: SectionReader) -> None:
     """Note in the reader what is wrong with the values that could be read."""
     _check_keys(shape, reader)
     _check_training(shape, reader)
+    for problem, fix in reserved(_value(shape, f"data.{FIELD}") or {}):
+        reader.report(f"data.{FIELD}", problem, fix)
     for section in ("training", "sft", "morlhf"):
         _check_arguments(_value(shape, f"{section}.arguments") or {}, f"{section}.arguments", reader)
     if isinstance(shape.objectives, dict):

@@ -57,7 +57,8 @@ class DataSection:
     """Preference rows, and how they are tokenized."""
 
     path: Annotated[str, NAMED]
-    """a `.jsonl`, `.json` or `.parquet` file (the first two also `.gz`), or a data set's name on the Hub"""
+    """a `.jsonl`, `.json`, `.csv` or `.tsv` file (these also `.gz`), a `.parquet` or `.arrow` file, a folder that
+    `datasets.save_to_disk` wrote, or a data set's name on the Hub"""
     format: str = "preference"
     """how a row is laid out: a name or `package.module:function`; see [layouts](#layouts)"""
     name: str | None = None
@@ -65,17 +66,20 @@ class DataSection:
     data_dir: str | None = None
     """the folder in a Hub data set's repository, such as `harmless-base` of `Anthropic/hh-rlhf`"""
     split: str = "train"
-    """of a data set on the Hub"""
+    """of a data set on the Hub, or of a saved folder that holds several"""
     eval_path: Annotated[str | None, NAMED] = None
     """held-out rows in a file of their own, or a name on the Hub; a prompt that stands in both is not trained on. If
     not set, prompts of `path` are held out"""
     eval_split: str | None = None
-    """of held-out rows on the Hub; if not set, that of `split`"""
+    """of held-out rows on the Hub or in a saved folder; if not set, that of `split`"""
     eval_format: str | None = None
     """the layout of `eval_path`; if not set, that of `format`"""
     eval_prompts: Annotated[int, at_least(0)] = 64
     """held-out prompts: the first so many of `eval_path`, or drawn from `path` by prompt, so that no prompt is both
     trained on and held out"""
+    skip_empty: bool = False
+    """leave out rows whose prompt or a response is blank, and count them; otherwise they are errors. Of all files of
+    rows that the experiment names"""
     split_seed: int = 0
     """which prompts are drawn; apart from `seed`, so that every seed trains on the same data"""
     max_prompts: Annotated[int | None, at_least(1)] = None
@@ -83,8 +87,12 @@ class DataSection:
     max_length: Annotated[int, at_least(2)] = 1024
     """tokens of a prompt with one response; a longer response loses its end. `modpo inspect` counts what is cut"""
     max_prompt_length: Annotated[int | None, at_least(1)] = None
-    """tokens; a longer prompt loses its beginning. If not set, what the longest response leaves of `max_length`, but at
-    least half of it"""
+    """tokens; a longer prompt loses its beginning, but for the system turn: the oldest turns, then the beginning of the
+    newest question. If not set, what the longest response leaves of `max_length`, but at least half of it"""
+
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """variables of the model's chat template, the same in training, sampling, measuring and chat, such as
+    `{enable_thinking: false}` of Qwen3. Those of a row's own field `chat_template_kwargs` go before them"""
 
     def prompt_room(self, answer: int) -> int:
         """Tokens of a prompt that is to be answered: what an answer of so many tokens leaves, half at least."""

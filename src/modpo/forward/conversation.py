@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from modpo.data.tokens import stop_ids, tokenize_prompt
+from modpo.data.chat_template import stop_ids
+from modpo.data.tokens import tokenize_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,25 +17,34 @@ class Conversation:
 
     Args:
         room: most tokens of it; the oldest exchanges go first.
+        template_kwargs: variables that the chat template gets besides the messages.
+        own_ends: ids that end an answer by the model's own generation settings.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        room: int,
+        *,
+        template_kwargs: Mapping[str, Any] | None = None,
+        own_ends: Sequence[int] = (),
+    ) -> None:
         self.exchanges: list[tuple[str, str]] = []  # prompt and answer
-        self._tokenizer, self._room = tokenizer, room
+        self._tokenizer, self._room, self._kwargs = tokenizer, room, template_kwargs
         self._templated = bool(tokenizer.chat_template)
-        self.ends = stop_ids(tokenizer, conversational=self._templated)  # what ends an answer
+        # What ends an answer.
+        self.ends = stop_ids(tokenizer, conversational=self._templated, template_kwargs=self._kwargs, own=own_ends)
 
     def ids(self, prompt: str) -> list[int]:
         """Token ids of the conversation up to the answer to a new prompt."""
+        if self._templated:
+            roles = ("user", "assistant")
+            said = [{"role": r, "content": c} for both in self.exchanges for r, c in zip(roles, both, strict=True)]
+            said.append({"role": "user", "content": prompt})
+            return tokenize_prompt(said, self._tokenizer, self._kwargs, longest=self._room)
         for oldest in range(len(self.exchanges) + 1):
-            ids = self._encode([*self.exchanges[oldest:], (prompt, "")])
+            texts = [*("".join(exchange) for exchange in self.exchanges[oldest:]), prompt]
+            ids = tokenize_prompt("\n".join(texts), self._tokenizer)
             if len(ids) <= self._room:
-                break
-        return ids[-self._room :]
-
-    def _encode(self, exchanges: Sequence[tuple[str, str]]) -> list[int]:
-        if not self._templated:
-            return tokenize_prompt("\n".join(prompt + answer for prompt, answer in exchanges), self._tokenizer)
-        roles = ("user", "assistant")
-        said = [{"role": r, "content": c} for both in exchanges for r, c in zip(roles, both, strict=True)]
-        return tokenize_prompt(said[:-1], self._tokenizer)  # the last answer is still to come
+                return ids
+        return tokenize_prompt(prompt, self._tokenizer, longest=self._room)

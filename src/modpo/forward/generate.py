@@ -37,7 +37,7 @@ def generate(
 
     Args:
         prompts_ids: see `modpo.data.tokens.tokenize_prompt`.
-        ends: tokens that end an answer, see `modpo.data.tokens.stop_ids`.
+        ends: tokens that end an answer, see `modpo.data.chat_template.stop_ids`.
 
     Returns:
         Token ids of the answers, in the prompts' order.

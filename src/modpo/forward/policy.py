@@ -46,7 +46,7 @@ class Policy:
         """The model of a policy whose weights are all its own."""
         base = self.reference_model
         section = replace(base.section, model_name_or_path=str(self.folder), revision=None)
-        return ReferenceModel(section, base.cache_dir, self._where, self._field)
+        return ReferenceModel(section, base.cache_dir, self._where, self._field, base.clock)
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from modpo.base.progress import Progress
 from modpo.data.groups import PromptGroups
 from modpo.data.loading import load_groups
 from modpo.data.prompt_group import Pair
+from modpo.data.text_notes import COUNTED, text_notes
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group, tokenize_groups
 from modpo.evaluation.scorers import scorer_warnings
 from modpo.experiment.primary import Margins, choose
@@ -32,6 +33,7 @@ from modpo.inspection.token_statistics import lengths_of, reading, token_statist
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import probe, quick_rewards
+from modpo.scored.equal_tokens import EqualTokens, differing, first_equal
 from modpo.scored.labels import draw_bradley_terry
 from modpo.scored.scorer import GROUPS_PER_REWARD_CALL, load_ready_rewards
 
@@ -57,17 +59,23 @@ def look(experiment: Experiment) -> Inspection:
     _require_sampled(experiment)
     train, held_out = load_groups(experiment)
     rewards = quick_rewards(experiment.objectives, load_ready_rewards(experiment))
-    reference = ReferenceModel.of(experiment)
+    reference = ReferenceModel.of(experiment, writes=False)
     indices = sample_indices(len(train), experiment.seed)
     tokens = _tokenize(experiment, train, indices, reference)
     scores = {name: _score(train, indices, name, reward) for name, reward in rewards.items()}
     margins = {name: margin_rewards(experiment.objectives[name], scores[name]) for name in scores}
-    labels = _labels(experiment, train, indices, margins)
-    pairs = _pairs(experiment, labels, margins, [len(group.responses_ids) for group in tokens])
+    equal = EqualTokens.of_tokenized(train.select(indices), tokens, experiment.label_sets)
+    firsts = [first_equal(group.responses_ids) for group in tokens]
+    labels = _labels(experiment, train, indices, margins, firsts)
+    pairs = _pairs(experiment, labels, margins, firsts)
     lengths = [lengths_of(group) for group in tokens]
     signs = {name: experiment.objectives[name].sign for name in scores}
     statistics = {name: reward_statistics(scores[name], labels.get(name, pairs), signs[name]) for name in scores}
     found = _data_warnings(experiment, train, pairs)
+    if warning := equal.warning(reference.tokenizer, experiment.data.max_length):
+        found.append(warning)
+    counts = {name: [int(getattr(group, name)) for group in tokens] for name in COUNTED}
+    found += text_notes(counts, train.select(indices), reference.tokenizer)
     found += reward_warnings(experiment.objectives, statistics, _in_loss(experiment))
     found += scorer_warnings(resolved(experiment))
     first = next((i for i, paired in enumerate(pairs) if paired), 0)
@@ -109,7 +117,8 @@ def _tokenize(
 ) -> list[TokenizedGroup]:
     """The sampled groups as training reads them, or the problems of up to 20 rows."""
     tokenizer, data = reference.tokenizer, experiment.data
-    require_usable(tokenizer, conversational=groups.conversational, where=experiment.where("model"))
+    kwargs, where = groups.template_kwargs, experiment.where("model")
+    require_usable(tokenizer, conversational=groups.conversational, where=where, template_kwargs=kwargs)
     with Progress("tokens", len(indices), "prompts") as progress:
         return tokenize_groups(
             (groups[i] for i in progress.over(indices.tolist())),
@@ -152,16 +161,22 @@ def _labels(
     groups: PromptGroups,
     indices: np.ndarray,
     margins: Mapping[str, Sequence[Margins]],
+    firsts: Sequence[Sequence[int]],
 ) -> dict[str, list[Sequence[Pair]]]:
-    """Each objective's own pairs: the data's, or the draws from its reward as training would make them."""
+    """Each objective's own pairs: the data's, or the draws from its reward as training would make them.
+
+    Args:
+        firsts: of each response the first one with the same tokens: pairs of two such are dropped.
+    """
     read = [groups[i] for i in indices.tolist()]
     labels: dict[str, list[Sequence[Pair]]] = {
-        name: [group.pairs.get(label_set, ()) for group in read] for name, label_set in experiment.label_sets.items()
+        name: [differing(group.pairs.get(label_set, ()), first) for group, first in zip(read, firsts, strict=True)]
+        for name, label_set in experiment.label_sets.items()
     }
     for name in experiment.drawn:
         rows = zip(indices.tolist(), margins.get(name, []), strict=False)
         drawn = [draw_bradley_terry(row, seed=i) for i, row in rows]
-        labels[name] = [[(chosen, rejected) for chosen, rejected in pairs] for pairs in drawn]
+        labels[name] = [differing(pairs, first) for pairs, first in zip(drawn, firsts, strict=False)]
     return labels
 
 
@@ -169,7 +184,7 @@ def _pairs(
     experiment: Experiment,
     labels: Mapping[str, Sequence[Sequence[Pair]]],
     margins: Mapping[str, Sequence[Margins]],
-    responses: Sequence[int],
+    firsts: Sequence[Sequence[int]],
 ) -> list[Sequence[Pair]]:
     """The pairs that each group is trained on at the vector in the middle of the sweep, or at equal weights.
 
@@ -182,12 +197,13 @@ def _pairs(
         choose(
             weights,
             {name: labels[name][row] for name in labels if labels[name]},
-            {name: margins[name][row] if name in margins else [0.0] * count for name in rewarded},
-            count,
+            {name: margins[name][row] if name in margins else [0.0] * len(first) for name in rewarded},
+            len(first),
             experiment.training.objective,
             experiment.smallest_primary_weight,
+            first,
         ).pairs
-        for row, count in enumerate(responses)
+        for row, first in enumerate(firsts)
     ]
 
 

@@ -7,6 +7,7 @@ with each reward r_i calibrated, scaled and signed as in MODPO's margins, so tha
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -17,12 +18,15 @@ from modpo.base import simplex
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
+from modpo.data.tokens import answer_text
+from modpo.experiment.chat_settings import FIELD
 from modpo.experiment.primary import active_objectives
 from modpo.experiment.sections import Experiment
 from modpo.methods.point import point_parts, train_policy
 from modpo.methods.run import Maker, Run
 from modpo.models.folders import lora_config
-from modpo.rewards.batch import Reward, answer_batch, check_scores
+from modpo.models.reference import answer_ends
+from modpo.rewards.batch import answer_batch, check_scores
 from modpo.scored.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -98,14 +102,20 @@ def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
         run.reference.model,
         reward_funcs=reward_functions(run, weights),
         args=arguments,
-        train_dataset=Dataset.from_list([{"prompt": group.prompt, PROMPT: i} for i, group in enumerate(prompts)]),
+        train_dataset=Dataset.from_list(_rows(prompts)),
         processing_class=run.reference.tokenizer,
         peft_config=lora_config(experiment.lora) if experiment.lora else None,
         callbacks=[FiniteGradients()],
-        reading=Reading(room, prompts.conversational, experiment.training.packing),
+        reading=Reading(room, answer_ends(run.reference, prompts), experiment.training.packing),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _rows(prompts: PromptGroups) -> list[dict[str, Any]]:
+    return [
+        {"prompt": group.prompt, PROMPT: i, FIELD: json.dumps(group.template_kwargs)} for i, group in enumerate(prompts)
+    ]
 
 
 def reward_functions(run: Run, weights: Weights) -> list[Callable[..., list[float | None]]]:
@@ -113,17 +123,18 @@ def reward_functions(run: Run, weights: Weights) -> list[Callable[..., list[floa
     functions = []
     for name in active_objectives(weights):
         sign, calibration = run.experiment.objectives[name].sign, run.scored.calibrations[name]
-        functions.append(_reward_function(name, run.rewards[name], calibration, sign, run.prompts))
+        functions.append(_reward_function(name, run, calibration, sign))
     return functions
 
 
-def _reward_function(
-    name: str, reward: Reward, calibration: Calibration, sign: float, prompts: PromptGroups
-) -> Callable[..., list[float | None]]:
-    def function(completions: Sequence[Any], **columns: Sequence[Any]) -> list[float | None]:
-        """The margin reward of each answer."""
-        texts = [answer if isinstance(answer, str) else answer[-1]["content"] for answer in completions]
-        batch = answer_batch([prompts[i] for i in columns[PROMPT]], [text.strip() for text in texts])
+def _reward_function(name: str, run: Run, calibration: Calibration, sign: float) -> Callable[..., list[float | None]]:
+    reward, prompts, tokenizer = run.rewards[name], run.prompts, run.reference.tokenizer
+    ends = answer_ends(run.reference, prompts)
+
+    def function(completion_ids: Sequence[list[int]], **columns: Sequence[Any]) -> list[float | None]:
+        """The margin reward of each answer, read as in measuring."""
+        texts = [answer_text(ids, ends, tokenizer) for ids in completion_ids]
+        batch = answer_batch([prompts[i] for i in columns[PROMPT]], texts)
         scores = check_scores(reward(batch), batch, field=name)
         return [calibration.apply(raw, sign) for raw in scores]
 

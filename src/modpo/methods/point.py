@@ -12,6 +12,7 @@ from modpo.base.artifact import Artifact
 from modpo.base.files import write_json
 from modpo.base.progress import duration, say
 from modpo.base.simplex import Weights
+from modpo.data.clock import save_tokenizer
 from modpo.experiment.sections import Experiment
 from modpo.methods.run import Run
 from modpo.models.folders import TRAINING_LOG, save_policy
@@ -100,7 +101,7 @@ def train_policy(
             else:
                 save_policy(trainer.model, new.folder)
                 if experiment.lora is None:
-                    run.reference.tokenizer.save_pretrained(new.folder)
+                    save_tokenizer(run.reference.tokenizer, new.folder)
             write_json(new.folder / TRAINING_LOG, trainer.state.log_history)
     finally:
         give_base_back(trainer, run.reference)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,6 +167,19 @@ def model_fingerprint(folder: Path) -> dict[str, Any]:
         "config": {name: value for name, value in sorted(config.items()) if name not in PROVENANCE},
         "weights": [sha256_file(path) for path in weights],
     }
+
+
+def end_ids(generation: Mapping[str, Any]) -> list[int]:
+    """The ids that end an answer by a model's generation settings, or by its configuration where it has none."""
+    given = generation.get("eos_token_id")
+    ids = given if isinstance(given, list) else [given]
+    return [id for id in ids if isinstance(id, int)]
+
+
+def own_end_ids(folder: Path, where: str, field: str) -> list[int]:
+    """`end_ids` of a model's folder."""
+    path = folder / "generation_config.json"
+    return end_ids(read_object(path if path.is_file() else folder / "config.json", where, field))
 
 
 def tensor_shapes(paths: Iterable[Path], where: str, field: str) -> dict[str, tuple[int, ...]]:

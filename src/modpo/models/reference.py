@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modpo.base.errors import InputError, Problem
+from modpo.data.chat_template import stop_ids
+from modpo.data.clock import TODAY, Clock
+from modpo.data.groups import PromptGroups
 from modpo.experiment.sections import Experiment, ModelSection
 from modpo.models.folders import (
     FIELD,
     PROVENANCE,
     device,
+    end_ids,
     find_folder,
     model_fingerprint,
+    own_end_ids,
     read_model,
     read_tokenizer,
     require_model,
@@ -35,6 +40,18 @@ class Reference(Protocol):
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
     @property
     def model(self) -> PreTrainedModel: ...
+    @property
+    def own_ends(self) -> list[int]: ...
+
+
+def answer_ends(reference: Reference, prompts: PromptGroups) -> list[int]:
+    """The ids that end an answer of the reference, or of a policy that was trained from it, to one of the prompts."""
+    return stop_ids(
+        reference.tokenizer,
+        conversational=prompts.conversational,
+        template_kwargs=prompts.template_kwargs,
+        own=reference.own_ends,
+    )
 
 
 class ReferenceModel:
@@ -42,17 +59,31 @@ class ReferenceModel:
 
     Args:
         where, field: what an error names: the experiment's file and line, and the field that names the model.
+        clock: the date that the chat template sees.
     """
 
-    def __init__(self, section: ModelSection, cache_dir: Path, where: str = "model", field: str = FIELD) -> None:
+    def __init__(
+        self,
+        section: ModelSection,
+        cache_dir: Path,
+        where: str = "model",
+        field: str = FIELD,
+        clock: Clock = TODAY,
+    ) -> None:
         self.section, self.cache_dir, self.where, self.field = section, cache_dir, where, field
+        self.clock = clock
         self.folder = find_folder(section, cache_dir, where, field)
         require_model(self.folder, where, field)
 
     @classmethod
-    def of(cls, experiment: Experiment) -> ReferenceModel:
-        """The model of an experiment's file."""
-        return cls(experiment.model, experiment.cache_dir, experiment.where("model"))
+    def of(cls, experiment: Experiment, *, writes: bool = True) -> ReferenceModel:
+        """The model of an experiment's file.
+
+        Args:
+            writes: keep the date that a chat template asks for in the output folder.
+        """
+        clock = Clock(experiment.output_dir, writes)
+        return cls(experiment.model, experiment.cache_dir, experiment.where("model"), clock=clock)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -67,7 +98,12 @@ class ReferenceModel:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         _require_vocabulary(tokenizer, self.folder, self.where, self.field)
-        return tokenizer
+        return self.clock.stop(tokenizer)
+
+    @cached_property
+    def own_ends(self) -> list[int]:
+        """The ids that end an answer by the model's own generation settings."""
+        return own_end_ids(self.folder, self.where, self.field)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -91,12 +127,23 @@ class ReferenceModel:
 
 
 class LoadedModel:
-    """A reference policy that is in memory already."""
+    """A reference policy that is in memory already.
 
-    def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    Args:
+        clock: the date that the chat template sees.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, clock: Clock = TODAY
+    ) -> None:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        self.model, self.tokenizer = model, clock.stop(tokenizer)
+
+    @property
+    def own_ends(self) -> list[int]:
+        """The ids that end an answer by the model's own generation settings."""
+        return end_ids(self.model.generation_config.to_dict() if self.model.generation_config else {})
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

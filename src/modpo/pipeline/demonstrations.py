@@ -13,9 +13,12 @@ from typing import Any
 
 from modpo.base.errors import InputError, Problem, Problems
 from modpo.base.files import sha256_json
+from modpo.base.progress import say
 from modpo.data.groups import PromptGroups, group_rows
-from modpo.data.preference_row import read_preference_row
+from modpo.data.preference_row import BlankTextError, read_preference_row
 from modpo.data.prompt_group import Text
+from modpo.data.row_fields import CHANGE_MEANING
+from modpo.data.row_reader import LeftOut
 from modpo.data.rows import Row, Rows
 from modpo.data.sources import open_rows
 from modpo.experiment.sections import SftSection
@@ -44,21 +47,24 @@ class Demonstrations:
         return sha256_json([self.learned, self.held_out])
 
 
-def load_demonstrations(section: SftSection, *, never: PromptGroups, seed: int) -> Demonstrations:
+def load_demonstrations(
+    section: SftSection, *, never: PromptGroups, seed: int, skip_empty: bool = False
+) -> Demonstrations:
     """Read and split the demonstrations of an experiment.
 
     Args:
         never: prompts on which policies are measured; their demonstrations are left out.
         seed: which prompts are held out; all demonstrations of a prompt stand on one side.
+        skip_empty: whether rows with a blank text are left out, and counted.
 
     Raises:
         InputError: bad rows, up to 20 at once; nothing to learn from; more held-out prompts than there are.
     """
     rows = open_rows(section.path, split=section.split, name=section.name, data_dir=section.data_dir)
     if section.format == DEMONSTRATIONS:
-        found = read_demonstrations(rows)
+        found = read_demonstrations(rows, skip_empty=skip_empty)
     else:
-        found = preferred_answers(group_rows(rows, format=section.format))
+        found = preferred_answers(group_rows(rows, format=section.format, skip_empty=skip_empty))
     measured = {json.dumps(group.prompt) for group in never}
     keyed = [(key, row) for row in found if (key := json.dumps(_prompt(row))) not in measured]
     prompts = {key for key, _ in keyed}
@@ -81,20 +87,30 @@ def preferred_answers(groups: PromptGroups) -> list[Demonstration]:
     return found
 
 
-def read_demonstrations(rows: Rows) -> list[Demonstration]:
-    """Check every row. What it holds beyond its demonstration is left out.
+def read_demonstrations(rows: Rows, *, skip_empty: bool = False) -> list[Demonstration]:
+    """Check every row. What it holds beyond its demonstration is left out; blank ones are too, and counted, if asked.
 
     Raises:
         InputError: up to 20 bad rows at once.
     """
     found: list[Demonstration] = []
-    problems = Problems()
+    problems, blank = Problems(), 0
     for number in range(len(rows)):
         where = rows.where(number)
         with problems:
-            found.append(_read(rows[number], where))
+            try:
+                found.append(_read(rows[number], where))
+            except BlankTextError:
+                if not skip_empty:
+                    raise
+                blank += 1
+                continue
             _require_same_layout(found[0], found[-1], where)
     problems.raise_any()
+    if blank:
+        say(f"warning: {rows.name}: {blank} {LeftOut.BLANK}")
+    if not found:
+        raise InputError(Problem(rows.name, "", f"all {blank} rows are blank", "give at least one demonstration"))
     return found
 
 
@@ -122,14 +138,15 @@ def _checked(row: Row, prompt: Any, completion: Any, where: str, names: Mapping[
         names: what fields of a preference row are called in this one, by their beginning.
     """
     try:
-        checked = {"prompt": prompt, "responses": [completion], "tools": row.get("tools")}
+        beside = {name: row[name] for name in CHANGE_MEANING if name in row}
+        checked = {**beside, "prompt": prompt, "responses": [completion]}
         read = read_preference_row(checked, where)
     except InputError as error:
         problems = list(error.problems)
         for i, problem in enumerate(problems):
             if known := next((name for name in names if problem.field.startswith(name)), None):
                 problems[i] = replace(problem, field=names[known] + problem.field.removeprefix(known))
-        raise InputError(problems) from None
+        raise type(error)(problems) from None
     return read.prompt, read.responses[0]
 
 

@@ -16,13 +16,14 @@ from modpo.base.progress import say
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
 from modpo.data.loading import check_layouts, load_groups
-from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_groups
+from modpo.data.tokens import require_usable, tokenize_groups
 from modpo.experiment.sections import Experiment, resolved
 from modpo.models.adapters import add_adapters
 from modpo.models.folders import require_device_dtype, skeleton, tensor_shapes
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import PROBE_ROWS, probe, quick_rewards
+from modpo.scored.equal_tokens import EqualTokens
 from modpo.scored.scorer import load_proxies, load_ready_rewards
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized here; the rest is found out when it is scored
@@ -62,20 +63,23 @@ def check_experiment(experiment: Experiment) -> None:
     check_layouts(experiment)
     groups = None if experiment.sample is not None else load_groups(experiment)[0]
     require_device_dtype(experiment)
-    reference = ReferenceModel.of(experiment)
+    reference = ReferenceModel.of(experiment, writes=False)
     tensor_shapes(sorted(reference.folder.glob("*.safetensors")), reference.where, reference.field)  # whole files
     tokenizer = reference.tokenizer
     if groups is not None:
-        require_usable(tokenizer, conversational=groups.conversational, where=reference.where)
+        kwargs = groups.template_kwargs
+        require_usable(tokenizer, conversational=groups.conversational, where=reference.where, template_kwargs=kwargs)
         data = experiment.data
         tokens = tokenize_groups(
             groups[:MOST_GROUPS], tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
         )
+        if len(groups) <= MOST_GROUPS:
+            EqualTokens.of_tokenized(groups, tokens, experiment.label_sets).refuse(tokenizer, data.max_length)
     rewards = load_ready_rewards(experiment)
     load_proxies(experiment)
     if groups is not None:
         _probe(experiment, groups, rewards)
-        _warn(experiment, groups, tokens)
+        _warn(experiment, groups)
 
 
 def require_writable(folder: Path, field: str) -> None:
@@ -108,7 +112,7 @@ def _check_adapters(experiment: Experiment) -> None:
         return
     from transformers import AutoModelForCausalLM
 
-    reference = ReferenceModel.of(experiment)
+    reference = ReferenceModel.of(experiment, writes=False)
     trust = experiment.model.trust_remote_code
     outline = skeleton(
         AutoModelForCausalLM, reference.folder, reference.where, reference.field, trust_remote_code=trust
@@ -116,18 +120,9 @@ def _check_adapters(experiment: Experiment) -> None:
     add_adapters(outline, experiment.lora, experiment.where("lora"))
 
 
-def _warn(experiment: Experiment, groups: PromptGroups, tokens: list[TokenizedGroup]) -> None:
-    """What is no error, and should not go unnoticed."""
-    merged = sum(group.merged_boundary for group in tokens)
-    special = sum(group.special_in_text for group in tokens)
+def _warn(experiment: Experiment, groups: PromptGroups) -> None:
+    """What is no error, and should not go unnoticed. What became of the texts is said where they are scored."""
     batch = experiment.training.per_device_train_batch_size
-    found = {
-        "responses share a token with the end of their prompt, which is cut before it; "
-        "fix: end prompts with a line break": merged,
-        "texts spell out a special token, which is read as one; fix: take it out where people wrote it": special,
-        f"prompts to train on are fewer than one batch of {batch}; "
-        "fix: lower `training.per_device_train_batch_size`": len(groups) if len(groups) < batch else 0,
-    }
-    for what, count in found.items():
-        if count:
-            say(f"warning: {experiment.data.path}: {count} {what}")
+    if len(groups) < batch:
+        what = f"{len(groups)} prompts to train on are fewer than one batch of {batch}"
+        say(f"warning: {experiment.data.path}: {what}; fix: lower `training.per_device_train_batch_size`")

@@ -69,7 +69,12 @@ def train_reward(experiment: Experiment, name: str, role: str = REWARD) -> Path:
     task = _task(experiment, name, role)
     config = _config(task)
     reference = ReferenceModel.of(experiment)
-    require_usable(reference.tokenizer, conversational=task.learned.conversational, where=reference.where)
+    require_usable(
+        reference.tokenizer,
+        conversational=task.learned.conversational,
+        where=reference.where,
+        template_kwargs=task.learned.template_kwargs,
+    )
     trained = Artifact(task.folder, _parts(task, config, reference), task.label, guarded=True)
     if trained.there() is None:
         with locked(experiment.output_dir):
@@ -124,7 +129,12 @@ def _groups(experiment: Experiment, training: RewardTraining) -> PromptGroups:
         if path is None
         else open_rows(path, split=split)
     )
-    return group_rows(rows, format=training.format or data.format)
+    return group_rows(
+        rows,
+        format=training.format or data.format,
+        skip_empty=data.skip_empty,
+        template_kwargs=data.chat_template_kwargs,
+    )
 
 
 def _drawn(experiment: Experiment, name: str) -> PromptGroups:
@@ -133,7 +143,7 @@ def _drawn(experiment: Experiment, name: str) -> PromptGroups:
     train, _ = load_groups(experiment)
     pairs = experiment_scorer(experiment).draw_pairs(train, name).open()["pairs"]
     rows = [
-        {"prompt": group.prompt, "responses": list(group.responses), "pairs": {DRAWN: drawn}}
+        {**group.prompt_row, "responses": list(group.responses), "pairs": {DRAWN: drawn}}
         for group, drawn in zip(train, pairs, strict=True)
     ]
     return group_rows(rows_from_list(rows, experiment.data.path))

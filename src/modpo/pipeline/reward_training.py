@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from modpo.base.costs import Cost
 from modpo.base.files import write_json
+from modpo.data.clock import save_tokenizer
 from modpo.data.groups import PromptGroups
 from modpo.experiment.objectives import RewardSection, RewardTraining
 from modpo.experiment.sections import Experiment
@@ -214,6 +215,6 @@ def train_implicit_reward(task: RewardTask, config: MODPOConfig, reference: Refe
     cost = sum((cost for cost in scored.costs().values() if cost), run_training(trainer, task.label))
     trainer.model.save_pretrained(folder)
     if experiment.lora is None:
-        reference.tokenizer.save_pretrained(folder)
+        save_tokenizer(reference.tokenizer, folder)
     write_json(folder / TRAINING_LOG, trainer.state.log_history)
     return cost

@@ -30,7 +30,12 @@ def sample_experiment(experiment: Experiment) -> None:
     answers_path, prompts_path = _outputs(experiment, section)
     engine = _engine(section, experiment.where("sample.engine"))
     reference = ReferenceModel.of(experiment)
-    require_usable(reference.tokenizer, conversational=answered.conversational, where=reference.where)
+    require_usable(
+        reference.tokenizer,
+        conversational=answered.conversational,
+        where=reference.where,
+        template_kwargs=answered.template_kwargs,
+    )
     if prompts_path is not None:
         write_prompts(held_out, prompts_path)
     seed = experiment.seed if section.seed is None else section.seed
@@ -48,7 +53,14 @@ def sample_prompts(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
     section = _section(experiment)
     check_layouts(experiment)
     rows = open_rows(section.prompts, split=section.split, name=section.name, data_dir=section.data_dir)
-    prompts = group_rows(rows, format=section.format, unanswered=True)
+    data = experiment.data
+    prompts = group_rows(
+        rows,
+        format=section.format,
+        unanswered=True,
+        skip_empty=data.skip_empty,
+        template_kwargs=data.chat_template_kwargs,
+    )
     answered, held_out = prompts.split_held_out(section.held_out, experiment.data.split_seed)
     if section.max_prompts is not None:
         answered = answered[: section.max_prompts]

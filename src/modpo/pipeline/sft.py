@@ -14,6 +14,7 @@ from modpo.base.artifact import Artifact
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import locked, remove_unfinished, write_json
 from modpo.base.progress import duration, say
+from modpo.data.clock import save_tokenizer
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.data.tokens import require_usable
 from modpo.experiment.sections import Experiment
@@ -59,7 +60,7 @@ def train_sft(experiment: Experiment) -> Path:
     folder = experiment.output_dir / "sft"
     config = _config(experiment, experiment.sft.arguments, folder.with_name(".work-sft"))
     never, seed = held_out_prompts(experiment), experiment.data.split_seed
-    data = load_demonstrations(experiment.sft, never=never, seed=seed)
+    data = load_demonstrations(experiment.sft, never=never, seed=seed, skip_empty=experiment.data.skip_empty)
     reference = ReferenceModel.of(experiment)
     require_usable(reference.tokenizer, conversational=data.conversational, where=reference.where)
     decisive = {  # of the weights
@@ -144,5 +145,5 @@ def save_model(trainer: Trainer, experiment: Experiment, tokenizer: PreTrainedTo
 
     model = trainer.model.merge_and_unload() if experiment.lora else trainer.model
     model.to(getattr(torch, experiment.model.dtype)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     write_json(folder / TRAINING_LOG, trainer.state.log_history)

@@ -18,9 +18,12 @@ from modpo.base.errors import InputError, Problem
 from modpo.base.files import new_folder, read_manifest
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
+from modpo.data.clock import Clock, save_tokenizer
+from modpo.experiment.chat_settings import FIELD
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment
 from modpo.experiment.methods import CONTINUOUS  # also the folder of a continuous policy, beside `points`
 from modpo.experiment.sections import Experiment
+from modpo.forward.conversation import Conversation
 from modpo.forward.policy import Policy
 from modpo.front.schema import Front, Point
 from modpo.models.adapters import ADAPTER_WEIGHTS, attach_adapter, merge_adapter, require_adapter
@@ -83,7 +86,7 @@ class Steering:
     @cached_property
     def reference(self) -> ReferenceModel:
         """The model from which all policies start."""
-        return ReferenceModel(self.experiment.model, self.experiment.cache_dir)
+        return ReferenceModel(self.experiment.model, self.experiment.cache_dir, clock=Clock(self.folder))
 
     def vector(self, weights: Weights) -> Weights:
         """A preference vector over the front's objectives, checked."""
@@ -166,6 +169,8 @@ class Steering:
             raise InputError(Problem(str(source.whole_model), "", problem, "bake it with `merge=True`"))
         beta = self.experiment.training.beta  # what makes the policy an implicit reward
         about: dict[str, Any] = {"weights": self.vector(weights), "made_of": source.description, "beta": beta}
+        if kwargs := self.experiment.data.chat_template_kwargs:  # whoever serves it has to give them
+            about[FIELD] = kwargs
         with new_folder(folder, about) as temporary:
             if merge:
                 self._write_merged(source, temporary)
@@ -193,7 +198,7 @@ class Steering:
             shutil.rmtree(adapter)
             self.reference.release()  # its weights are the policy's now
         merged.save_pretrained(output)
-        self.reference.tokenizer.save_pretrained(output)
+        save_tokenizer(self.reference.tokenizer, output)
 
 
 class SteeredPolicy:
@@ -213,6 +218,11 @@ class SteeredPolicy:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer."""
         return self._steering.reference.tokenizer
+
+    def conversation(self, room: int) -> Conversation:
+        """A new conversation of at most so many tokens, read as in training."""
+        kwargs, reference = self._steering.experiment.data.chat_template_kwargs, self._steering.reference
+        return Conversation(self.tokenizer, room, template_kwargs=kwargs, own_ends=reference.own_ends)
 
     def steer(self, weights: Weights) -> str:
         """Make `model` the policy at a vector, and return what it is built from. The base is not read again.

@@ -7,11 +7,12 @@ cached under its `identity`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, NumericError, Problem
+from modpo.data.clock import TODAY, Clock
 from modpo.data.groups import PromptGroups
 from modpo.data.preference_row import finite, is_number
 from modpo.data.prompt_group import PromptGroup, Text, plain_text
@@ -29,8 +30,13 @@ class RewardBatch:
     columns: dict[str, list[float | None]]  # numbers of the response, by field
     fields: dict[str, list[Any]]  # what else the data says of the prompt
     where: list[str]  # "rows.jsonl:12", for error messages
+    template_kwargs: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # of each prompt's chat template; none: no entry
 
     def __post_init__(self) -> None:
+        if not self.template_kwargs:
+            object.__setattr__(self, "template_kwargs", [{} for _ in self.prompts])
         lists: dict[str, list[Any]] = {"responses": self.responses, "where": self.where}
         for name, values in (lists | self.columns | self.fields).items():
             if len(values) != len(self.prompts):
@@ -51,6 +57,7 @@ class RewardBatch:
             {name: [values[i] for i in indices] for name, values in self.columns.items()},
             {name: [values[i] for i in indices] for name, values in self.fields.items()},
             [self.where[i] for i in indices],
+            [self.template_kwargs[i] for i in indices],
         )
 
 
@@ -82,6 +89,7 @@ class RewardContext:
     max_prompt_length: int | None = None
     packing: bool = True
     beta: float = 0.1
+    clock: Clock = TODAY
 
     @classmethod
     def of(cls, experiment: Experiment) -> RewardContext:
@@ -94,6 +102,7 @@ class RewardContext:
             data.max_prompt_length,
             training.packing,
             training.beta,
+            Clock(experiment.output_dir),
         )
 
 
@@ -136,6 +145,7 @@ def reward_batch(groups: PromptGroups, indices: Sequence[int]) -> RewardBatch:
         columns={n: [group.columns[n][r] if n in group.columns else None for group, r in entries] for n in columns},
         fields={n: [group.fields.get(n) for group, _ in entries] for n in fields},
         where=[group.where for group, _ in entries],
+        template_kwargs=[group.template_kwargs for group, _ in entries],
     )
 
 
@@ -152,4 +162,5 @@ def answer_batch(groups: Sequence[PromptGroup], texts: Sequence[str]) -> RewardB
         columns={},
         fields={name: [group.fields.get(name) for group in groups] for name in names},
         where=[f"answer to {group.where}" for group in groups],
+        template_kwargs=[group.template_kwargs for group in groups],
     )

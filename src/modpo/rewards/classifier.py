@@ -54,7 +54,9 @@ class ClassifierReward:
         if section.load_in_8bit:
             _require_8bit(f"{where}:{self._field}.load_in_8bit")
         model = replace(context.model, model_name_or_path=section.reward_model or "", revision=None)
-        self._checkpoint = ClassifierCheckpoint(model, context.cache_dir, where, f"{self._field}.reward_model")
+        self._checkpoint = ClassifierCheckpoint(
+            model, context.cache_dir, where, f"{self._field}.reward_model", context.clock
+        )
         self._label = self._label_index()
         self._input = ClassifierInput(self._checkpoint.tokenizer, self._max_length())
         self._pad_id = self._padding()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import InputError, Problem
+from modpo.data.clock import TODAY, Clock
 from modpo.experiment.sections import ModelSection
 from modpo.models.adapters import ADAPTER_WEIGHTS, adapter_config, adapter_fingerprint, attach_adapter, fit_adapter
 from modpo.models.folders import (
@@ -36,15 +37,16 @@ class ClassifierCheckpoint:
     Args:
         section: its name, and whether its own code may run.
         where, field: what an error names.
+        clock: the date that the chat template sees.
 
     Raises:
         InputError: it is not there, is pickled, has no classification head, or is an adapter of something else.
     """
 
-    def __init__(self, section: ModelSection, cache_dir: Path, where: str, field: str) -> None:
+    def __init__(self, section: ModelSection, cache_dir: Path, where: str, field: str, clock: Clock = TODAY) -> None:
         from transformers import AutoModelForSequenceClassification
 
-        self._where, self._field, self._trust = where, field, section.trust_remote_code
+        self._where, self._field, self._trust, self._clock = where, field, section.trust_remote_code, clock
         self.folder = self._base = find_folder(section, cache_dir, where, field)
         settings = {}
         if is_adapter(self.folder):
@@ -75,7 +77,7 @@ class ClassifierCheckpoint:
         from transformers import AutoTokenizer
 
         folder = self.folder if (self.folder / "tokenizer_config.json").is_file() else self._base
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=self._trust)
+        return self._clock.stop(AutoTokenizer.from_pretrained(folder, trust_remote_code=self._trust))
 
     def read(self, dtype: str, *, load_in_8bit: bool = False) -> PreTrainedModel | PeftModel:
         """The weights, in evaluation mode, on the accelerator where there is one.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import read_manifest
-from modpo.data.prompt_group import PromptGroup, Text, plain_text
+from modpo.data.chat_template import turn_end
+from modpo.data.prompt_group import PromptGroup, plain_text
 from modpo.data.tokens import identity as tokenizer_identity
-from modpo.data.tokens import require_usable, stop_ids, tokenize_group, tokenize_prompt
+from modpo.data.tokens import require_usable, tokenize_group, tokenize_prompt
 from modpo.experiment.sections import RewardSection
 from modpo.forward.packing import runs
 from modpo.forward.policy import Policy
@@ -62,10 +63,10 @@ class ImplicitReward:
         manifest = read_manifest(folder) or {}
         self._beta = float(section.beta if section.beta is not None else manifest.get("beta", context.beta))
         if section.reference is None:
-            reference = ReferenceModel(model, context.cache_dir, where)
+            reference = ReferenceModel(model, context.cache_dir, where, clock=context.clock)
         else:
             other = replace(model, model_name_or_path=section.reference, revision=None)
-            reference = ReferenceModel(other, context.cache_dir, where, f"{field}.reference")
+            reference = ReferenceModel(other, context.cache_dir, where, f"{field}.reference", context.clock)
         self._tokenizer = reference.tokenizer
         self._packing = context.packing
         self._policy = Policy(reference, folder, where, f"{field}.implicit")
@@ -115,26 +116,31 @@ class ImplicitReward:
         """Runs of entries with the same prompt, as ids."""
         conversational = any(not isinstance(prompt, str) for prompt in batch.prompts)
         require_usable(self._tokenizer, conversational=conversational, where=self._field)
-        for _, run in groupby(range(len(batch)), key=lambda i: batch.prompts[i]):
+        for _, run in groupby(range(len(batch)), key=lambda i: (batch.prompts[i], batch.template_kwargs[i])):
             entries = list(run)
-            first = entries[0]
-            yield self._tokenize(batch.prompts[first], [batch.responses[i] for i in entries], batch.where[first])
+            i = entries[0]
+            responses = tuple(batch.responses[i] for i in entries)
+            kwargs = batch.template_kwargs[i]
+            yield self._tokenize(PromptGroup(batch.prompts[i], responses, where=batch.where[i], template_kwargs=kwargs))
 
-    def _tokenize(self, prompt: Text, responses: Sequence[Text], where: str) -> Group:
+    def _tokenize(self, group: PromptGroup) -> Group:
         """A prompt's ids and each response's, as in training. A policy may answer nothing: that is its end alone."""
         max_length, max_prompt_length = self._context.max_length, self._context.max_prompt_length
-        texts = [response for response in responses if plain_text(response).strip()]
+        texts = tuple(response for response in group.responses if plain_text(response).strip())
         if texts:
-            group = PromptGroup(prompt, tuple(texts), where=where)
             tokenized = tokenize_group(
-                group, self._tokenizer, max_length=max_length, max_prompt_length=max_prompt_length
+                replace(group, responses=texts),
+                self._tokenizer,
+                max_length=max_length,
+                max_prompt_length=max_prompt_length,
             )
             prompt_ids, texts_ids = tokenized.prompt_ids, iter(tokenized.responses_ids)
         else:
-            most = max_prompt_length or max_length - 1
-            prompt_ids, texts_ids = tokenize_prompt(prompt, self._tokenizer)[-most:], iter([])
-        end = [_end(prompt, self._tokenizer)]
-        return prompt_ids, [next(texts_ids) if plain_text(response).strip() else end for response in responses]
+            longest, kwargs = max_prompt_length or max_length - 1, group.template_kwargs
+            prompt_ids = tokenize_prompt(group.prompt, self._tokenizer, kwargs, longest=longest)
+            texts_ids = iter([])
+        end = [_end(group, self._tokenizer)]
+        return prompt_ids, [next(texts_ids) if plain_text(response).strip() else end for response in group.responses]
 
 
 def _parts(prompt_ids: list[int], responses_ids: list[list[int]]) -> Iterator[Group]:
@@ -145,10 +151,10 @@ def _parts(prompt_ids: list[int], responses_ids: list[list[int]]) -> Iterator[Gr
         yield prompt_ids, responses_ids[part]
 
 
-def _end(prompt: Text, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends a response: the chat template's end of turn, else end-of-text."""
-    ends = stop_ids(tokenizer, conversational=not isinstance(prompt, str))
-    return next((id for id in ends if id != tokenizer.eos_token_id), ends[0])
+def _end(group: PromptGroup, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a response: the first one that the chat template writes behind it, else end-of-text."""
+    tokens = [] if isinstance(group.prompt, str) else turn_end(tokenizer, group.template_kwargs).tokens
+    return next(iter(tokens), tokenizer.eos_token_id)
 
 
 # --- models that belong together ----------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from modpo.base.errors import InputError, Problem
 from modpo.base.files import MANIFEST, new_file, sha256_file, sha256_json, write_json
 from modpo.base.progress import say
 from modpo.data.groups import PromptGroups
+from modpo.data.tokens import answer_text, tokenize_prompt
 from modpo.data.tokens import identity as tokenizer_identity
-from modpo.data.tokens import stop_ids, tokenize_prompt
-from modpo.models.reference import ReferenceModel
+from modpo.models.reference import ReferenceModel, answer_ends
 from modpo.scored.columns import Column, Row, column
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def write_prompts(prompts: PromptGroups, output: Path) -> None:
     """
     key = sha256_json({"prompts": prompts.fingerprint})
     if not _is_written(output, key):
-        _write_rows(output, key, ({"prompt": group.prompt} for group in prompts))
+        _write_rows(output, key, (group.prompt_row for group in prompts))
 
 
 # --- sampling -----------------------------------------------------------------------------------------------
@@ -96,6 +96,7 @@ def _column(reference: Reference, prompts: PromptGroups, cache_dir: Path, settin
         "model": reference.fingerprint,
         "tokenizer": tokenizer_identity(reference.tokenizer, 0, None),
         "prompts": prompts.fingerprint,
+        "ends": answer_ends(reference, prompts),
         **asdict(settings),
     }
     return column(cache_dir, "samples", identity, len(prompts), SHARD_PROMPTS[settings.engine])
@@ -105,23 +106,24 @@ def _fill(reference: Reference, prompts: PromptGroups, samples: Column, settings
     if samples.complete:
         say(f"samples: {len(prompts)} prompts, in the cache")
         return
-    tokenizer, n = reference.tokenizer, settings.responses_per_prompt
-    sampler = _sampler(reference, settings, conversational=prompts.conversational)
+    tokenizer, n, ends = reference.tokenizer, settings.responses_per_prompt, answer_ends(reference, prompts)
+    sampler = _sampler(reference, settings, ends)
 
     def sampled(shard: range) -> Iterator[Row]:
-        prompts_ids = [tokenize_prompt(prompts[i].prompt, tokenizer) for i in shard for _ in range(n)]
+        asked = [tokenize_prompt(prompts[i].prompt, tokenizer, prompts[i].template_kwargs) for i in shard]
+        prompts_ids = [ids for ids in asked for _ in range(n)]
         label = f"samples for prompts {shard.start + 1} to {shard.stop} of {len(prompts)}"
         answers = sampler(prompts_ids, settings.seed + shard.start, label)
         for first in range(0, len(answers), n):
-            texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers[first : first + n]]
+            texts = [answer_text(ids, ends, tokenizer) for ids in answers[first : first + n]]
             yield {"responses": [text for text in texts if text]}  # an empty answer teaches nothing
 
     samples.fill(sampled)
 
 
-def _sampler(reference: Reference, settings: SampleSettings, *, conversational: bool) -> Sampler:
+def _sampler(reference: Reference, settings: SampleSettings, ends: list[int]) -> Sampler:
     same: dict[str, Any] = {
-        "ends": stop_ids(reference.tokenizer, conversational=conversational),
+        "ends": ends,
         "max_new_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
     }
@@ -145,7 +147,7 @@ def _answered_rows(prompts: PromptGroups, samples: Column) -> Iterator[Row]:
     for group, texts in zip(prompts, samples.open()["responses"], strict=True):
         if texts:
             chats = [[{"role": "assistant", "content": text}] for text in texts]
-            yield {"prompt": group.prompt, "responses": chats if prompts.conversational else texts}
+            yield {**group.prompt_row, "responses": chats if prompts.conversational else texts}
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -190,10 +190,15 @@ def _arrow_schema(kind: str) -> Any:
             "responses_truncated": pa.int32(),
             "merged_boundary": pa.int32(),
             "special_in_text": pa.int32(),
+            "first_equal": ids,  # of each response the first one with the same ids
+            "prompt_differs": pa.bool_(),
+            "responses_changed": pa.int32(),
+            "unread": pa.int32(),
         },
         "reference": {"ref_logps": numbers},  # log pi_ref(y|x), nats, one per response
         "reward": {"scores": numbers},  # raw reward, in the scorer's unit, one per response
-        "pairs": {"pairs": pa.list_(ids)},  # [chosen, rejected] indices of responses
+        # [chosen, rejected] indices of responses; how many more had the same tokens on both sides
+        "pairs": {"pairs": pa.list_(ids), "dropped": pa.int32()},
         "samples": {"responses": pa.list_(pa.string())},  # answers of the reference policy
     }
     return pa.schema(fields[kind])

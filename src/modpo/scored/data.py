@@ -41,11 +41,14 @@ class ScoredData:
     def dataset(self) -> Dataset:
         """One memory-mapped row a prompt group, verified: what `MODPOTrainer` trains on.
 
-        Fields: `prompt_ids`, `responses_ids`, `ref_logps`, `pairs/<objective>` and `reward/<objective>`.
+        Fields: `prompt_ids`, `responses_ids`, `first_equal`, `ref_logps`, `pairs/<objective>` and `reward/<objective>`.
         """
         from datasets import concatenate_datasets
 
         columns = [self.tokens.open(), self.reference.open()]
-        columns += [c.open().rename_column("pairs", PAIRS_PREFIX + name) for name, c in self.pairs.items()]
+        columns += [
+            c.open().select_columns("pairs").rename_column("pairs", PAIRS_PREFIX + name)
+            for name, c in self.pairs.items()
+        ]
         columns += [c.open().rename_column("scores", REWARD_PREFIX + name) for name, c in self.rewards.items()]
         return concatenate_datasets(columns, axis=1)

@@ -11,7 +11,7 @@ or another seed computes only what is really new:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -22,12 +22,14 @@ import numpy as np
 
 from modpo.base.errors import NumericError
 from modpo.base.progress import Progress, say
+from modpo.data.clock import TODAY, Clock
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.loading import load_groups
 from modpo.data.prompt_group import UNNAMED
 from modpo.data.rows import rows_from_dataset
+from modpo.data.text_notes import COUNTED, text_notes
+from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
 from modpo.data.tokens import identity as tokenizer_identity
-from modpo.data.tokens import require_usable, tokenize_group
 from modpo.experiment.proxy import PROXY, REWARD, is_proxied
 from modpo.experiment.sections import DRAWN, Experiment, ModelSection, Objective, Resolved, RewardSection, resolved
 from modpo.models.folders import default_cache_dir
@@ -38,6 +40,7 @@ from modpo.scored.calibration import Calibration
 from modpo.scored.calibrator import AnswerSettings, Calibrator
 from modpo.scored.columns import Column, Row, column
 from modpo.scored.data import ScoredData
+from modpo.scored.equal_tokens import EqualTokens, differing, first_equal
 from modpo.scored.labels import draw_bradley_terry
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GROUPS_PER_REWARD_CALL = 32
+TOKEN_FIELDS = 2  # raised whenever a row of tokens says more of the same ids
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,19 @@ class Scorer:
         for reward in self.rewards.values():
             probe(reward, reward_batch(groups, range(min(4, len(groups)))))
         tokens = self._tokens(groups)
+        pairs = {name: self._data_pairs(groups, label_set, tokens) for name, label_set in self.label_sets.items()}
+        fits = calibrations is None  # so these are not measured on, but trained on
+        if fits:
+            self._equal_tokens(groups, tokens, pairs)
         rewards = {name: self._reward(groups, name, reward) for name, reward in self.rewards.items()}
-        pairs = {name: self._data_pairs(groups, label_set) for name, label_set in self.label_sets.items()}
         fitted, fitting = (
             self._calibrator.fit(groups, rewards, pairs) if calibrations is None else (dict(calibrations), {})
         )
         for name, objective in self.objectives.items():
             if objective.pairs == DRAWN:
-                pairs[name] = self._drawn_pairs(objective, rewards[name], fitted[name])
+                pairs[name] = self._drawn_pairs(objective, rewards[name], fitted[name], tokens)
+        if fits and (warning := self._equal_tokens(groups, tokens, pairs)):
+            say(f"warning: {warning}")
         for reward in self.rewards.values():
             reward.release()
         return ScoredData(tokens, self._reference(tokens), pairs, rewards, fitted, fitting)
@@ -96,7 +105,7 @@ class Scorer:
         rewards = {name: self._reward(groups, name, self.rewards[name])}
         fitted, _ = self._calibrator.fit(groups, rewards, {})
         self.rewards[name].release()
-        return self._drawn_pairs(self.objectives[name], rewards[name], fitted[name])
+        return self._drawn_pairs(self.objectives[name], rewards[name], fitted[name], self._tokens(groups))
 
     @property
     def _calibrator(self) -> Calibrator:
@@ -110,21 +119,46 @@ class Scorer:
     def _tokens(self, groups: PromptGroups) -> Column:
         tokenizer = self.reference.tokenizer
         longest, longest_prompt = self.context.max_length, self.context.max_prompt_length
-        require_usable(tokenizer, conversational=groups.conversational, where="model")
+        kwargs = groups.template_kwargs
+        require_usable(tokenizer, conversational=groups.conversational, where="model", template_kwargs=kwargs)
         read = partial(tokenize_group, tokenizer=tokenizer, max_length=longest, max_prompt_length=longest_prompt)
         decisive = tokenizer_identity(tokenizer, longest, longest_prompt)
-        tokens = self._column("tokens", {"texts": groups.fingerprint, "tokenizer": decisive}, len(groups))
-        _fill(tokens, "tokens", lambda indices: (vars(read(groups[i])) for i in indices))
-        _say_what_was_cut(tokens)
+        identity = {"texts": groups.fingerprint, "tokenizer": decisive, "fields": TOKEN_FIELDS}
+        tokens = self._column("tokens", identity, len(groups))
+        _fill(tokens, "tokens", lambda indices: (_token_row(read(groups[i])) for i in indices))
+        _say_what_was_lost(tokens, groups, tokenizer)
         return tokens
 
-    def _data_pairs(self, groups: PromptGroups, label_set: str) -> Column:
+    def _data_pairs(self, groups: PromptGroups, label_set: str, tokens: Column) -> Column:
         identity = {"source": "data", "label_set": label_set, "texts": groups.fingerprint}
-        pairs = self._column("pairs", identity, len(groups))
         label = "pairs" if label_set == UNNAMED else f"pairs {label_set}"
-        return _fill(pairs, label, lambda indices: ({"pairs": groups[i].pairs.get(label_set, ())} for i in indices))
+        return self._pairs(identity, tokens, label, lambda i: groups[i].pairs.get(label_set, ()))
 
-    def _drawn_pairs(self, objective: Objective, reward: Column, calibration: Calibration) -> Column:
+    def _pairs(
+        self, identity: dict[str, Any], tokens: Column, label: str, pairs_of: Callable[[int], Sequence[Sequence[int]]]
+    ) -> Column:
+        """A column of those pairs whose responses differ as tokens."""
+        first = tokens.open().select_columns("first_equal")
+
+        def compute(indices: range) -> Iterator[Row]:
+            for i in indices:
+                given = pairs_of(i)
+                kept = differing(given, first[i]["first_equal"])
+                yield {"pairs": kept, "dropped": len(given) - len(kept)}
+
+        whole = {**identity, "tokens": tokens.content_hash()}
+        return _fill(self._column("pairs", whole, tokens.rows), label, compute)
+
+    def _equal_tokens(self, groups: PromptGroups, tokens: Column, pairs: Mapping[str, Column]) -> str | None:
+        """What a user should know of responses with the same tokens; refused if nothing else is left."""
+        found = EqualTokens.of(groups, tokens.open()["first_equal"])
+        for name, column_ in pairs.items():
+            rows = column_.open()
+            found.count_pairs(name, kept=sum(map(len, rows["pairs"])), dropped=sum(rows["dropped"]))
+        found.refuse(self.reference.tokenizer, self.context.max_length)
+        return found.warning(self.reference.tokenizer, self.context.max_length)
+
+    def _drawn_pairs(self, objective: Objective, reward: Column, calibration: Calibration, tokens: Column) -> Column:
         """Pairs as annotators of that reward would label them."""
         scores, sign = reward.open(), objective.sign
         identity = {
@@ -134,12 +168,10 @@ class Scorer:
             "calibration": [calibration.factor, calibration.fill],
         }
 
-        def compute(indices: range) -> Iterator[Row]:
-            for i in indices:
-                rewards = [calibration.apply(raw, sign) for raw in scores[i]["scores"]]
-                yield {"pairs": draw_bradley_terry(rewards, seed=i)}
+        def draw(i: int) -> list[list[int]]:
+            return draw_bradley_terry([calibration.apply(raw, sign) for raw in scores[i]["scores"]], seed=i)
 
-        return _fill(self._column("pairs", identity, reward.rows), "pairs drawn from the reward", compute)
+        return self._pairs(identity, tokens, "pairs drawn from the reward", draw)
 
     def _reward(self, groups: PromptGroups, name: str, reward: Reward) -> Column:
         def compute(indices: range) -> Iterator[Row]:
@@ -248,10 +280,16 @@ def score_dataset(
     cache_dir: Path | None = None,
     max_prompt_length: int | None = None,
     packing: bool = True,
+    skip_empty: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
+    clock: Clock = TODAY,
 ) -> Dataset:
     """Preference rows in memory -> scored data, with `model` as the reference policy.
 
     An objective without a reward and without pairs is a column of the rows: `chosen_<name>`, `rejected_<name>`.
+
+    Args:
+        template_kwargs: variables of the chat template for all rows. clock: the date that the template sees.
     """
     sections = {
         name: objective.reward or RewardSection(column=name)
@@ -260,23 +298,30 @@ def score_dataset(
     }
     columns = [section.column for section in sections.values() if section.column and section.missing == "error"]
     section = ModelSection(str(model.config._name_or_path))
-    context = RewardContext(section, cache_dir or default_cache_dir(), max_length, max_prompt_length, packing)
+    context = RewardContext(
+        section, cache_dir or default_cache_dir(), max_length, max_prompt_length, packing, clock=clock
+    )
     scorer = Scorer(
-        reference=LoadedModel(model, tokenizer),
+        reference=LoadedModel(model, tokenizer, clock),
         rewards={n: load_reward(s, context, where="objectives", name=n) for n, s in sections.items()},
         context=context,
         label_sets={name: label_set for name, label_set in label_sets.items() if label_set != DRAWN},
         objectives={name: objective for name, objective in objectives.items() if objective.calibration == "none"},
     )
-    return scorer.score(group_rows(rows_from_dataset(rows), columns=columns)).dataset()
+    groups = group_rows(
+        rows_from_dataset(rows), columns=columns, skip_empty=skip_empty, template_kwargs=template_kwargs
+    )
+    for warning in groups.warnings:
+        say(f"warning: {warning}")
+    return scorer.score(groups).dataset()
 
 
-def _say_what_was_cut(tokens: Column) -> None:
-    """Truncation is no error, and never silent."""
-    from pyarrow.compute import sum as total
+def _token_row(group: TokenizedGroup) -> Row:
+    return {**vars(group), "first_equal": first_equal(group.responses_ids)}
 
+
+def _say_what_was_lost(tokens: Column, groups: PromptGroups, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Truncation and what a chat template changes are no errors, and never silent."""
     table = tokens.open().data
-    prompts, responses = (total(table.column(f"{kind}_truncated")).as_py() for kind in ("prompt", "responses"))
-    if prompts or responses:
-        lost = f"{prompts} prompts lost their beginning and {responses} responses their end"
-        say(f"warning: {lost}; fix: raise `data.max_length`")
+    for note in text_notes({name: table.column(name).to_pylist() for name in COUNTED}, groups, tokenizer):
+        say(f"warning: {groups.source}: {note}")

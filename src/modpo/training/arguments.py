@@ -29,6 +29,7 @@ ELSEWHERE = {
     "fp16": "model.dtype",
     "model_init_kwargs": "model",
     "trust_remote_code": "trust_remote_code",
+    "skip_empty": "data.skip_empty",
 }
 
 

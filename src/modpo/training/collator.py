@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights
+from modpo.data.clock import TODAY, Clock
 from modpo.data.prompt_group import UNNAMED
 from modpo.experiment.primary import Choice, Margins, choose
 from modpo.experiment.sections import Objective
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from modpo.training.config import MODPOConfig
 
 Row = Mapping[str, Any]
+
+DECIDING = ("ref_logps", "first_equal")  # fields that, beside pairs and rewards, decide what is trained on
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class GroupCollator:
         """The primary objective of a row, and the pairs it is trained on. Of MODPO there is one."""
         pairs = {name: row[PAIRS_PREFIX + name] for name in self.weights if PAIRS_PREFIX + name in row}
         margins, responses = self.margins(row), len(row["ref_logps"])
-        return [choose(self.weights, pairs, margins, responses, self.objective, self.regression_below)]
+        first = row.get("first_equal")  # rows that were scored by hand may lack it
+        return [choose(self.weights, pairs, margins, responses, self.objective, self.regression_below, first)]
 
     def margins(self, row: Row) -> dict[str, Margins]:
         """Margin rewards of a row's responses, by objective: as many numbers as the row has responses."""
@@ -163,7 +167,7 @@ def trainable_rows(rows: Dataset, collator: GroupCollator, name: str) -> Dataset
     Raises:
         InputError: none does.
     """
-    needed = [c for c in rows.column_names if c.startswith((PAIRS_PREFIX, REWARD_PREFIX)) or c == "ref_logps"]
+    needed = [c for c in rows.column_names if c.startswith((PAIRS_PREFIX, REWARD_PREFIX)) or c in DECIDING]
     read = rows.select_columns(needed)
     kept = [i for i, row in enumerate(read) if any(choice.pairs for choice in collator.choices(row))]
     if not kept:
@@ -204,4 +208,7 @@ def scored_rows(
         max_length=args.max_length or 1 << 30,
         max_prompt_length=args.max_prompt_length,
         packing=args.packing,
+        skip_empty=args.skip_empty,
+        template_kwargs=args.template_kwargs,
+        clock=Clock(Path(args.output_dir), writes=True) if args.output_dir else TODAY,
     )

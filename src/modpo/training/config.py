@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from trl import DPOConfig
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights, read_weights
+from modpo.experiment.chat_settings import FIELD, reserved
 from modpo.experiment.primary import smallest_primary_weight
 from modpo.training.loss import LOSS_TYPES
 
@@ -69,6 +71,17 @@ class MODPOConfig(DPOConfig):
             "help": "Tokens; a longer prompt loses its beginning. Default: what the responses leave, half at least."
         },
     )
+    skip_empty: bool = field(
+        default=False,
+        metadata={"help": "Leave out rows whose prompt or a response is blank, and count them; else they are errors."},
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Variables of the chat template for all rows, such as {'enable_thinking': false}. A row's own, in "
+            "a column of this name, go before them."
+        },
+    )
     cache_dir: str | None = field(
         default=None,
         metadata={"help": "Where reference log-probs and rewards are kept. Default: ~/.cache/modpo."},
@@ -90,6 +103,10 @@ class MODPOConfig(DPOConfig):
 
     def _refused(self) -> Iterator[Problem]:
         """A problem for each setting under which the loss would not be MODPO's."""
+        if not isinstance(self.chat_template_kwargs or {}, dict):
+            yield Problem("MODPOConfig", FIELD, f"is {self.chat_template_kwargs!r}", "give {name: value}")
+        for problem, fix in reserved(self.chat_template_kwargs or {}):
+            yield Problem("MODPOConfig", FIELD, problem, fix)
         if self.objective is not None and self.objective not in self.vector:
             fix = f"use one of: {', '.join(self.vector)}"
             yield Problem("MODPOConfig", "objective", f"unknown objective {self.objective!r}", fix)
@@ -115,6 +132,11 @@ class MODPOConfig(DPOConfig):
     def smallest_primary_weight(self) -> float:
         """The weight from which on the pairs of objective k are read, where there is a choice."""
         return smallest_primary_weight(self.regression_below, len(self.vector), continuous=False)
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Variables of the chat template for all rows."""
+        return self.chat_template_kwargs if isinstance(self.chat_template_kwargs, dict) else {}
 
     @property
     def vector(self) -> Weights:

@@ -8,6 +8,7 @@ TRL that are replaced give the same results; what is touched stands in `modpo.tr
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer, RLOOTrainer
 
 from modpo.base.costs import count
-from modpo.data.tokens import stop_ids, tokenize_prompt
+from modpo.data.tokens import tokenize_prompt
+from modpo.experiment.chat_settings import FIELD
 from modpo.forward.attention import packed_attention
 from modpo.forward.generate import bare_generation, folded_head
 from modpo.forward.logprobs import attach_packed_forward, detach_packed_forward, packed_token_logps, require_packable
@@ -38,13 +40,13 @@ class Reading:
     """How a trainer reads texts.
 
     Args:
-        max_prompt_length: tokens; a longer prompt loses its beginning.
-        conversational: whether prompts are.
+        max_prompt_length: tokens; a longer prompt is cut as in training on pairs.
+        ends: tokens that end an answer.
         packing: read log-probs as packed rows.
     """
 
     max_prompt_length: int
-    conversational: bool
+    ends: list[int]
     packing: bool = True
 
 
@@ -54,7 +56,8 @@ class OnPolicy(Resumable):
     Args:
         reading: how texts are read.
 
-    The other arguments are those of TRL's trainer.
+    Rows may hold variables of the chat template, as JSON, in a column `chat_template_kwargs`. The other arguments are
+    those of TRL's trainer.
     """
 
     # Whether log-probs of fresh answers are read for the loss's ratio before they are read to be trained on.
@@ -75,15 +78,20 @@ class OnPolicy(Resumable):
         for packed in [self._causal_lm, self.ref_model] if self._packs else []:
             if packed is not None:  # with adapters the reference is the policy without them
                 attach_packed_forward(packed)
-        self.eos_token_ids = stop_ids(self._tokenizer, conversational=reading.conversational)
+        self.eos_token_ids = reading.ends
         if not self.args.use_vllm:
             self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
+        self._asked: list[dict[str, Any]] = []  # variables of the chat template, by prompt that is being answered
         self._kept: tuple[dict[_Row, int], Tensor] | None = None  # log-probs with their gradient, and whose they are
         self._fresh = False  # answers were sampled whose log-probs were not read yet
 
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        self._asked = [json.loads(row.get(FIELD, "{}")) for row in inputs]
+        return super()._generate_and_score_completions(inputs)
+
     def _tokenize_prompts(self, prompts: Sequence[Text]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        longest = self.reading.max_prompt_length
-        return [tokenize_prompt(prompt, self._tokenizer)[-longest:] for prompt in prompts], None, {}
+        longest, asked = self.reading.max_prompt_length, zip(prompts, self._asked, strict=True)
+        return [tokenize_prompt(p, self._tokenizer, kwargs, longest=longest) for p, kwargs in asked], None, {}
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         with self._sampling_model():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 # Class -> method -> its first parameters behind `self`. What `Trainer` has, each of TRL's trainers has.
 _ON_POLICY = {
+    "_generate_and_score_completions": ("inputs",),
     "_tokenize_prompts": ("prompts",),
     "_generate_single_turn": ("prompt_ids",),
     "_get_per_token_logps_and_entropies": (

@@ -20,7 +20,7 @@ from modpo.data.rows import Row
 
 __all__ = ["FORMATS", "HUB", "PROMPTS", "RULES", "SEVERAL_RATERS", "Format", "Layout", "find_layout", "is_function"]
 
-RULES = 1  # raise it when rows of the same file are read into other rows or groups, so that caches are not reused
+RULES = 2  # raise it when rows of the same file are read into other rows or groups, so that caches are not reused
 PROMPTS = "prompts"  # the format of rows that have a prompt and no answers yet
 Format = Callable[[Row], Row | None]  # None: the row holds nothing to learn from, and is left out and counted
 
