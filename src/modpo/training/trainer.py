@@ -4,9 +4,10 @@ Model loading, PEFT, quantisation, distribution, logging and saving are TRL's an
 `compute_loss`. The data is tokenized and scored already, so TRL's preparation of it is passed by. What is touched of
 TRL's private surface stands in `modpo.training.trl_contract`.
 
-In the logs, `logps/chosen` may fall while training goes well: the loss rewards the difference between chosen and
-rejected, and both may lose probability to answers that stand in no pair. Watch `rewards/margins` and
-`rewards/accuracies`.
+In the logs, `rewards/*` estimate the reward of objective k and `weighted_rewards/*` the weighted sum of all; of a pair
+that is trained on by regression both are the latter. `logps/chosen` may fall while training goes well: the loss rewards
+the difference between chosen and rejected, and both may lose probability to answers that stand in no pair. Watch
+`rewards/margins` and `rewards/accuracies`.
 """
 
 from __future__ import annotations
