@@ -172,7 +172,7 @@ def test_rows_of_responses_in_a_table(tmp_path: Path) -> None:
         (b"prompt,chosen,rejected\na,b\xff,c\n", "rows.csv:2: invalid UTF-8 (byte 0xff)"),
         (b"prompt,chosen,rejected\na,\"[{'role': 'user'}]\",c\n", "rows.csv:2:chosen: is a list as Python prints it"),
         (b"prompt,chosen,rejected\na,,c\n", "rows.csv:2:chosen: the response is empty"),
-        (b"question,chosen,rejected\na,b,c\n", "rows.csv:2:question: `prompt` is missing"),
+        (b"question,chosen,rejected\na,b,c\n", "rows.csv:2:question: there is no `prompt`"),
     ],
 )
 def test_bad_csv(tmp_path: Path, content: bytes, expected: str) -> None:

@@ -179,12 +179,12 @@ ACCEPTED: dict[str, tuple[Change, tuple[str, ...], str]] = {
     "data: prompt longer than max_length": (
         edit(3, prompt="long " * 40),
         SCORE,
-        "warning: 1 prompts lost their beginning and 0 responses their end; fix: ",
+        "warning: ROWS: 1 prompts lost their beginning and 0 responses their end; fix: ",
     ),
     "data: response longer than max_length": (
         edit(3, chosen="long " * 40),
         SCORE,
-        "warning: 0 prompts lost their beginning and 1 responses their end; fix: ",
+        "warning: ROWS: 0 prompts lost their beginning and 1 responses their end; fix: ",
     ),
     "data: tokens merged across the prompt boundary": (
         in_model(with_merges),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modpo.forward.packing import GroupSpan, PackedLayout, PackedRow, pack, packed_tokens, runs
+from modpo.forward.packing import GroupSpan, PackedLayout, PackedRow, pack, packed_tokens, runs, unpack
 
 relaxed = settings(deadline=None, max_examples=80)
 
@@ -45,6 +45,12 @@ def test_layout_by_hand():
         length=7,
     )
     assert [group.end for group in row.layout.groups] == [5, 7]
+
+
+@relaxed
+@given(rows=groups)
+def test_unpack_gives_back_what_was_packed(rows: list[tuple[list[int], list[list[int]]]]):
+    assert unpack(packed(rows)) == ([prompt for prompt, _ in rows], [responses for _, responses in rows])
 
 
 def test_dense_mask_by_hand():

@@ -112,10 +112,12 @@ def test_rewards_are_the_margins_of_modpo(experiment_file: Path) -> None:
         "letters": [4 * share for share in (1.0, 0.0, 0.5)],
         "short": [-(size - fitted.center) * fitted.factor for size in (3, 3, 2)],
     }
+    tokenizer = run.reference.tokenizer
+    ids = [[*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for answer in answers]
     functions = reward_functions(run, {"letters": 0.25, "short": 0.75})
     assert [function.__name__ for function in functions] == ["letters", "short"]
     for function in functions:
-        given = function(completions=answers, prompt_index=[0, 1, 2], prompts=["?"] * 3)
+        given = function(completion_ids=ids, completions=["?"] * 3, prompt_index=[0, 1, 2], prompts=["?"] * 3)
         assert given == pytest.approx(expected[function.__name__])
     (alone,) = reward_functions(run, {"letters": 0.0, "short": 1.0})
     assert alone.__name__ == "short"

@@ -100,7 +100,7 @@ def oracle(pi: Any, pi_ref: Any, batch: RewardBatch, tokenizer: Any, beta: float
             before, after = prompt, f"{response}<eos>"
         else:
             before = f"<turn>user\n{prompt[0]['content']}<eos>\n<turn>assistant\n"
-            after = f"{response[0]['content']}<eos>"
+            after = f"{response[0]['content']}<eos>\n"
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after)]
         scores.append(beta * (log_prob(pi.eval(), *ids) - log_prob(pi_ref.eval(), *ids)))
     return scores

@@ -513,6 +513,9 @@ def test_large_data_is_mapped_and_not_loaded(tmp_path):
         "responses_truncated": 0,
         "merged_boundary": 0,
         "special_in_text": 0,
+        "prompt_differs": False,
+        "responses_changed": 0,
+        "unread": 0,
     }
     row = {
         "tokens": tokens,

@@ -276,6 +276,29 @@ def test_conversational_rows(tiny_model: Path, config):
     assert len(log_column(trainer, "loss")) == 3
 
 
+def test_variables_of_the_chat_template(tiny_model: Path, config):
+    """Those of the configuration for all rows, a row's own before them, as TRL's DPOTrainer reads that column."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{% if brief %}Be brief.{% endif %}" + tokenizer.chat_template
+
+    def started(rows: list[dict[str, Any]], **settings: Any) -> list[str]:
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        given = {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
+        trainer = MODPOTrainer(model, config(weights={"a": 1.0}, **settings), peft_config=LoraConfig(**LORA), **given)
+        return [tokenizer.decode(ids)[:9] for ids in trainer.train_dataset["prompt_ids"]]
+
+    row = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "Yes"}]}
+    row["rejected"] = [{"role": "assistant", "content": "No"}]
+    rows = [row | {"chat_template_kwargs": {"brief": flag}} for flag in (True, False)]
+    assert started(rows) == ["Be brief.", "<turn>use"]
+    assert started([row], chat_template_kwargs={"brief": True}) == ["Be brief."]
+    assert started(rows, chat_template_kwargs={"brief": True}) == ["Be brief.", "<turn>use"]
+    with pytest.raises(InputError, match=r"chat_template_kwargs.long: the chat template of the model reads no such"):
+        started([row], chat_template_kwargs={"long": True})
+    with pytest.raises(InputError, match="MODPOConfig:chat_template_kwargs: holds 'tools'"):
+        started([row], chat_template_kwargs={"tools": []})
+
+
 def test_model_by_its_folder(tiny_model: Path, config, scored: Dataset):
     """A folder's name is enough: model and tokenizer are read from it."""
     by_name = MODPOTrainer(str(tiny_model), args=config(), train_dataset=scored, peft_config=LoraConfig(**LORA))

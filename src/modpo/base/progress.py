@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import TypeVar
 
 from modpo.base.text import printable
@@ -20,6 +21,12 @@ Item = TypeVar("Item")
 def say(text: str) -> None:
     """One line to the person who waits."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+@cache
+def say_once(text: str) -> None:
+    """One line that this process says no second time, such as what is wrong with a file that every stage reads."""
+    say(text)
 
 
 class Progress:

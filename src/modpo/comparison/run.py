@@ -20,6 +20,7 @@ from modpo.base.progress import say
 from modpo.comparison.result import Comparison, FailedSweep, compare
 from modpo.comparison.table import show
 from modpo.comparison.written import write_comparison
+from modpo.data.clock import share_date
 from modpo.evaluation.evaluate import SCORES
 from modpo.experiment.method_rules import method_vectors
 from modpo.experiment.methods import CONTINUOUS, METHODS
@@ -27,6 +28,7 @@ from modpo.experiment.proxy import by_proxies, without_proxies
 from modpo.experiment.sections import ComparisonSection, Experiment, Resolved
 from modpo.front.ledger import read_ledger
 from modpo.front.schema import FILE, Front, read_front
+from modpo.models.reference import ReferenceModel
 from modpo.pipeline.stages import StageCount, check_early, prepare, run_pipeline, stages_before
 
 
@@ -61,7 +63,10 @@ def run_comparison(experiment: Experiment, command: str) -> None:
     with locked(experiment.output_dir):
         claim_folder(experiment)
         remove_unfinished(experiment.output_dir)
-    members = list(_members(experiment, _prepared(experiment)))
+    prepared = _prepared(experiment)
+    members = list(_members(experiment, prepared))
+    _ = ReferenceModel.of(prepared).tokenizer  # all policies answer the same prompts, whatever date a template writes
+    share_date(experiment.output_dir, (member.experiment.output_dir for member in members))
     done = None
     for number, member in enumerate(members, start=1):
         say(f"sweep {number} of {len(members)}: {member.name}")

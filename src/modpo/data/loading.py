@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from modpo.base.errors import InputError, Problem
-from modpo.base.progress import say
+from modpo.base.progress import say, say_once
 from modpo.data.formats import PROMPTS, find_layout, is_function
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.sources import open_rows
@@ -44,7 +44,7 @@ def load_groups(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
         groups = groups.select(range(data.max_prompts))
     _require_pairs(experiment, groups)
     for warning in groups.warnings:
-        say(f"warning: {data.path}: {warning}")
+        say_once(f"warning: {data.path}: {warning}")
     return groups, held_out
 
 

@@ -14,6 +14,7 @@ responses as a list `NAME` as long as the responses.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modpo.base.errors import InputError, Problem
+from modpo.data.content_parts import PartError, with_joined_parts
 from modpo.data.prompt_group import UNNAMED, Message, Pair, Text, plain_text
 from modpo.data.row_fields import field_troubles, fields_without_effect, question_troubles, with_system_turn
 from modpo.data.rows import Row
@@ -71,10 +73,10 @@ def read_preference_row(row: Row, where: str, columns: Sequence[str] = ()) -> Pr
     """
     try:
         template_kwargs = _template_kwargs(row)
-        row = {name: value for name, value in row.items() if name != TEMPLATE_KWARGS}
+        row = with_joined_parts({name: value for name, value in row.items() if name != TEMPLATE_KWARGS})
         read = _read_responses(row) if _has_responses(row) else _read_pair(row)
         read = replace(read, template_kwargs=template_kwargs)
-    except _BadFieldError as error:
+    except (_BadFieldError, PartError) as error:
         misnamed = () if "prompt" in row else question_troubles("", row)
         raise _error(where, [error.args, *misnamed]) from None
     troubles = [*_text_troubles(read, row), *field_troubles(read.prompt, row), *_column_troubles(read, columns)]
@@ -215,7 +217,8 @@ def _message(given: Any, field: str) -> Message:
         raise _BadFieldError(f"{field}.role", f"unknown role {given['role']!r}", f"use one of: {', '.join(ROLES)}")
     if not isinstance(given["content"], str):
         raise _BadFieldError(f"{field}.content", f"{given['content']!r:.60} is not text", "write text")
-    return {key: value for key, value in given.items() if value is not None and key != "tool_calls"}
+    said = {key: value for key, value in given.items() if value is not None and key != "tool_calls"}
+    return _as_json(said, field)
 
 
 def _template_kwargs(row: Row) -> dict[str, Any]:
@@ -227,7 +230,18 @@ def _template_kwargs(row: Row) -> dict[str, Any]:
         raise _BadFieldError(TEMPLATE_KWARGS, f"{given!r:.60} is no mapping", "give {name: value}, or remove the field")
     for problem, fix in reserved(given):
         raise _BadFieldError(TEMPLATE_KWARGS, problem, fix)
-    return {name: value for name, value in given.items() if value is not None}
+    return _as_json({name: value for name, value in given.items() if value is not None}, TEMPLATE_KWARGS)
+
+
+def _as_json(values: dict[str, Any], field: str) -> dict[str, Any]:
+    """The values, if all are such as JSON has: a table may hold others, which no template knows."""
+    for name, value in values.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            fix = "give text, numbers, true, false, lists and mappings"
+            raise _BadFieldError(f"{field}.{name}", f"{value!r:.60} is no value of JSON", fix) from None
+    return values
 
 
 def _text_troubles(read: PreferenceRow, row: Row) -> Iterator[tuple[str, str, str]]:
@@ -237,7 +251,7 @@ def _text_troubles(read: PreferenceRow, row: Row) -> Iterator[tuple[str, str, st
     if read.template_kwargs and not read.conversational:
         yield TEMPLATE_KWARGS, "has no effect on plain text", "remove the field, or give lists of messages"
     for name, text in [("prompt", read.prompt), *zip(names, read.responses, strict=True)]:
-        words = text if isinstance(text, str) else "".join(message["content"] for message in text)
+        words = text if isinstance(text, str) else "".join(str(value) for message in text for value in message.values())
         if isinstance(text, str) is read.conversational:
             yield name, "is plain text in one field and a conversation in another", "use one layout for all fields"
         if _HALF_OF_A_PAIR.search(words):
@@ -267,7 +281,11 @@ def _response_troubles(name: str, text: Text) -> Iterator[tuple[str, str, str]]:
         roles = [message["role"] for message in text if message["role"] != "assistant"]
         blank = any(not message["content"].strip() for message in text)
         if roles:
-            yield name, f"holds a message of role {roles[0]!r}", "a response has assistant messages only"
+            yield (
+                name,
+                f"holds a message of role {roles[0]!r}",
+                "give answers to one prompt: a response has assistant messages only",
+            )
     if blank:
         yield name, "the response is empty or only white space", WRITE_OR_SKIP
 

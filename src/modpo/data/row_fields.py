@@ -57,7 +57,7 @@ def question_troubles(prompt: Text, row: Row) -> Iterator[Trouble]:
     """
     for name in QUESTIONS if isinstance(prompt, str) else ():
         if not all(_stands_in(prompt, text) for text in _texts(row.get(name))):
-            problem = "`prompt` is missing, and what chosen and rejected begin with does not hold this"
+            problem = "there is no `prompt`, and this would not be trained on otherwise"
             yield (
                 name,
                 problem,

@@ -123,6 +123,14 @@ def pack(prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[
     )
 
 
+def unpack(row: PackedRow) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """The prompts and responses of which `pack` made a row."""
+    tokens, lengths = row.input_ids[0].tolist(), torch.bincount(row.response_index, minlength=row.responses).tolist()
+    responses = iter([part.tolist() for part in row.labels.split(lengths)])
+    prompts = [tokens[group.start : group.prompt_end] for group in row.layout.groups]
+    return prompts, [[next(responses) for _ in group.responses] for group in row.layout.groups]
+
+
 def runs(sizes: Sequence[int], limit: int) -> Iterator[slice]:
     """Consecutive items whose sizes add up to at most `limit`, one item at least: what one forward pass reads."""
     start, total = 0, 0

@@ -60,9 +60,15 @@ def train_sft(experiment: Experiment) -> Path:
     folder = experiment.output_dir / "sft"
     config = _config(experiment, experiment.sft.arguments, folder.with_name(".work-sft"))
     never, seed = held_out_prompts(experiment), experiment.data.split_seed
-    data = load_demonstrations(experiment.sft, never=never, seed=seed, skip_empty=experiment.data.skip_empty)
+    skip, kwargs = experiment.data.skip_empty, experiment.data.chat_template_kwargs
+    data = load_demonstrations(experiment.sft, never=never, seed=seed, skip_empty=skip, template_kwargs=kwargs)
     reference = ReferenceModel.of(experiment)
-    require_usable(reference.tokenizer, conversational=data.conversational, where=reference.where)
+    require_usable(
+        reference.tokenizer,
+        conversational=data.conversational,
+        where=reference.where,
+        template_kwargs=kwargs if data.conversational else None,  # it is for the preferences then
+    )
     decisive = {  # of the weights
         "data": data.fingerprint,
         "model": reference.fingerprint,

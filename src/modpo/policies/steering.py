@@ -18,6 +18,7 @@ from modpo.base.errors import InputError, Problem
 from modpo.base.files import new_folder, read_manifest
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
+from modpo.data.chat_template import stop_ids
 from modpo.data.clock import Clock, save_tokenizer
 from modpo.experiment.chat_settings import FIELD
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment
@@ -87,6 +88,13 @@ class Steering:
     def reference(self) -> ReferenceModel:
         """The model from which all policies start."""
         return ReferenceModel(self.experiment.model, self.experiment.cache_dir, clock=Clock(self.folder))
+
+    @property
+    def ends(self) -> list[int]:
+        """The ids that end an answer, in a conversation if the model has a chat template."""
+        tokenizer, kwargs = self.reference.tokenizer, self.experiment.data.chat_template_kwargs
+        conversational, own = bool(tokenizer.chat_template), self.reference.own_ends
+        return stop_ids(tokenizer, conversational=conversational, template_kwargs=kwargs, own=own)
 
     def vector(self, weights: Weights) -> Weights:
         """A preference vector over the front's objectives, checked."""
@@ -197,6 +205,8 @@ class Steering:
             merged = merge_adapter(self.reference.model, adapter)
             shutil.rmtree(adapter)
             self.reference.release()  # its weights are the policy's now
+        if merged.generation_config is not None:  # whoever serves it stops where policies were measured to stop
+            merged.generation_config.eos_token_id = self.ends
         merged.save_pretrained(output)
         save_tokenizer(self.reference.tokenizer, output)
 
@@ -221,8 +231,8 @@ class SteeredPolicy:
 
     def conversation(self, room: int) -> Conversation:
         """A new conversation of at most so many tokens, read as in training."""
-        kwargs, reference = self._steering.experiment.data.chat_template_kwargs, self._steering.reference
-        return Conversation(self.tokenizer, room, template_kwargs=kwargs, own_ends=reference.own_ends)
+        kwargs = self._steering.experiment.data.chat_template_kwargs
+        return Conversation(self.tokenizer, room, template_kwargs=kwargs, ends=self._steering.ends)
 
     def steer(self, weights: Weights) -> str:
         """Make `model` the policy at a vector, and return what it is built from. The base is not read again.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import read_manifest
-from modpo.data.chat_template import turn_end
+from modpo.data.chat_template import TurnEnd, turn_end
 from modpo.data.prompt_group import PromptGroup, plain_text
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.data.tokens import require_usable, tokenize_group, tokenize_prompt
@@ -139,7 +139,7 @@ class ImplicitReward:
             longest, kwargs = max_prompt_length or max_length - 1, group.template_kwargs
             prompt_ids = tokenize_prompt(group.prompt, self._tokenizer, kwargs, longest=longest)
             texts_ids = iter([])
-        end = [_end(group, self._tokenizer)]
+        end = _end(group, self._tokenizer)
         return prompt_ids, [next(texts_ids) if plain_text(response).strip() else end for response in group.responses]
 
 
@@ -151,10 +151,11 @@ def _parts(prompt_ids: list[int], responses_ids: list[list[int]]) -> Iterator[Gr
         yield prompt_ids, responses_ids[part]
 
 
-def _end(group: PromptGroup, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends a response: the first one that the chat template writes behind it, else end-of-text."""
-    tokens = [] if isinstance(group.prompt, str) else turn_end(tokenizer, group.template_kwargs).tokens
-    return next(iter(tokens), tokenizer.eos_token_id)
+def _end(group: PromptGroup, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a response: what the chat template writes behind it, else end-of-text."""
+    turn = TurnEnd() if isinstance(group.prompt, str) else turn_end(tokenizer, group.template_kwargs)
+    ids: list[int] = tokenizer(turn.text, add_special_tokens=False)["input_ids"] if turn.tokens else []
+    return ids or [tokenizer.eos_token_id]
 
 
 # --- models that belong together ----------------------------------------------------------------------------
