@@ -69,7 +69,7 @@ class MODPOTrainer(RowInputs, MeanLogs, DPOTrainer):
             `eval_dataset` may be several, by name.
         processing_class: the tokenizer. Default: the model's.
         compute_metrics: gets what `pair_logits` returns, as in TRL.
-        objectives: direction, scale, pairs and reward of each objective, by name.
+        objectives: direction, scale, pairs and reward of each objective, by name. One without a weight counts 0.
         calibrations: what was fitted for those that are calibrated, `ScoredData.calibrations`.
 
     Raises:
