@@ -40,5 +40,5 @@ trainer = MODPOTrainer(
 trainer.train()
 
 print(trainer.evaluate())
-print(trainer.evaluate(dataset["test"].select(range(2))))  # other rows, as they came
+print(trainer.evaluate(dataset["test"].select(range(2)), metric_key_prefix="first"))  # rows as they came
 trainer.save_model("from_trl/final")
