@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from modpo.base.errors import InputError
 from modpo.forward import attention
 from modpo.forward.attention import packed_attention
+from modpo.forward.frozen import reference_logps
 from modpo.forward.logprobs import (
     attach_packed_forward,
     detach_packed_forward,
     packed_logps,
     padded_logps,
-    reference_logps,
-    require_packable,
 )
+from modpo.forward.packability import require_packable
 from modpo.forward.packing import pack
 
 VOCABULARY = 48

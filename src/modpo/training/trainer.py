@@ -11,6 +11,7 @@ rejected, and both may lose probability to answers that stand in no pair. Watch 
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -27,8 +28,10 @@ from modpo.base.errors import InputError, NumericError, Problem
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective
 from modpo.forward.attention import packed_attention
-from modpo.forward.logprobs import attach_packed_forward, require_packable
+from modpo.forward.logprobs import attach_packed_forward
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
+from modpo.forward.packability import choose_packing
+from modpo.forward.packing_needs import Needs
 from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
 from modpo.scored.calibration import Calibration
 from modpo.training.arguments import disable_functional_dropout, most_packed_tokens
@@ -40,13 +43,10 @@ from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_
 from modpo.training.metrics import margin_totals, response_totals, reward_totals, total
 from modpo.training.model_card import PAPER
 from modpo.training.pair_logits import pair_logits
-
-# At step 0 policy and reference are the same model; what they may differ by is rounding, relative to the log-prob.
-STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-STEP_0_TOLERANCE_16_BIT = 0.05
+from modpo.training.start import ReferenceAtStart, adds_nothing
 
 
-class MODPOTrainer(MeanLogs, DPOTrainer):
+class MODPOTrainer(ReferenceAtStart, MeanLogs, DPOTrainer):
     """Train one policy for one preference vector.
 
     Args:
@@ -95,8 +95,10 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
         if not hasattr(model, "hf_device_map"):
             model.to(args.device)  # scoring comes before the trainer would move it
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
-        if args.packing:
-            require_packable(causal_lm(model))
+        args = copy.copy(args)  # the next trainer may be given them with another model
+        adapters = () if peft_config is None else (peft_config,)
+        self._needs, self._asked_packing = Needs(args.max_length, args.neftune_noise_alpha, adapters), args.packing
+        args.packing = choose_packing(args.packing, model, self._needs)
         objectives = dict(objectives or {})
         with args.main_process_first(local=False, desc="scoring"):  # the others find its columns in the cache
             scored = {
@@ -123,8 +125,7 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
         if started_as_peft and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
         self._prepare_model()
-        adds_nothing = getattr(peft_config, "init_lora_weights", True) is not False
-        self._starts_at_reference = args.disable_dropout and adds_nothing  # with dropout they differ at every step
+        self._starts_at_reference = adds_nothing(peft_config)
 
     def _new_collator(
         self, args: MODPOConfig, objectives: Mapping[str, Objective], calibrations: Mapping[str, Calibration]
@@ -135,7 +136,7 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
             calibrations=calibrations,
             objective=args.objective,
             regression_below=args.smallest_primary_weight(),
-            packing=args.packing,
+            packing=args.packs,
             # Gradients and metrics meet after every pass: with unequal numbers of them, processes would wait.
             max_packed_tokens=(
                 sys.maxsize if args.world_size > 1 else most_packed_tokens(args.max_packed_tokens, args.device.type)
@@ -151,6 +152,9 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
         join_adapters(self)
         if self.args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
+        if self.args.packing and isinstance(self.model, PeftModel):  # its adapters may stand in the way
+            self.args.packing = choose_packing(self._asked_packing, self.model, self._needs)
+            self.data_collator.packing = self.args.packing
         if self.args.packing:
             attach_packed_forward(self._causal_lm)
 
@@ -229,8 +233,7 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
         """
         readings = self._read(model, inputs)
         logps = readings.logps  # (M,)
-        if self.state.global_step == 0 and self.model.training and self._starts_at_reference:
-            self._require_reference_at_start(logps.detach(), inputs["ref_logps"])
+        self.require_reference_at_start(model, inputs, logps)
         losses, *rewards = self._pair_losses(logps, inputs)
         if self.args.anchor:
             four = pair_logps(logps, inputs["ref_logps"], inputs["pairs"])
@@ -271,17 +274,6 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
                     computed = (computed[0] * weights[k], *computed[1:])
             found = [total.masked_scatter(mine, part) for total, part in zip(found, computed, strict=True)]
         return found[0], found[1], found[2]
-
-    def _require_reference_at_start(self, logps: Tensor, ref_logps: Tensor) -> None:
-        """Refuse log-probs of the responses, (M,), that are not those of the reference, (M,)."""
-        tolerance = STEP_0_TOLERANCE.get(self._causal_lm.dtype, STEP_0_TOLERANCE_16_BIT)
-        if self.accelerator.mixed_precision in ("bf16", "fp16"):
-            tolerance = STEP_0_TOLERANCE_16_BIT
-        off = ((logps - ref_logps).abs() / ref_logps.abs().clamp(min=10)).mean().item()
-        if off > tolerance:
-            problem = f"at step 0 policy and reference should be one model, but their log-probs are {off:.1%} apart"
-            fix = "score the data again with the model that training starts from"
-            raise InputError(Problem("train_dataset", "ref_logps", problem, fix))
 
     def _record(
         self, readings: ResponseReadings, losses: Tensor, rewards: list[Tensor], inputs: dict[str, Any]
