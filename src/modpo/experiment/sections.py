@@ -172,7 +172,7 @@ class TrainingSection:
     """`sigmoid` or `hinge`"""
     scale_loss_by_weight: bool = True
     """multiply the loss by w_k: the same optimum, and a gradient that stays bounded as w_k gets small"""
-    packing: Annotated[bool | str, that_is("`auto`, true or false", lambda value: value in (True, False, AUTO))] = AUTO
+    packing: Annotated[bool | str, that_is("`auto`, true or false", (True, False, AUTO).__contains__)] = AUTO
     """read each prompt once for all its responses, without padding. `auto`: where the model can, else padded, which is
     said with the reason; `true` refuses such a model, for instance one with sliding windows"""
     learning_rate: Annotated[float, above(0)] = 5e-4

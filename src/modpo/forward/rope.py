@@ -24,13 +24,14 @@ ORIGINAL, LONGEST = "original_max_position_embeddings", "max_position_embeddings
 def fixed_up_to(config: PreTrainedConfig) -> int | None:
     """Up to how many tokens a row is read the same whatever the others; None: however many, as in most models."""
     config = config.get_text_config()
-    longest = int(getattr(config, LONGEST, 0) or 0)
-    limits = [
-        int(rope.get(ORIGINAL) or getattr(config, ORIGINAL, longest)) if kind == "longrope" else longest
-        for kind, rope in _ropes(config)
-        if kind not in FIXED
-    ]
-    return min(limits, default=None)
+    return min((_limit(config, kind, rope) for kind, rope in _ropes(config) if kind not in FIXED), default=None)
+
+
+def _limit(config: PreTrainedConfig, kind: str, rope: Mapping[str, Any]) -> int:
+    longest = getattr(config, LONGEST, None)
+    if kind == "longrope":
+        longest = rope.get(ORIGINAL) or getattr(config, ORIGINAL, longest)
+    return int(longest or 0)
 
 
 def _ropes(config: PreTrainedConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -68,5 +69,6 @@ def _restore(module: nn.Module, prefix: str) -> None:
     original = getattr(module, f"{prefix}original_inv_freq", None)
     frequencies = getattr(module, f"{prefix}inv_freq", None)
     if original is not None and frequencies is not None:
-        module.register_buffer(f"{prefix}inv_freq", original.to(frequencies.device), persistent=False)
+        ours = original.to(frequencies.device, copy=True)  # `longrope` writes into it
+        module.register_buffer(f"{prefix}inv_freq", ours, persistent=False)
         setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
