@@ -196,11 +196,18 @@ def test_noise_of_the_embeddings_is_trained_with(tiny_model: Path, config, score
 
 
 def test_dropout_is_trained_with(tiny_model: Path, config, scored: Dataset):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    adapter = LoraConfig(**LORA, lora_dropout=0.5)
-    trainer = trainer_of(tiny_model, config(disable_dropout=False), scored, adapter, model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, attention_dropout=0.5)
+    assert (
+        trainer_of(tiny_model, config(), scored, LoraConfig(**LORA), model).args.packing is True
+    )  # it is switched off
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, attention_dropout=0.5)
+    trainer = trainer_of(tiny_model, config(disable_dropout=False), scored, LoraConfig(**LORA, lora_dropout=0.5), model)
     trainer.train()
+    assert trainer.args.packing is False
     assert len(log_column(trainer, "loss")) == 3
+    assert abs(log_column(trainer, "weighted_rewards/chosen")[0]) > 1e-2
+    with pytest.raises(InputError, match="its attention has dropout"):
+        trainer_of(tiny_model, config(disable_dropout=False, packing=True), scored, None, model)
 
 
 @pytest.mark.parametrize("steps", [1, 3])

@@ -31,7 +31,6 @@ from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.forward.packability import choose_packing
-from modpo.forward.packing_needs import Needs
 from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
 from modpo.scored.calibration import Calibration
 from modpo.training.arguments import disable_functional_dropout, most_packed_tokens
@@ -96,8 +95,7 @@ class MODPOTrainer(ReferenceAtStart, MeanLogs, DPOTrainer):
             model.to(args.device)  # scoring comes before the trainer would move it
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
         args = copy.copy(args)  # the next trainer may be given them with another model
-        adapters = () if peft_config is None else (peft_config,)
-        self._needs, self._asked_packing = Needs(args.max_length, args.neftune_noise_alpha, adapters), args.packing
+        self._asked_packing, self._needs = args.packing, args.needs(peft_config)
         args.packing = choose_packing(args.packing, model, self._needs)
         objectives = dict(objectives or {})
         with args.main_process_first(local=False, desc="scoring"):  # the others find its columns in the cache
