@@ -164,9 +164,27 @@ def model_fingerprint(folder: Path) -> dict[str, Any]:
     weights = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
     config = read_object(folder / "config.json", str(folder), "")
     return {
-        "config": {name: value for name, value in sorted(config.items()) if name not in PROVENANCE},
+        "config": decisive(config),
         "weights": [sha256_file(path) for path in weights],
     }
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's configuration decides what it computes, as plain JSON."""
+    kept: dict[str, Any] = plain_json({name: value for name, value in sorted(config.items()) if name not in PROVENANCE})
+    return kept
+
+
+def plain_json(value: Any) -> Any:
+    """What is nearly JSON as JSON: of a set its sorted texts, of other objects their text.
+
+    Infinity is text too, for JSON has no such number, and some models have a limit that is none (Mamba's time steps).
+    """
+    return json.loads(json.dumps(value, default=_as_json), parse_constant=str)
+
+
+def _as_json(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, set) else str(value)
 
 
 def end_ids(generation: Mapping[str, Any]) -> list[int]:
