@@ -284,8 +284,8 @@ def test_vectors_drawn_for_each_step_are_drawn_again(bench: Bench, tmp_path: Pat
     def train(work: Path, *, stop: bool = False) -> dict[str, Tensor]:
         trainer = ContinuousTrainer(
             reference.model,
-            training_arguments(experiment, experiment.sweep.weights[0], work, kind=ContinuousConfig),
-            bench.scored.dataset(),
+            args=training_arguments(experiment, experiment.sweep.weights[0], work, kind=ContinuousConfig),
+            train_dataset=bench.scored.dataset(),
             peft_config=lora_config(experiment.lora),
             processing_class=reference.tokenizer,
             objectives=experiment.objectives,

@@ -85,8 +85,8 @@ def make_trainer(tiny_model: Path, args: MODPOConfig, rows: Dataset, **arguments
     kind = ContinuousTrainer if isinstance(args, ContinuousConfig) else MODPOTrainer
     return kind(
         AutoModelForCausalLM.from_pretrained(tiny_model),
-        args,
-        rows,
+        args=args,
+        train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
         peft_config=arguments.pop("peft_config", None) or LoraConfig(**LORA),
         objectives=arguments.pop("objectives", OBJECTIVES),

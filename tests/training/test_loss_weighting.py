@@ -76,7 +76,8 @@ def config(tmp_path: Path) -> Callable[..., MODPOConfig]:
 
 def trained(tiny_model: Path, args: MODPOConfig, rows: Dataset, kind: type[MODPOTrainer] = LossWeightingTrainer):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    trainer = kind(AutoModelForCausalLM.from_pretrained(tiny_model), args, rows, processing_class=tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    trainer = kind(model, args=args, train_dataset=rows, processing_class=tokenizer)
     trainer.train()
     return trainer
 

@@ -71,8 +71,8 @@ def make_trainer(
 ) -> MODPOTrainer:
     return MODPOTrainer(
         arguments.pop("model", None) or AutoModelForCausalLM.from_pretrained(tiny_model),
-        args,
-        rows,
+        args=args,
+        train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
         peft_config=LoraConfig(**LORA) if lora else None,
         **arguments,
@@ -301,7 +301,7 @@ def test_variables_of_the_chat_template(tiny_model: Path, config):
 
 def test_model_by_its_folder(tiny_model: Path, config, scored: Dataset):
     """A folder's name is enough: model and tokenizer are read from it."""
-    by_name = MODPOTrainer(str(tiny_model), config(), scored, peft_config=LoraConfig(**LORA))
+    by_name = MODPOTrainer(str(tiny_model), args=config(), train_dataset=scored, peft_config=LoraConfig(**LORA))
     by_name.train()
     assert_same_training(by_name, trained(tiny_model, config(), scored), tolerance=1e-6)
 
@@ -439,7 +439,7 @@ from modpo import MODPOConfig, MODPOTrainer
 
 given = json.loads(sys.argv[1])
 rows, args = Dataset.from_list(given["rows"]), MODPOConfig(**given["settings"])
-trainer = MODPOTrainer(given["model"], args, rows, peft_config=LoraConfig(**given["lora"]))
+trainer = MODPOTrainer(given["model"], args=args, train_dataset=rows, peft_config=LoraConfig(**given["lora"]))
 trainer.train()
 trainer.save_model(given["output"])
 """
@@ -485,8 +485,8 @@ def test_evaluation(tiny_model: Path, config, scored: Dataset):
     expected = 0.6 * -F.logsigmoid(-0.4 / 0.6 * margins).mean().item()
     trainer = MODPOTrainer(
         AutoModelForCausalLM.from_pretrained(tiny_model),
-        config(eval_strategy="steps", eval_steps=3, per_device_eval_batch_size=PROMPTS, learning_rate=0.05),
-        scored,
+        args=config(eval_strategy="steps", eval_steps=3, per_device_eval_batch_size=PROMPTS, learning_rate=0.05),
+        train_dataset=scored,
         eval_dataset=scored,
         peft_config=LoraConfig(**LORA),
     )
@@ -648,8 +648,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(tiny_mod
     spoil = Spoil()
     trainer = MODPOTrainer(
         AutoModelForCausalLM.from_pretrained(tiny_model),
-        config(max_grad_norm=clip),
-        scored,
+        args=config(max_grad_norm=clip),
+        train_dataset=scored,
         peft_config=LoraConfig(**LORA),
         callbacks=[spoil],
     )
@@ -673,7 +673,6 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(tiny_mod
         ({"ld_alpha": 0.5}, "ld_alpha: is 0.5; fix: leave it at None"),
         ({"use_weighting": True}, "use_weighting: is True; fix: leave it at False"),
         ({"sync_ref_model": True}, "sync_ref_model: is True; fix: leave it at False"),
-        ({"weights": None}, "weights: is None; fix: give {objective: weight, ...}"),
         ({"weights": {}}, "weights: is {}; fix: give"),
         ({"weights": {"better": 0.6, "short": 0.6}}, "weights: weights sum to 1.2, not 1"),
         ({"weights": {"better": 1.5, "short": -0.5}}, "weights.short: -0.5 is negative"),

@@ -96,13 +96,18 @@ def padded_logps(
 
 
 def padded_logits(
-    model: nn.Module, prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[Sequence[int]]]
+    model: nn.Module,
+    prompts_ids: Sequence[Sequence[int]],
+    responses_ids: Sequence[Sequence[Sequence[int]]],
+    pad_to_multiple_of: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The padded path's logits that predict the N response tokens, (N, V), these (N,), and where, (M, S-1) bool."""
     alone = [(p, r) for p, group in zip(prompts_ids, responses_ids, strict=True) for r in group]
 
     def padded(rows: Iterable[list[int]]) -> Tensor:
-        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(next(model.parameters()).device)
+        together = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        over = -together.shape[1] % (pad_to_multiple_of or 1)
+        return nn.functional.pad(together, (0, over)).to(next(model.parameters()).device)
 
     input_ids = padded([*p, *r] for p, r in alone)
     attention_mask = padded([1] * (len(p) + len(r)) for p, r in alone)
@@ -188,16 +193,22 @@ def reference_logps(
     responses_ids: Sequence[Sequence[Sequence[int]]],
     *,
     packing: bool,
+    autocast: torch.dtype | None = None,
 ) -> list[float]:
-    """Log-probs of all M responses under a model that is not being trained, a list of M. Without dropout."""
+    """Log-probs of all M responses under a model that is not being trained, a list of M. Without dropout.
+
+    Args:
+        autocast: the number format of mixed precision, in which the model is read; None: its own.
+    """
+    mixed = torch.autocast(next(model.parameters()).device.type, dtype=autocast, enabled=autocast is not None)
     if not packing:
         alone = zip(prompts_ids, responses_ids, strict=True)
-        with evaluating(model):
+        with evaluating(model), mixed:
             return [logp for prompt, group in alone for logp in padded_logps(model, [prompt], [group]).tolist()]
     inner = causal_lm(model)
     if not getattr(inner.forward, "takes_packed_rows", False):
         require_packable(inner)
-    with evaluating(model), packed_attention(inner):
+    with evaluating(model), packed_attention(inner), mixed:
         row = pack(prompts_ids, responses_ids).to(next(model.parameters()).device)
         return packed_logps(model, row).tolist()
 
@@ -208,10 +219,12 @@ def logps_by_group(
     responses_ids: Sequence[Sequence[Sequence[int]]],
     *,
     packing: bool,
+    autocast: torch.dtype | None = None,
 ) -> Iterator[list[float]]:
     """`reference_logps` of any number of groups, one list each, read in passes of at most TOKENS_PER_FORWARD."""
     sizes = [packed_tokens(prompt, group) for prompt, group in zip(prompts_ids, responses_ids, strict=True)]
     for part in runs(sizes, TOKENS_PER_FORWARD):
-        flat = iter(reference_logps(model, prompts_ids[part], responses_ids[part], packing=packing))
+        read = reference_logps(model, prompts_ids[part], responses_ids[part], packing=packing, autocast=autocast)
+        flat = iter(read)
         for group in responses_ids[part]:
             yield [next(flat) for _ in group]

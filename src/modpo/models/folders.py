@@ -14,6 +14,7 @@ from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.base.files import sha256_file
 from modpo.base.text import first_line
 from modpo.experiment.sections import Experiment, LoraSection, ModelSection
+from modpo.models.quantized import keep_differentiable, require_quantizer
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -86,6 +87,7 @@ def require_model(folder: Path, where: str, field: str = FIELD) -> None:
         raise InputError(Problem(where, field, f"{folder} has no .safetensors weights", fix))
     _require_own_weights(folder, where, field)
     _require_own_attention(folder, where, field)
+    require_quantizer(read_object(folder / "config.json", where, field), folder, where, field)
 
 
 def _require_own_weights(folder: Path, where: str, field: str) -> None:
@@ -270,6 +272,7 @@ def read_model(
     if missing := sorted(set(info["missing_keys"]) - set(brought)):
         problem = f"{folder} lacks {len(missing)} of the model's tensors ({missing[0]})"
         raise InputError(Problem(where, field, problem, f"name a complete model for {auto.__name__}"))
+    keep_differentiable(model)
     return model.eval()
 
 

@@ -27,6 +27,7 @@ from modpo.models.folders import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,6 +43,8 @@ class Reference(Protocol):
     def model(self) -> PreTrainedModel: ...
     @property
     def own_ends(self) -> list[int]: ...
+    @property
+    def autocast(self) -> torch.dtype | None: ...
 
 
 def answer_ends(reference: Reference, prompts: PromptGroups) -> list[int]:
@@ -60,7 +63,12 @@ class ReferenceModel:
     Args:
         where, field: what an error names: the experiment's file and line, and the field that names the model.
         clock: the date that the chat template sees.
+
+    Attributes:
+        autocast: the number format of mixed precision in which it is read: none, it is read in its own.
     """
+
+    autocast: torch.dtype | None = None
 
     def __init__(
         self,
@@ -131,14 +139,19 @@ class LoadedModel:
 
     Args:
         clock: the date that the chat template sees.
+        autocast: the number format of mixed precision in which it is read; None: its own.
     """
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, clock: Clock = TODAY
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        clock: Clock = TODAY,
+        autocast: torch.dtype | None = None,
     ) -> None:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self.model, self.tokenizer = model, clock.stop(tokenizer)
+        self.model, self.tokenizer, self.autocast = model, clock.stop(tokenizer), autocast
 
     @property
     def own_ends(self) -> list[int]:
@@ -159,8 +172,13 @@ class LoadedModel:
             for name, adapter in getattr(self.model, "peft_config", {}).items()
         }
         active = getattr(self.model, "active_adapters", []) if adapters else []
-        about = plain_json({"adapters": adapters, "active": active})
-        return {"config": decisive(self.model.config.to_dict()), **about, "weights": digest.hexdigest()}
+        about: dict[str, Any] = {"adapters": adapters, "active": active}
+        if self.autocast is not None:
+            about["autocast"] = str(self.autocast)
+        if any(getattr(module, "disable_adapters", False) is True for module in self.model.modules()):
+            about["adapters_disabled"] = True
+        config = decisive(self.model.config.to_dict())
+        return {"config": config, **plain_json(about), "weights": digest.hexdigest()}
 
 
 def _require_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path, where: str, field: str) -> None:

@@ -26,7 +26,7 @@ from modpo.data.clock import TODAY, Clock
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.loading import load_groups
 from modpo.data.prompt_group import UNNAMED
-from modpo.data.rows import rows_from_dataset
+from modpo.data.rows import rows_from_dataset, rows_from_list
 from modpo.data.text_notes import COUNTED, text_notes
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
 from modpo.data.tokens import identity as tokenizer_identity
@@ -44,6 +44,7 @@ from modpo.scored.equal_tokens import EqualTokens, differing, first_equal
 from modpo.scored.labels import draw_bradley_terry
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -192,7 +193,8 @@ class Scorer:
 
             rows = dataset.select(indices)
             prompts_ids, responses_ids = rows["prompt_ids"][:], rows["responses_ids"][:]
-            for logps in logps_by_group(self.reference.model, prompts_ids, responses_ids, packing=packing):
+            model, autocast = self.reference.model, self.reference.autocast
+            for logps in logps_by_group(model, prompts_ids, responses_ids, packing=packing, autocast=autocast):
                 if not np.isfinite(logps).all():
                     fix = "check the model's weights and dtype"
                     raise NumericError(f"a reference log-prob is not finite: {logps}; fix: {fix}")
@@ -270,8 +272,9 @@ def score_experiment(experiment: Experiment) -> ScoredData:
 
 
 def score_dataset(
-    rows: Dataset,
+    rows: Dataset | list[Row],
     *,
+    name: str = "data set",
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     objectives: Mapping[str, Objective],
@@ -283,13 +286,16 @@ def score_dataset(
     skip_empty: bool = False,
     template_kwargs: Mapping[str, Any] | None = None,
     clock: Clock = TODAY,
+    autocast: torch.dtype | None = None,
 ) -> Dataset:
     """Preference rows in memory -> scored data, with `model` as the reference policy.
 
     An objective without a reward and without pairs is a column of the rows: `chosen_<name>`, `rejected_<name>`.
 
     Args:
+        name: what messages call the rows.
         template_kwargs: variables of the chat template for all rows. clock: the date that the template sees.
+        autocast: the number format of mixed precision in which the model is read; None: its own.
     """
     sections = {
         name: objective.reward or RewardSection(column=name)
@@ -302,15 +308,14 @@ def score_dataset(
         section, cache_dir or default_cache_dir(), max_length, max_prompt_length, packing, clock=clock
     )
     scorer = Scorer(
-        reference=LoadedModel(model, tokenizer, clock),
+        reference=LoadedModel(model, tokenizer, clock, autocast),
         rewards={n: load_reward(s, context, where="objectives", name=n) for n, s in sections.items()},
         context=context,
         label_sets={name: label_set for name, label_set in label_sets.items() if label_set != DRAWN},
         objectives={name: objective for name, objective in objectives.items() if objective.calibration == "none"},
     )
-    groups = group_rows(
-        rows_from_dataset(rows), columns=columns, skip_empty=skip_empty, template_kwargs=template_kwargs
-    )
+    read = rows_from_list(rows, name) if isinstance(rows, list) else rows_from_dataset(rows, name)
+    groups = group_rows(read, columns=columns, skip_empty=skip_empty, template_kwargs=template_kwargs)
     for warning in groups.warnings:
         say(f"warning: {warning}")
     return scorer.score(groups).dataset()

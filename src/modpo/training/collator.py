@@ -1,37 +1,22 @@
-"""From rows to batches: the rows that a trainer trains on, and what is read of them.
-
-Rows are scored first. A batch says what to read, which responses form pairs, and what is known of them.
-"""
+"""From scored rows to batches: a batch says what to read, which responses form pairs, and what is known of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from datasets import Dataset
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights
-from modpo.data.clock import TODAY, Clock
-from modpo.data.prompt_group import UNNAMED
 from modpo.experiment.primary import Choice, Margins, choose
-from modpo.experiment.sections import Objective
 from modpo.forward.packing import pack, packed_tokens, runs
 from modpo.scored.calibration import UNCALIBRATED, Calibration
 from modpo.scored.data import PAIRS_PREFIX, REWARD_PREFIX
-from modpo.scored.scorer import score_dataset
-
-if TYPE_CHECKING:
-    from modpo.training.config import MODPOConfig
 
 Row = Mapping[str, Any]
-
-DECIDING = ("ref_logps", "first_equal")  # fields that, beside pairs and rewards, decide what is trained on
 
 
 @dataclass(frozen=True)
@@ -63,6 +48,8 @@ class GroupCollator:
         regression_below: weight of k from which on its pairs are read, see `modpo.experiment.primary`.
         packing: whether to lay the groups of a part out in one row.
         max_packed_tokens: see `MODPOConfig`.
+        whole_sequences: whether a batch holds the sequences of its pairs too, as TRL's does, for `compute_metrics`.
+        pad_token_id: what these are padded with.
     """
 
     weights: Weights
@@ -72,17 +59,33 @@ class GroupCollator:
     regression_below: float = 0.0
     packing: bool = True
     max_packed_tokens: int = 2048
+    whole_sequences: bool = False
+    pad_token_id: int = 0
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """One batch from some rows.
 
         Returns:
             `parts`, each from consecutive groups of at most `max_packed_tokens` together (one group at least), see
-            `part`.
+            `part`. With `whole_sequences`, the `input_ids` (2 B, T) of all B pairs and their `attention_mask`: B times
+            prompt and chosen, then B times prompt and rejected response.
         """
         groups = [self.group(row) for row in rows]
         sizes = [packed_tokens(group.prompt_ids, group.responses_ids) for group in groups]
-        return {"parts": [self.part(groups[part]) for part in runs(sizes, self.max_packed_tokens)]}
+        batch = {"parts": [self.part(groups[part]) for part in runs(sizes, self.max_packed_tokens)]}
+        return {**batch, **self._sequences(groups)} if self.whole_sequences else batch
+
+    def _sequences(self, groups: Sequence[ReadGroup]) -> dict[str, Tensor]:
+        pairs = [(group, pair) for group in groups for pair in group.pairs]
+        rows = [
+            torch.tensor([*group.prompt_ids, *group.responses_ids[pair[side]]])
+            for side in (0, 1)
+            for group, pair in pairs
+        ]
+        return {
+            "input_ids": pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        }
 
     def choices(self, row: Row) -> list[Choice]:
         """The primary objective of a row, and the pairs it is trained on. Of MODPO there is one."""
@@ -148,67 +151,3 @@ class GroupCollator:
             return {**batch, "packed_row": row, "tokens": row.layout.length}
         tokens = sum(len(group.prompt_ids) + len(ids) for group in groups for ids in group.responses_ids)
         return {**batch, "prompts_ids": prompts, "responses_ids": responses, "tokens": tokens}
-
-
-def require_calibrations(objectives: Mapping[str, Objective], collator: GroupCollator) -> None:
-    """Check that each objective that asks for a calibration has one.
-
-    Raises:
-        InputError: one has none.
-    """
-    if missing := [n for n, o in objectives.items() if o.calibration != "none" and n not in collator.calibrations]:
-        fix = "pass `calibrations=scored.calibrations`, or use `calibration: none`"
-        raise InputError(Problem("MODPOTrainer", f"objectives.{missing[0]}.calibration", "was not fitted", fix))
-
-
-def trainable_rows(rows: Dataset, collator: GroupCollator, name: str) -> Dataset:
-    """The rows that hold something to train on at this preference vector.
-
-    Raises:
-        InputError: none does.
-    """
-    needed = [c for c in rows.column_names if c.startswith((PAIRS_PREFIX, REWARD_PREFIX)) or c in DECIDING]
-    read = rows.select_columns(needed)
-    kept = [i for i, row in enumerate(read) if any(choice.pairs for choice in collator.choices(row))]
-    if not kept:
-        active = ", ".join(n for n, weight in collator.weights.items() if weight > 0)
-        problem = f"nothing to train on at this preference vector, in {len(rows)} prompts"
-        fix = f"of {active}, one needs pairs and the others a reward, or all a reward and prompts two responses"
-        raise InputError(Problem(name, "pairs", problem, fix))
-    return rows if len(kept) == len(rows) else rows.select(kept)
-
-
-def scored_rows(
-    rows: Dataset,
-    args: MODPOConfig,
-    objectives: Mapping[str, Objective],
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Dataset:
-    """Scored data as it is; preference rows are scored first.
-
-    Raises:
-        InputError: scored data without pairs and rewards of an objective that has a weight.
-    """
-    if "ref_logps" in rows.column_names:
-        known = {c.partition("/")[2] for c in rows.column_names if c.startswith((PAIRS_PREFIX, REWARD_PREFIX))}
-        if missing := [name for name, weight in args.vector.items() if weight > 0 and name not in known]:
-            problem = f"holds neither pairs nor rewards of {', '.join(missing)}"
-            fix = f"score the data with objectives {', '.join(missing)}"
-            raise InputError(Problem("train_dataset", REWARD_PREFIX + missing[0], problem, fix))
-        return rows
-    labelled = {n: o.pairs for n, o in objectives.items() if o.pairs is not None and n in args.vector}
-    return score_dataset(
-        rows,
-        model=model,
-        tokenizer=tokenizer,
-        objectives={name: objectives.get(name, Objective(name)) for name in args.vector},
-        label_sets=labelled or {args.objective or next(iter(args.vector)): UNNAMED},
-        cache_dir=Path(args.cache_dir) if args.cache_dir else None,
-        max_length=args.max_length or 1 << 30,
-        max_prompt_length=args.max_prompt_length,
-        packing=args.packing,
-        skip_empty=args.skip_empty,
-        template_kwargs=args.template_kwargs,
-        clock=Clock(Path(args.output_dir), writes=True) if args.output_dir else TODAY,
-    )

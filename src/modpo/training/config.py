@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights, read_weights
 from modpo.experiment.chat_settings import FIELD, reserved
 from modpo.experiment.primary import smallest_primary_weight
-from modpo.training.loss import LOSS_TYPES
+from modpo.training.trl_settings import refused
+
+ONLY_OBJECTIVE = "preference"  # what the objective of the pairs is called where none is named
 
 
 @dataclass
@@ -26,7 +29,11 @@ class MODPOConfig(DPOConfig):
     """
 
     weights: dict[str, float] | str | None = field(
-        default=None, metadata={"help": "Weight of each objective, by name; at least 0, sum 1."}
+        default=None,
+        metadata={
+            "help": "Weight of each objective, by name; at least 0, sum 1. A command line gives it as JSON. Default: 1 "
+            "for the one objective that the pairs are labelled by, which is DPO."
+        },
     )
     objective: str | None = field(
         default=None,
@@ -86,13 +93,14 @@ class MODPOConfig(DPOConfig):
         default=None,
         metadata={"help": "Where reference log-probs and rewards are kept. Default: ~/.cache/modpo."},
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Stays off: the collator reads columns that the model does not."}
-    )
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             self.use_cpu = True  # bf16 on a CPU has to be asked for
+        if self.weights is None:
+            self.weights = {self.objective or ONLY_OBJECTIVE: 1.0}
+        for name in ("weights", FIELD):
+            setattr(self, name, _read_json(name, getattr(self, name)))
         super().__post_init__()
         if not isinstance(self.weights, dict) or not self.weights:
             raise InputError(Problem("MODPOConfig", "weights", f"is {self.weights!r}", "give {objective: weight, ...}"))
@@ -110,24 +118,11 @@ class MODPOConfig(DPOConfig):
         if self.objective is not None and self.objective not in self.vector:
             fix = f"use one of: {', '.join(self.vector)}"
             yield Problem("MODPOConfig", "objective", f"unknown objective {self.objective!r}", fix)
-        if len(self.loss_type) != 1 or self.loss_type[0] not in LOSS_TYPES:
-            fix = f"use one of {', '.join(LOSS_TYPES)}: the others divide or reorder, so the margin would be lost"
-            yield Problem("MODPOConfig", "loss_type", f"is {self.loss_type}", fix)
         if self.regression_below is not None and not 0 <= self.regression_below <= 1:
             yield Problem("MODPOConfig", "regression_below", f"is {self.regression_below}", "give a weight from 0 to 1")
         if not 0 <= self.anchor < math.inf:
             yield Problem("MODPOConfig", "anchor", f"is {self.anchor}", "give a number of 0 or more")
-        for name, neutral in {
-            "loss_weights": None,
-            "f_divergence_type": "reverse_kl",
-            "ld_alpha": None,
-            "use_weighting": False,
-            "sync_ref_model": False,
-            "truncation_mode": "keep_start",  # all responses of a prompt share what is kept of it
-        }.items():
-            if getattr(self, name) != neutral:
-                fix = f"leave it at {neutral!r}: with another value the loss would not be MODPO's"
-                yield Problem("MODPOConfig", name, f"is {getattr(self, name)!r}", fix)
+        yield from refused(self)
 
     def smallest_primary_weight(self) -> float:
         """The weight from which on the pairs of objective k are read, where there is a choice."""
@@ -143,3 +138,18 @@ class MODPOConfig(DPOConfig):
         """The preference vector, read: objectives in the order of `weights`."""
         assert isinstance(self.weights, dict)
         return self.weights
+
+
+def _read_json(name: str, value: Any) -> Any:
+    """A field's value; of text, as command lines give it, what it says.
+
+    Raises:
+        InputError: the text is no JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        fix = """write it as JSON, in quotes: '{"name": value}'"""
+        raise InputError(Problem("MODPOConfig", name, f"is {value!r}", fix)) from None

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -97,18 +96,12 @@ class ContinuousTrainer(MODPOTrainer):
     data_collator: Any
 
     def __init__(
-        self,
-        model: str | PreTrainedModel,
-        args: ContinuousConfig,
-        train_dataset: Dataset,
-        *,
-        peft_config: PeftConfig,
-        **kwargs: Any,
+        self, model: str | PreTrainedModel, *, args: ContinuousConfig, peft_config: PeftConfig, **kwargs: Any
     ) -> None:
         if problem := not_plain(peft_config.to_dict()):
             fix = "give a plain LoraConfig: nothing but low-rank updates of linear layers can be steered"
             raise InputError(Problem("ContinuousTrainer", "peft_config", problem, fix))
-        super().__init__(model, args, train_dataset, peft_config=peft_config, **kwargs)
+        super().__init__(model, args=args, peft_config=peft_config, **kwargs)
         self.adapters = adapter_names(list(args.vector))
         for adapter in list(self.adapters.values())[1:]:
             self.model.add_adapter(adapter, peft_config)
