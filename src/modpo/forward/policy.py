@@ -131,6 +131,6 @@ def flat_logps(
     packing: bool,
 ) -> list[float]:
     """log pi(y|x) of all responses of N prompts, one flat list, nats."""
-    from modpo.forward.logprobs import logps_by_group
+    from modpo.forward.frozen import logps_by_group
 
     return [x for group in logps_by_group(model, prompts_ids, responses_ids, packing=packing) for x in group]

@@ -106,7 +106,7 @@ def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
         processing_class=run.reference.tokenizer,
         peft_config=lora_config(experiment.lora) if experiment.lora else None,
         callbacks=[FiniteGradients()],
-        reading=Reading(room, answer_ends(run.reference, prompts), experiment.training.packing),
+        reading=Reading(room, answer_ends(run.reference, prompts), experiment.training.packs),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
