@@ -51,6 +51,9 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
     _check_adapters(experiment)
     training_arguments(experiment, weights, experiment.output_dir)
     check_settings(experiment, weights)
+    if experiment.lora is None and experiment.sweep.method != "best_of_n" and experiment.model.dtype != "float32":
+        problem = f"all weights are trained in {experiment.model.dtype}, where small steps are rounded away"
+        say(f"warning: {experiment.where('model.dtype')}:model.dtype: {problem}; fix: leave it out, for float32")
 
 
 def check_experiment(experiment: Experiment) -> None:
