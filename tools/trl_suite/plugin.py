@@ -78,7 +78,6 @@ def put_modpo_in_place() -> None:
 
     import modpo
 
-    _ask_for(modpo.MODPOConfig, weights={"preference": 1.0})
     trl.DPOConfig, trl.DPOTrainer = modpo.MODPOConfig, modpo.MODPOTrainer
 
 
