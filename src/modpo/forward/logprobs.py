@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from modpo.base.costs import count
 from modpo.forward.head import head_logps, head_readings, logits_readings, wide
 from modpo.forward.packing import PackedRow
+from modpo.forward.packing_needs import beyond, unpackable
 from modpo.forward.rope import fixed_up_to, forget_longer_rows, read_together
 
 
@@ -57,6 +58,7 @@ def attach_packed_forward(model: PreTrainedModel) -> None:
     ) -> Any:
         if packed_row is None:
             return plain_forward(*args, **kwargs)
+        _require_fixed_rope(self, packed_row)
         hidden = self.base_model(
             input_ids=packed_row.input_ids,
             position_ids=packed_row.position_ids,
@@ -72,6 +74,13 @@ def attach_packed_forward(model: PreTrainedModel) -> None:
 
     forward.__dict__["takes_packed_rows"] = True
     model.forward = types.MethodType(forward, model)
+
+
+def _require_fixed_rope(model: PreTrainedModel, row: PackedRow) -> None:
+    """Refuse responses so long that others beside them would be read in another way."""
+    limit = fixed_up_to(model.config)
+    if limit is not None and int(row.position_ids.max()) + 2 > limit:  # a response's last token is not read
+        raise unpackable(model.config, beyond(limit))
 
 
 def has_plain_weights(head: nn.Module) -> bool:

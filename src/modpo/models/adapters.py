@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import InputError, Problem
@@ -12,6 +13,7 @@ from modpo.base.finite import nonfinite_tensors
 from modpo.base.text import first_line
 from modpo.experiment.sections import LoraSection
 from modpo.models.folders import ADAPTER_CONFIG, lora_config, read_object, tensor_shapes
+from modpo.models.quantized import dequantized, is_quantized
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -70,11 +72,22 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """A saved adapter merged into the weights of its base, which is changed."""
+    """A saved adapter merged into the weights of its base, which is changed; into whole weights if it is quantised."""
     from peft import PeftModel
 
-    merged: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
+    base = dequantized(model) if is_quantized(model) else model
+    merged: PreTrainedModel = PeftModel.from_pretrained(base, folder).merge_and_unload().eval()
     return merged
+
+
+def merged_adapters(model: PeftModel) -> PreTrainedModel:
+    """A model with its adapters merged into the weights of its base, see `merge_adapter`."""
+    if not is_quantized(model):
+        merged: PreTrainedModel = model.merge_and_unload()
+        return merged
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return merge_adapter(model.unload(), Path(folder))
 
 
 def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> PeftModel:

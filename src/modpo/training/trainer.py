@@ -34,7 +34,6 @@ from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.forward.packability import choose_packing
-from modpo.forward.packing_needs import Needs
 from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
 from modpo.scored.calibration import Calibration
 from modpo.training.arguments import disable_functional_dropout, most_packed_tokens
@@ -118,8 +117,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
         use_pad_token(tokenizer, args.pad_token)
         collator.pad_token_id = tokenizer.pad_token_id
-        adapters = () if peft_config is None else (peft_config,)
-        self._needs, self._asked_packing = Needs(args.max_length, args.neftune_noise_alpha, adapters), args.packing
+        self._asked_packing, self._needs = args.packing, args.needs(peft_config)
         args.packing = collator.packing = choose_packing(args.packing, policy, self._needs)
         say_what_has_no_effect(args, packing=args.packing)
         self._kept_reference = KeptReference(reference, peft_config, read_again)
@@ -158,7 +156,6 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
             calibrations=calibrations,
             objective=args.objective,
             regression_below=args.smallest_primary_weight(),
-            packing=args.packs,
             # Gradients and metrics meet after every pass: with unequal numbers of them, processes would wait.
             max_packed_tokens=(
                 sys.maxsize if args.world_size > 1 else most_packed_tokens(args.max_packed_tokens, args.device.type)
