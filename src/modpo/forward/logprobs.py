@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -152,8 +153,7 @@ def _logits_together(model: nn.Module, texts: Sequence[Sequence[int]], multiple:
 
 def virtual_tokens(model: nn.Module) -> int:
     """How many tokens of its own a model's adapter (prompt, prefix, p-tuning) puts before every row; 0 for most."""
-    adapters = getattr(model, "peft_config", {})
-    mine = [adapters[name] for name in getattr(model, "active_adapters", ())] if adapters else []
+    mine = [model.peft_config[name] for name in model.active_adapters] if isinstance(model, PeftModel) else []
     return sum(adapter.num_virtual_tokens for adapter in mine if adapter.is_prompt_learning)
 
 
