@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tools import experiment_reference as reference
 
 from modpo.base.errors import InputError, Problem
 from modpo.cli import main
@@ -18,6 +17,7 @@ from modpo.experiment import keys
 from modpo.experiment.file import read_experiment, to_yaml
 from modpo.experiment.objectives import RewardSection
 from modpo.experiment.sections import Experiment, LoraSection, TrainingSection, resolved
+from tools import experiment_reference as reference
 
 GOOD = """\
 # an experiment

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tools import experiment_reference as reference
 
 from modpo import cli
 from modpo.base import errors
@@ -25,6 +24,7 @@ from modpo.experiment.objectives import Objective
 from modpo.front.pareto import Hypervolume, Score
 from modpo.front.schema import Estimate, Front, FrontObjective, Point, write_front
 from tests.repository.documents import README, ROOT, blocks, inline_code, section, table
+from tools import experiment_reference as reference
 
 SOURCE = ROOT / "src" / "modpo"
 EXPERIMENT = (ROOT / "docs" / "experiment.md").read_text("utf-8")

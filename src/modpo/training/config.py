@@ -117,6 +117,9 @@ class MODPOConfig(DPOConfig):
             yield Problem("MODPOConfig", "regression_below", f"is {self.regression_below}", "give a weight from 0 to 1")
         if not 0 <= self.anchor < math.inf:
             yield Problem("MODPOConfig", "anchor", f"is {self.anchor}", "give a number of 0 or more")
+        if self.router_aux_loss_coef:
+            fix = "leave it out: the router's auxiliary loss is no part of MODPO's loss, and stays off"
+            yield Problem("MODPOConfig", "router_aux_loss_coef", f"is {self.router_aux_loss_coef}", fix)
         for name, neutral in {
             "loss_weights": None,
             "f_divergence_type": "reverse_kl",

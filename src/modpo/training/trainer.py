@@ -39,6 +39,7 @@ from modpo.training.logs import LOSS, MeanLogs
 from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss, weighted_rewards
 from modpo.training.metrics import margin_totals, response_totals, reward_totals, total
 from modpo.training.model_card import PAPER
+from modpo.training.model_checks import require_trainable, without_router_loss
 from modpo.training.pair_logits import pair_logits
 
 # At step 0 policy and reference are the same model; what they may differ by is rounding, relative to the log-prob.
@@ -94,6 +95,8 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
             model = AutoModelForCausalLM.from_pretrained(model, **(safe | (args.model_init_kwargs or {})))
         if not hasattr(model, "hf_device_map"):
             model.to(args.device)  # scoring comes before the trainer would move it
+        require_trainable(model, peft_config)
+        without_router_loss(model, args)
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
         if args.packing:
             require_packable(causal_lm(model))
@@ -144,9 +147,6 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
 
     def _prepare_model(self) -> None:
         """Make the model that TRL has prepared one of which log-probs are read our way."""
-        if self.aux_loss_enabled:
-            problem, fix = "the router's auxiliary loss is not part of MODPO's loss", "set router_aux_loss_coef to 0"
-            raise InputError(Problem("MODPOConfig", "router_aux_loss_coef", problem, fix))
         self._causal_lm = causal_lm(self.model)
         join_adapters(self)
         if self.args.disable_dropout:
