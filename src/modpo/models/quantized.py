@@ -61,6 +61,7 @@ def keep_differentiable(model: nn.Module) -> None:
     Raises:
         EnvironmentFault: it was read so already. The way back is not exact.
     """
+    module: Any  # bitsandbytes' own layers
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
