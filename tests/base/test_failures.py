@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from modpo.base.errors import EnvironmentFault, InputError, IntegrityError, NumericError, Problem
-from modpo.base.failures import done_or_recorded
+from modpo.base.errors import AGAIN, EnvironmentFault, InputError, IntegrityError, NumericError, Problem
+from modpo.base.failures import done_or_recorded, fix_of
 
 SECRET = "hf_" + "aB3" * 8
 
@@ -56,3 +56,22 @@ def test_what_the_rest_would_meet_too_is_raised(tmp_path: Path, error: BaseExcep
     with pytest.raises(type(error)):
         done_or_recorded(raising(error), "a", tmp_path / "a.json", {})
     assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("reasons", "again"),
+    [
+        (["RuntimeError: only Tensors of floating point dtype can require gradients"], False),
+        (["NumericError: step 3: the loss is not finite", "ValueError: a mistake"], False),
+        (["MemoryError: out of memory: MemoryError; fix: lower it"], True),
+        (["ValueError: a mistake", "OutOfMemoryError: out of memory: CUDA out of memory. Tried 2 GiB"], True),
+        ([f"PartialFailure: run: 1 of 2 points failed: a; fix: free memory, and {AGAIN}"], True),
+        (["PartialFailure: run: 1 of 2 points failed: a; fix: mend the cause"], False),
+    ],
+)
+def test_the_same_again_is_advised_where_it_can_help_only(tmp_path: Path, reasons: list[str], again: bool) -> None:
+    records = [tmp_path / f"point{i}.json" for i in range(len(reasons))]
+    for record, reason in zip(records, reasons, strict=True):
+        record.write_text(json.dumps({"name": record.stem, "reason": reason}))
+    assert (AGAIN in fix_of(records)) == again
+    assert AGAIN not in fix_of([tmp_path / "nothing.json"])

@@ -289,8 +289,9 @@ def test_trouble_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code, 
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: {words}")
     assert printed.count("\n") == 1
-    assert main(["report", "x", "--debug"]) == code
-    assert "Traceback" in capsys.readouterr().err
+    for asked in (["report", "x", "--debug"], ["--debug", "report", "x"]):
+        assert main(asked) == code
+        assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,17 @@ def test_what_the_trainer_would_refuse_is_refused(
         check_training(change(without_sft(experiment)), WEIGHTS)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "lora", "warned"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
+)
+def test_training_all_weights_in_16_bits_is_warned_of(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str], dtype: str, lora: bool, warned: int
+) -> None:
+    model = replace(experiment.model, dtype=dtype)
+    check_training(replace(without_sft(experiment), model=model, lora=LoraSection() if lora else None), WEIGHTS)
+    assert capsys.readouterr().err.count("all weights are trained in bfloat16") == warned
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     require_writable(tmp_path / "new" / "folder", "output_dir")

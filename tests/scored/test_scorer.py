@@ -389,11 +389,11 @@ def test_held_out_prompts_are_not_trained_on(house):
 
 KILLED_IN_REFERENCE = """
 import os, signal, sys
-import modpo.forward.logprobs
+import modpo.forward.frozen
 from modpo.experiment.file import read_experiment
 from modpo.scored.scorer import score_experiment
 
-real, groups = modpo.forward.logprobs.reference_logps, 0
+real, groups = modpo.forward.frozen.reference_logps, 0
 
 def dies_in_the_second_shard(model, prompts, responses, **kwargs):
     global groups
@@ -402,7 +402,7 @@ def dies_in_the_second_shard(model, prompts, responses, **kwargs):
     groups += len(prompts)
     return real(model, prompts, responses, **kwargs)
 
-modpo.forward.logprobs.reference_logps = dies_in_the_second_shard
+modpo.forward.frozen.reference_logps = dies_in_the_second_shard
 score_experiment(read_experiment(sys.argv[1]))
 """
 

@@ -519,7 +519,7 @@ def test_another_beta_weight_and_seed_score_nothing_again(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("reference log-probs were computed again")
 
-    monkeypatch.setattr("modpo.forward.logprobs.reference_logps", fail)
+    monkeypatch.setattr("modpo.forward.frozen.reference_logps", fail)
     other = {"beta": 0.5, "weights": {"better": 0.1, "short": 0.9}, "seed": 7, "output_dir": str(tmp_path / "other")}
     trained(tiny_model, config(cache_dir=str(cache), **other), preference_rows())
     assert files(cache / "scored") == before
@@ -709,7 +709,7 @@ def test_a_model_that_cannot_be_packed_is_refused_before_anything_is_scored(tiny
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.config.sliding_window = 8
     with pytest.raises(InputError, match="slides over a window of 8 tokens; fix: set `packing: false`"):
-        trained(tiny_model, config(cache_dir=str(tmp_path / "cache")), preference_rows(), model=model)
+        trained(tiny_model, config(packing=True, cache_dir=str(tmp_path / "cache")), preference_rows(), model=model)
     assert not (tmp_path / "cache").exists()
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
-from modpo.base.errors import EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line
+from modpo.base.errors import AGAIN, EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line
 from modpo.base.interrupts import raised
 from modpo.base.text import first_line, printable
 from modpo.base.version import installed_version
@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("-V", "--version", action=_Version, nargs=0, help="show the version and leave")
+    _add_debug(parser)
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, module in SUBCOMMANDS.items():
@@ -126,9 +127,14 @@ def _parser() -> argparse.ArgumentParser:
             name, help=module.HELP, description=f"{module.HELP.capitalize()}.", allow_abbrev=False
         )
         module.add_arguments(command)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        _add_debug(command)
         command.set_defaults(run=module.run)
     return parser
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    """`--debug` is taken before and behind the subcommand."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def _explain(error: BaseException) -> tuple[list[str], int]:
@@ -136,7 +142,7 @@ def _explain(error: BaseException) -> tuple[list[str], int]:
     if isinstance(error, ModpoError):
         return typed(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        line = "interrupted; fix: run the same command again to go on"
+        line = f"interrupted; fix: {AGAIN} to go on"
         return [line], getattr(error, "exit_code", INTERRUPTED)
     if isinstance(error, OSError) and error.errno in REFUSALS:
         problem, fix = REFUSALS[error.errno]

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from modpo.base.errors import InputError, PartialFailure, Problem
-from modpo.base.failures import done_or_recorded
+from modpo.base.failures import FAILED, done_or_recorded, fix_of
 from modpo.base.files import locked
 from modpo.base.progress import say
 from modpo.comparison.result import Comparison, FailedSweep, compare
@@ -72,15 +72,16 @@ def run_comparison(experiment: Experiment, command: str) -> None:
         say(f"sweep {number} of {len(members)}: {member.name}")
         about = {"method": member.method, "seed": member.seed}
         run = partial(run_pipeline, member.experiment)
-        if done_or_recorded(run, member.name, _record(experiment, member), about):
+        if done_or_recorded(run, member.name, _record(experiment, member.method, member.seed), about):
             done = _compare_and_write(experiment, members, member, command)
     if done is not None:
         show(done)
     if failed := _failures(experiment, members):
+        fix = fix_of([_record(experiment, sweep.method, sweep.seed) for sweep in failed])
         raise PartialFailure(
             f"{experiment.output_dir}: {len(failed)} of {len(members)} sweeps failed: "
             f"{', '.join(f'{f.method} with seed {f.seed}' for f in failed)}; "
-            "fix: run the same command again, what is finished is kept"
+            f"fix: {fix}; what is finished is kept"
         )
 
 
@@ -120,12 +121,12 @@ def _section(experiment: Experiment) -> ComparisonSection:
     return experiment.comparison
 
 
-def _record(experiment: Experiment, member: Member) -> Path:
-    return experiment.output_dir / "failed" / f"{member.method}-seed{member.seed}.json"
+def _record(experiment: Experiment, method: str, seed: int) -> Path:
+    return experiment.output_dir / FAILED / f"{method}-seed{seed}.json"
 
 
 def _failures(experiment: Experiment, members: list[Member]) -> list[FailedSweep]:
-    paths = [_record(experiment, member) for member in members]
+    paths = [_record(experiment, member.method, member.seed) for member in members]
     return [FailedSweep(**json.loads(path.read_text("utf-8"))) for path in paths if path.is_file()]
 
 

@@ -27,6 +27,7 @@ from modpo.evaluation.sweep_costs import sweep_ledger
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.proxy import is_proxied
 from modpo.experiment.sections import Experiment, Resolved, RewardSection, resolved
+from modpo.forward.packing_choice import with_packing
 from modpo.front.audit import Audit, audit
 from modpo.front.ledger import cost_summary, write_ledger
 from modpo.front.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
@@ -60,6 +61,7 @@ def evaluate_sweep(experiment: Experiment) -> Front:
 
 def _measure(experiment: Resolved, trained: list[SweptPoint]) -> Front:
     reference = ReferenceModel.of(experiment)
+    experiment = with_packing(experiment, reference)
     scorer = experiment_scorer(experiment, reference)
     for warning in scorer_warnings(experiment):
         say(f"warning: {warning}")
@@ -69,7 +71,7 @@ def _measure(experiment: Resolved, trained: list[SweptPoint]) -> Front:
     prompts = _measured_prompts(experiment, held_out, rewards)
     answered = scorer.score(prompts, scored.calibrations) if len(rewards) < len(experiment.objectives) else None
     room = experiment.data.prompt_room(experiment.evaluation.max_new_tokens)
-    questions = Questions(reference, prompts, experiment.evaluation, room, experiment.training.packing)
+    questions = Questions(reference, prompts, experiment.evaluation, room, experiment.training.packs)
     measurer = Measurer(experiment, questions, rewards, answered, scored.calibrations, scorer.rewards)
     measured = [measurer.measure(REFERENCE_POINT)]
     measurer = replace(measurer, audited=_audited(scorer, measurer, measured[0]))

@@ -75,7 +75,7 @@ def expected_cost(
         paired,
         batch_size=training.per_device_train_batch_size,
         most_tokens=most_packed_tokens(training.max_packed_tokens, where),
-        packing=training.packing,
+        packing=training.packs,
         seed=experiment.seed,
     )
     largest = max(passes, key=lambda work: work.read)
@@ -92,7 +92,7 @@ def expected_cost(
             shape,
             largest,
             longest=max(prompt + max(responses) for prompt, responses in paired),
-            packing=training.packing,
+            packing=training.packs,
             gradient_checkpointing=checkpointing,
             heap_share=HEAP_SHARE if where == "cpu" else 0,
             process=psutil.Process().memory_info().rss if where == "cpu" else 0,

@@ -21,6 +21,7 @@ from modpo.evaluation.scorers import scorer_warnings
 from modpo.experiment.primary import Margins, choose
 from modpo.experiment.sections import Experiment, resolved
 from modpo.forward.packing import pack
+from modpo.forward.packing_choice import expected_packing
 from modpo.inspection.cost import expected_cost
 from modpo.inspection.inspection import Example, Inspection
 from modpo.inspection.reward_statistics import (
@@ -60,6 +61,7 @@ def look(experiment: Experiment) -> Inspection:
     train, held_out = load_groups(experiment)
     rewards = quick_rewards(experiment.objectives, load_ready_rewards(experiment))
     reference = ReferenceModel.of(experiment, writes=False)
+    experiment = expected_packing(experiment, reference)
     indices = sample_indices(len(train), experiment.seed)
     tokens = _tokenize(experiment, train, indices, reference)
     scores = {name: _score(train, indices, name, reward) for name, reward in rewards.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import InputError, Problem
@@ -12,9 +13,10 @@ from modpo.base.finite import nonfinite_tensors
 from modpo.base.text import first_line
 from modpo.experiment.sections import LoraSection
 from modpo.models.folders import ADAPTER_CONFIG, lora_config, read_object, tensor_shapes
+from modpo.models.quantized import dequantized, is_quantized
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -22,6 +24,10 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = ("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode")
 # Settings that make PEFT look beyond the folder: import a module, read other adapters.
 REACHES_OUT = ("megatron_config", "adapters")
+HEAD_PROBLEM = (
+    "puts an adapter on the output head (`lm_head`), whose weights are read past it: it would never be trained"
+)
+HEAD_FIX = "take `lm_head` out of `target_modules`"
 
 
 def adapter_config(folder: Path, where: str, field: str) -> dict[str, Any]:
@@ -70,11 +76,22 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """A saved adapter merged into the weights of its base, which is changed."""
+    """A saved adapter merged into the weights of its base, which is changed; into whole weights if it is quantised."""
     from peft import PeftModel
 
-    merged: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
+    base = dequantized(model) if is_quantized(model) else model
+    merged: PreTrainedModel = PeftModel.from_pretrained(base, folder).merge_and_unload().eval()
     return merged
+
+
+def merged_adapters(model: PeftModel) -> PreTrainedModel:
+    """A model with its adapters merged into the weights of its base, see `merge_adapter`."""
+    if not is_quantized(model):
+        merged: PreTrainedModel = model.merge_and_unload()
+        return merged
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return merge_adapter(model.unload(), Path(folder))
 
 
 def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> PeftModel:
@@ -93,7 +110,30 @@ def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> 
         problem = f"do not fit the model: {first_line(error)}"
         fix = "set `target_modules: all-linear`, or name modules of this model"
         raise InputError(Problem(where, "lora", problem, fix)) from error
+    if adapts_head(adapted):
+        raise InputError(Problem(where, "lora.target_modules", HEAD_PROBLEM, HEAD_FIX))
     return adapted
+
+
+def adapts_head(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether there is an adapter on the output head. (A head that is trained whole is none.)"""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(model.get_output_embeddings(), BaseTunerLayer)
+
+
+def would_adapt_head(model: PreTrainedModel | PeftModel, config: PeftConfig) -> bool:
+    """Whether adapters that are to be added would be on the output head."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    head = model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if module is head]
+    parameters = getattr(config, "target_parameters", None) or ()
+    return any(
+        (getattr(config, "target_modules", None) and check_target_module_exists(config, name))
+        or any(f"{name}.weight".endswith(parameter) for parameter in parameters)
+        for name in names
+    )
 
 
 def fit_adapter(folder: Path, base: PreTrainedModel, where: str, field: str) -> PeftModel:

@@ -14,6 +14,7 @@ from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.base.files import sha256_file
 from modpo.base.text import first_line
 from modpo.experiment.sections import Experiment, LoraSection, ModelSection
+from modpo.models.quantized import keep_differentiable, require_quantizer
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -86,6 +87,7 @@ def require_model(folder: Path, where: str, field: str = FIELD) -> None:
         raise InputError(Problem(where, field, f"{folder} has no .safetensors weights", fix))
     _require_own_weights(folder, where, field)
     _require_own_attention(folder, where, field)
+    require_quantizer(read_object(folder / "config.json", where, field), folder, where, field)
 
 
 def _require_own_weights(folder: Path, where: str, field: str) -> None:
@@ -164,9 +166,27 @@ def model_fingerprint(folder: Path) -> dict[str, Any]:
     weights = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
     config = read_object(folder / "config.json", str(folder), "")
     return {
-        "config": {name: value for name, value in sorted(config.items()) if name not in PROVENANCE},
+        "config": decisive(config),
         "weights": [sha256_file(path) for path in weights],
     }
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's configuration decides what it computes, as plain JSON."""
+    kept: dict[str, Any] = plain_json({name: value for name, value in sorted(config.items()) if name not in PROVENANCE})
+    return kept
+
+
+def plain_json(value: Any) -> Any:
+    """What is nearly JSON as JSON: of a set its sorted texts, of other objects their text.
+
+    Infinity is text too, for JSON has no such number, and some models have a limit that is none (Mamba's time steps).
+    """
+    return json.loads(json.dumps(value, default=_as_json), parse_constant=str)
+
+
+def _as_json(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, set) else str(value)
 
 
 def end_ids(generation: Mapping[str, Any]) -> list[int]:
@@ -252,6 +272,7 @@ def read_model(
     if missing := sorted(set(info["missing_keys"]) - set(brought)):
         problem = f"{folder} lacks {len(missing)} of the model's tensors ({missing[0]})"
         raise InputError(Problem(where, field, problem, f"name a complete model for {auto.__name__}"))
+    keep_differentiable(model)
     return model.eval()
 
 

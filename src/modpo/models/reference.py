@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,12 +14,13 @@ from modpo.data.groups import PromptGroups
 from modpo.experiment.sections import Experiment, ModelSection
 from modpo.models.folders import (
     FIELD,
-    PROVENANCE,
+    decisive,
     device,
     end_ids,
     find_folder,
     model_fingerprint,
     own_end_ids,
+    plain_json,
     read_model,
     read_tokenizer,
     require_model,
@@ -167,22 +167,18 @@ class LoadedModel:
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        config = {k: v for k, v in sorted(self.model.config.to_dict().items()) if k not in PROVENANCE}
         adapters = {
             name: {k: v for k, v in adapter.to_dict().items() if k != "base_model_name_or_path"}
             for name, adapter in getattr(self.model, "peft_config", {}).items()
         }
         active = getattr(self.model, "active_adapters", []) if adapters else []
-        about: dict[str, Any] = {"config": config, "adapters": adapters, "active": active}
+        about: dict[str, Any] = {"adapters": adapters, "active": active}
         if self.autocast is not None:
             about["autocast"] = str(self.autocast)
         if any(getattr(module, "disable_adapters", False) is True for module in self.model.modules()):
             about["adapters_disabled"] = True
-        return {**json.loads(json.dumps(about, default=_as_json)), "weights": digest.hexdigest()}
-
-
-def _as_json(value: Any) -> Any:
-    return sorted(map(str, value)) if isinstance(value, set) else str(value)
+        config = decisive(self.model.config.to_dict())
+        return {"config": config, **plain_json(about), "weights": digest.hexdigest()}
 
 
 def _require_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path, where: str, field: str) -> None:

@@ -18,6 +18,7 @@ from modpo.data.groups import PromptGroups
 from modpo.data.loading import check_layouts, load_groups
 from modpo.data.tokens import require_usable, tokenize_groups
 from modpo.experiment.sections import Experiment, resolved
+from modpo.forward.packing_choice import with_packing
 from modpo.models.adapters import add_adapters
 from modpo.models.folders import require_device_dtype, skeleton, tensor_shapes
 from modpo.models.reference import ReferenceModel
@@ -50,13 +51,17 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
     _check_adapters(experiment)
     training_arguments(experiment, weights, experiment.output_dir)
     check_settings(experiment, weights)
+    if experiment.lora is None and experiment.sweep.method != "best_of_n" and experiment.model.dtype != "float32":
+        problem = f"all weights are trained in {experiment.model.dtype}, where small steps are rounded away"
+        say(f"warning: {experiment.where('model.dtype')}:model.dtype: {problem}; fix: leave it out, for float32")
 
 
 def check_experiment(experiment: Experiment) -> None:
     """Check data, model, tokens and rewards, in the order of what it costs. Says what a user should know of them.
 
     Raises:
-        InputError: bad rows; a model or reward that cannot be had or used; texts that cannot be tokenized.
+        InputError: bad rows; a model or reward that cannot be had or used; texts that cannot be tokenized; rows that
+            are to be packed for a model whose configuration says that it cannot read them so.
         NumericError: a reward that is not finite. EnvironmentFault: see `require_writable`; a dtype the device lacks.
     """
     require_writable(experiment.cache_dir, "cache_dir")
@@ -65,6 +70,8 @@ def check_experiment(experiment: Experiment) -> None:
     require_device_dtype(experiment)
     reference = ReferenceModel.of(experiment, writes=False)
     tensor_shapes(sorted(reference.folder.glob("*.safetensors")), reference.where, reference.field)  # whole files
+    if experiment.training.packing is True:
+        with_packing(experiment, reference)
     tokenizer = reference.tokenizer
     if groups is not None:
         kwargs = groups.template_kwargs

@@ -27,6 +27,7 @@ from modpo.data.tokens import require_usable
 from modpo.experiment.objectives import DRAWN, RewardSection, RewardTraining
 from modpo.experiment.proxy import PROXY, REWARD
 from modpo.experiment.sections import Experiment
+from modpo.forward.packing_choice import with_packing
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.reward_training import (
@@ -75,6 +76,9 @@ def train_reward(experiment: Experiment, name: str, role: str = REWARD) -> Path:
         where=reference.where,
         template_kwargs=task.learned.template_kwargs,
     )
+    if task.training.kind == "implicit":  # a policy, trained as policies are
+        task = replace(task, experiment=with_packing(experiment, reference))
+        config = _config(task)
     trained = Artifact(task.folder, _parts(task, config, reference), task.label, guarded=True)
     if trained.there() is None:
         with locked(experiment.output_dir):

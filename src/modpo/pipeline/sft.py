@@ -18,6 +18,7 @@ from modpo.data.clock import save_tokenizer
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.data.tokens import require_usable
 from modpo.experiment.sections import Experiment
+from modpo.models.adapters import merged_adapters
 from modpo.models.folders import TRAINING_LOG, lora_config, require_device_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.demonstrations import Demonstrations, load_demonstrations
@@ -91,8 +92,7 @@ def _config(experiment: Experiment, asked: dict[str, Any], work: Path) -> SFTCon
     defaults = {**quiet_settings(experiment, work), **modest_batches(asked), "max_length": experiment.data.max_length}
     if experiment.lora is not None:
         defaults["learning_rate"] = ADAPTER_LEARNING_RATE
-    where = experiment.where("sft.arguments")
-    return training_config(SFTConfig, defaults, asked, where=where, field="sft.arguments")
+    return training_config(SFTConfig, defaults, asked, where=experiment.where, field="sft.arguments")
 
 
 def _train(
@@ -149,7 +149,7 @@ def save_model(trainer: Trainer, experiment: Experiment, tokenizer: PreTrainedTo
     """Save a model that was trained, adapters merged, in the experiment's number format; its tokenizer and log too."""
     import torch
 
-    model = trainer.model.merge_and_unload() if experiment.lora else trainer.model
+    model = merged_adapters(trainer.model) if experiment.lora else trainer.model
     model.to(getattr(torch, experiment.model.dtype)).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     write_json(folder / TRAINING_LOG, trainer.state.log_history)

@@ -30,6 +30,7 @@ from modpo.front.schema import Front, Point
 from modpo.models.adapters import ADAPTER_WEIGHTS, attach_adapter, merge_adapter, require_adapter
 from modpo.models.combine import combine_adapters, plain_config, steer
 from modpo.models.folders import ADAPTER_CONFIG, is_adapter
+from modpo.models.quantized import is_quantized
 from modpo.models.reference import ReferenceModel
 from modpo.policies.interpolate import coefficients, hull_problem
 
@@ -202,6 +203,9 @@ class Steering:
             adapter = output / "adapter"
             adapter.mkdir()
             _write_adapter(source, adapter)
+            if is_quantized(self.reference.model):
+                dtype = self.reference.model.dtype
+                say(f"the base is quantised; a merged policy is not, but has its weights in {dtype}")
             merged = merge_adapter(self.reference.model, adapter)
             shutil.rmtree(adapter)
             self.reference.release()  # its weights are the policy's now

@@ -31,7 +31,18 @@ from modpo.data.text_notes import COUNTED, text_notes
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.experiment.proxy import PROXY, REWARD, is_proxied
-from modpo.experiment.sections import DRAWN, Experiment, ModelSection, Objective, Resolved, RewardSection, resolved
+from modpo.experiment.sections import (
+    AUTO,
+    DRAWN,
+    Experiment,
+    ModelSection,
+    Objective,
+    Resolved,
+    RewardSection,
+    resolved,
+)
+from modpo.forward.packing_choice import packing_of
+from modpo.forward.packing_needs import Needs
 from modpo.models.folders import default_cache_dir
 from modpo.models.reference import LoadedModel, Reference, ReferenceModel
 from modpo.rewards.batch import Reward, RewardContext, reward_batch
@@ -186,10 +197,11 @@ class Scorer:
         return _fill(self._column("reward", identity, len(groups)), f"reward {name}", compute)
 
     def _reference(self, tokens: Column) -> Column:
-        dataset, packing = tokens.open(), self.context.packing
+        dataset, needs = tokens.open(), Needs(self.context.max_length)
+        packing = packing_of(self.context.packing, self.reference, needs, self.context.cache_dir)
 
         def compute(indices: range) -> Iterator[Row]:
-            from modpo.forward.logprobs import logps_by_group
+            from modpo.forward.frozen import logps_by_group
 
             rows = dataset.select(indices)
             prompts_ids, responses_ids = rows["prompt_ids"][:], rows["responses_ids"][:]
@@ -282,7 +294,7 @@ def score_dataset(
     max_length: int,
     cache_dir: Path | None = None,
     max_prompt_length: int | None = None,
-    packing: bool = True,
+    packing: bool | str = AUTO,
     skip_empty: bool = False,
     template_kwargs: Mapping[str, Any] | None = None,
     clock: Clock = TODAY,

@@ -6,15 +6,18 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from peft import PeftConfig
 from trl import DPOConfig
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights, read_weights
 from modpo.experiment.chat_settings import FIELD, reserved
 from modpo.experiment.primary import smallest_primary_weight
+from modpo.experiment.sections import AUTO
+from modpo.forward.packing_needs import Needs
 from modpo.training.trl_settings import refused
 
 ONLY_OBJECTIVE = "preference"  # what the objective of the pairs is called where none is named
@@ -61,8 +64,12 @@ class MODPOConfig(DPOConfig):
         default=True,
         metadata={"help": "Multiply the loss by w_k: the same optimum, and a gradient bounded as w_k gets small."},
     )
-    packing: bool = field(
-        default=True, metadata={"help": "Read each prompt once for all its responses, without padding."}
+    packing: Literal["auto", True, False] = field(
+        default="auto",
+        metadata={
+            "help": "Read each prompt once for all its responses, without padding. 'auto': where the model can, else "
+            "padded, which is said with the reason; True refuses such a model."
+        },
     )
     max_packed_tokens: int | None = field(
         default=None,
@@ -120,8 +127,13 @@ class MODPOConfig(DPOConfig):
             yield Problem("MODPOConfig", "objective", f"unknown objective {self.objective!r}", fix)
         if self.regression_below is not None and not 0 <= self.regression_below <= 1:
             yield Problem("MODPOConfig", "regression_below", f"is {self.regression_below}", "give a weight from 0 to 1")
+        if self.packing not in (True, False, AUTO):
+            yield Problem("MODPOConfig", "packing", f"is {self.packing!r}", "give True, False or 'auto'")
         if not 0 <= self.anchor < math.inf:
             yield Problem("MODPOConfig", "anchor", f"is {self.anchor}", "give a number of 0 or more")
+        if self.router_aux_loss_coef:
+            fix = "leave it out: the router's auxiliary loss is no part of MODPO's loss, and stays off"
+            yield Problem("MODPOConfig", "router_aux_loss_coef", f"is {self.router_aux_loss_coef}", fix)
         yield from refused(self)
 
     def smallest_primary_weight(self) -> float:
@@ -132,6 +144,17 @@ class MODPOConfig(DPOConfig):
     def template_kwargs(self) -> dict[str, Any]:
         """Variables of the chat template for all rows."""
         return self.chat_template_kwargs if isinstance(self.chat_template_kwargs, dict) else {}
+
+    def needs(self, adapter: PeftConfig | None) -> Needs:
+        """What training with an adapter that is still to be put on the model needs of how it is read."""
+        adapters = () if adapter is None else (adapter,)
+        return Needs(self.max_length, self.neftune_noise_alpha, adapters, not self.disable_dropout)
+
+    @property
+    def packs(self) -> bool:
+        """`packing` of a trainer's arguments, where 'auto' has been made True or False."""
+        assert self.packing != AUTO
+        return bool(self.packing)
 
     @property
     def vector(self) -> Weights:

@@ -17,7 +17,7 @@ from modpo.base.errors import InputError, Problem
 from modpo.data.clock import TODAY, Clock
 from modpo.data.prompt_group import UNNAMED
 from modpo.experiment.sections import Objective
-from modpo.forward.logprobs import reference_logps
+from modpo.forward.frozen import reference_logps
 from modpo.forward.low_rank import causal_lm
 from modpo.scored.data import PAIRS_PREFIX, REWARD_PREFIX
 from modpo.scored.scorer import score_dataset
@@ -82,7 +82,7 @@ class RowScorer:
         """Refuse a reference that does not give the log-probs that were given before."""
         row, precision = before[0], self.args.mixed_precision
         texts = [row["prompt_ids"]], [row["responses_ids"]]
-        found = reference_logps(scorer, *texts, packing=self.args.packing, autocast=AUTOCAST[precision])
+        found = reference_logps(scorer, *texts, packing=self.args.packs, autocast=AUTOCAST[precision])
         off = apart(torch.tensor(found), torch.tensor(row["ref_logps"]))
         if off > rounding(causal_lm(scorer), precision):
             problem = f"the reference that can be had now is another one: its log-probs are {off:.1%} apart"

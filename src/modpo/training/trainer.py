@@ -11,6 +11,7 @@ the difference between chosen and rejected, and both may lose probability to ans
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -26,33 +27,36 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOTrainer
 
-from modpo.base.errors import InputError, NumericError, Problem
+from modpo.base.errors import NumericError
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective
 from modpo.forward.attention import packed_attention
-from modpo.forward.logprobs import attach_packed_forward, require_packable
+from modpo.forward.logprobs import attach_packed_forward
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
+from modpo.forward.packability import choose_packing
 from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
 from modpo.scored.calibration import Calibration
 from modpo.training.arguments import disable_functional_dropout, most_packed_tokens
 from modpo.training.callbacks import NOT_FINITE_FIX, FiniteGradients
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
-from modpo.training.kept_reference import KeptReference, apart, rounding
+from modpo.training.kept_reference import KeptReference
 from modpo.training.loading import done_already, named_tokenizer, policy_of, reference_of, use_pad_token
 from modpo.training.logs import LOSS, MeanLogs
 from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss, weighted_rewards
 from modpo.training.metrics import margin_totals, response_totals, reward_totals, total
 from modpo.training.model_card import PAPER
+from modpo.training.model_checks import require_trainable, without_router_loss
 from modpo.training.pair_logits import pair_logits
 from modpo.training.row_inputs import RowInputs
 from modpo.training.scored_rows import RowScorer, require_objectives
 from modpo.training.splits import eval_splits, train_split
+from modpo.training.start import ReferenceAtStart, adds_nothing
 from modpo.training.trl_arguments import given_or_default, require_arguments
 from modpo.training.trl_settings import say_what_has_no_effect
 
 
-class MODPOTrainer(RowInputs, MeanLogs, DPOTrainer):
+class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
     """Train one policy for one preference vector.
 
     The arguments are TRL's, in TRL's order. What is more, or other:
@@ -101,7 +105,7 @@ class MODPOTrainer(RowInputs, MeanLogs, DPOTrainer):
         objectives: Mapping[str, Objective] | None = None,
         calibrations: Mapping[str, Calibration] | None = None,
     ) -> None:
-        args = given_or_default(args, model)
+        args = copy.copy(given_or_default(args, model))  # the next trainer may be given them with another model
         require_arguments(model, ref_model, data_collator, processing_class)
         objectives = dict(objectives or {})
         collator = self._new_collator(args, objectives, calibrations or {})
@@ -111,11 +115,13 @@ class MODPOTrainer(RowInputs, MeanLogs, DPOTrainer):
         eval_rows = None if eval_dataset is None else eval_splits(eval_dataset, args)
 
         policy, read_again = policy_of(model, args, quantization_config)
+        require_trainable(policy, peft_config)
+        without_router_loss(policy, args)
         reference = None if ref_model is None else reference_of(ref_model, args, quantization_config)
         tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
         use_pad_token(tokenizer, args.pad_token)
-        if args.packing:
-            require_packable(causal_lm(policy))
+        self._asked_packing, self._needs = args.packing, args.needs(peft_config)
+        args.packing = collator.packing = choose_packing(args.packing, policy, self._needs)
         say_what_has_no_effect(args, packing=args.packing)
         self._kept_reference = KeptReference(reference, peft_config, read_again)
         self._row_scorer = RowScorer(args, objectives, collator, tokenizer)
@@ -141,8 +147,7 @@ class MODPOTrainer(RowInputs, MeanLogs, DPOTrainer):
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
         self._kept_reference.remember(self.model)
         self._prepare_model()
-        adds_nothing = reference is None and getattr(peft_config, "init_lora_weights", True) is not False
-        self._starts_at_reference = args.disable_dropout and adds_nothing  # with dropout they differ at every step
+        self._starts_at_reference = reference is None and adds_nothing(peft_config)
 
     def _new_collator(
         self, args: MODPOConfig, objectives: Mapping[str, Objective], calibrations: Mapping[str, Calibration]
@@ -153,7 +158,6 @@ class MODPOTrainer(RowInputs, MeanLogs, DPOTrainer):
             calibrations=calibrations,
             objective=args.objective,
             regression_below=args.smallest_primary_weight(),
-            packing=args.packing,
             # Gradients and metrics meet after every pass: with unequal numbers of them, processes would wait.
             max_packed_tokens=(
                 sys.maxsize if args.world_size > 1 else most_packed_tokens(args.max_packed_tokens, args.device.type)
@@ -162,13 +166,13 @@ class MODPOTrainer(RowInputs, MeanLogs, DPOTrainer):
 
     def _prepare_model(self) -> None:
         """Make the model that TRL has prepared one of which log-probs are read our way."""
-        if self.aux_loss_enabled:
-            problem, fix = "the router's auxiliary loss is not part of MODPO's loss", "set router_aux_loss_coef to 0"
-            raise InputError(Problem("MODPOConfig", "router_aux_loss_coef", problem, fix))
         self._causal_lm = causal_lm(self.model)
         join_adapters(self)
         if self.args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
+        if self.args.packing and isinstance(self.model, PeftModel):  # its adapters may stand in the way
+            self.args.packing = choose_packing(self._asked_packing, self.model, self._needs)
+            self.data_collator.packing = self.args.packing
         if self.args.packing:
             attach_packed_forward(self._causal_lm)
 
@@ -241,8 +245,7 @@ class MODPOTrainer(RowInputs, MeanLogs, DPOTrainer):
         """
         readings = self._read(model, inputs)
         logps = readings.logps  # (M,)
-        if self.state.global_step == 0 and self.model.training and self._starts_at_reference:
-            self._require_reference_at_start(logps.detach(), inputs["ref_logps"])
+        self.require_reference_at_start(model, inputs, logps)
         losses, *rewards = self._pair_losses(logps, inputs)
         if self.args.anchor:
             four = pair_logps(logps, inputs["ref_logps"], inputs["pairs"])
@@ -284,14 +287,6 @@ class MODPOTrainer(RowInputs, MeanLogs, DPOTrainer):
                     computed = (computed[0] * weights[k], *computed[1:])
             found = [total.masked_scatter(mine, part) for total, part in zip(found, computed, strict=True)]
         return found[0], found[1], found[2]
-
-    def _require_reference_at_start(self, logps: Tensor, ref_logps: Tensor) -> None:
-        """Refuse log-probs of the responses, (M,), that are not those of the reference, (M,)."""
-        off = apart(logps, ref_logps)
-        if off > rounding(self._causal_lm, self.accelerator.mixed_precision):
-            problem = f"at step 0 policy and reference should be one model, but their log-probs are {off:.1%} apart"
-            fix = "score the data again with the model that training starts from"
-            raise InputError(Problem("train_dataset", "ref_logps", problem, fix))
 
     def _record(
         self, readings: ResponseReadings, losses: Tensor, rewards: list[Tensor], inputs: dict[str, Any]
