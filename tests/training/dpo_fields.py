@@ -9,7 +9,7 @@ from __future__ import annotations
 HONOURED = {
     "model_init_kwargs": "test_loading",
     "trust_remote_code": "test_loading",
-    "router_aux_loss_coef": "refused unless 0, by MODPOTrainer",
+    "router_aux_loss_coef": "test_model_checks",
     "disable_dropout": "test_trainer: dropout of any kind is off",
     "max_length": "test_trl_surface",
     "loss_type": "test_trl_contract: sigmoid and hinge; the others are refused",

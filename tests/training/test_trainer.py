@@ -284,7 +284,9 @@ def test_variables_of_the_chat_template(tiny_model: Path, config):
     def started(rows: list[dict[str, Any]], **settings: Any) -> list[str]:
         model = AutoModelForCausalLM.from_pretrained(tiny_model)
         given = {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
-        trainer = MODPOTrainer(model, config(weights={"a": 1.0}, **settings), peft_config=LoraConfig(**LORA), **given)
+        trainer = MODPOTrainer(
+            model, args=config(weights={"a": 1.0}, **settings), peft_config=LoraConfig(**LORA), **given
+        )
         return [tokenizer.decode(ids)[:9] for ids in trainer.train_dataset["prompt_ids"]]
 
     row = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "Yes"}]}

@@ -24,6 +24,7 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer, TrlParser
 
 from modpo.base.errors import InputError
+from modpo.experiment.sections import Objective
 from modpo.training import trl_settings
 from modpo.training.config import MODPOConfig
 from modpo.training.trainer import MODPOTrainer
@@ -159,6 +160,7 @@ def test_activation_offloading_is_refused_without_an_accelerator(tmp_path: Path)
         ({"data_collator": list}, ValueError, "MODPOTrainer:data_collator: is a type; fix: leave it out"),
         ({"args": DPOConfig}, TypeError, "MODPOTrainer:args: is a DPOConfig; fix: give a modpo.MODPOConfig"),
         ({"processing_class": ProcessorMixin()}, TypeError, "processing_class: is a ProcessorMixin; fix: give"),
+        ({"ref_model": 1}, TypeError, "ref_model: is a int; fix: give a model or its name; the second argument is"),
         ({"train_dataset": None}, ValueError, "`train_dataset` is required"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -179,10 +181,8 @@ def test_a_model_that_is_its_own_reference_is_refused(make: Make, tiny_model: Pa
         make(model=model, ref_model=model)
 
 
-def test_an_objective_without_a_weight_is_refused(make: Make) -> None:
-    from modpo.experiment.sections import Objective
-
-    with pytest.raises(InputError, match=r"objectives\.kind: has no weight: those with one are preference; fix: give"):
+def test_objectives_without_any_weight_are_refused(make: Make) -> None:
+    with pytest.raises(InputError, match="objectives: none of kind has a weight: those with one are preference; fix"):
         make(objectives={"kind": Objective("kind")})
 
 

@@ -90,18 +90,17 @@ class RowScorer:
 
 
 def require_objectives(objectives: Mapping[str, Objective], collator: GroupCollator) -> None:
-    """Check that each objective is one of the vector's, and has a calibration if it asks for one.
+    """Check that objectives are those of the vector, and that each has a calibration if it asks for one.
 
     Raises:
-        InputError: one is not, or has none.
+        InputError: the vector has other ones, or a calibration was not fitted.
     """
-    if unknown := [name for name in objectives if name not in collator.weights]:
-        problem = f"has no weight: those with one are {', '.join(collator.weights)}"
-        fix = "give each objective a weight, which may be 0, in `args.weights`"
-        raise InputError(Problem("MODPOTrainer", f"objectives.{unknown[0]}", problem, fix))
+    if objectives and collator.weights.keys().isdisjoint(objectives):
+        problem = f"none of {', '.join(objectives)} has a weight: those with one are {', '.join(collator.weights)}"
+        raise InputError(Problem(WHERE, "objectives", problem, "give objectives their weights in `args.weights`"))
     if missing := [n for n, o in objectives.items() if o.calibration != "none" and n not in collator.calibrations]:
         fix = "pass `calibrations=scored.calibrations`, or use `calibration: none`"
-        raise InputError(Problem("MODPOTrainer", f"objectives.{missing[0]}.calibration", "was not fitted", fix))
+        raise InputError(Problem(WHERE, f"objectives.{missing[0]}.calibration", "was not fitted", fix))
 
 
 def trainable_rows(rows: Dataset, collator: GroupCollator, name: str) -> Dataset:

@@ -73,7 +73,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
             `eval_dataset` may be several, by name.
         processing_class: the tokenizer. Default: the model's.
         compute_metrics: gets what `pair_logits` returns, as in TRL.
-        objectives: direction, scale, pairs and reward of each objective, by name.
+        objectives: direction, scale, pairs and reward of each objective, by name. One without a weight counts 0.
         calibrations: what was fitted for those that are calibrated, `ScoredData.calibrations`.
 
     Raises:
@@ -122,7 +122,6 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         use_pad_token(tokenizer, args.pad_token)
         self._asked_packing, self._needs = args.packing, args.needs(peft_config)
         args.packing = collator.packing = choose_packing(args.packing, policy, self._needs)
-        say_what_has_no_effect(args, packing=args.packing)
         self._kept_reference = KeptReference(reference, peft_config, read_again)
         self._row_scorer = RowScorer(args, objectives, collator, tokenizer)
         score = partial(self._row_scorer.scored, nullcontext(policy if reference is None else reference))
@@ -147,6 +146,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
         self._kept_reference.remember(self.model)
         self._prepare_model()
+        say_what_has_no_effect(args, packing=bool(self.args.packing))
         self._starts_at_reference = reference is None and adds_nothing(peft_config)
 
     def _new_collator(

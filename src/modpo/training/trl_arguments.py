@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig
 
@@ -49,6 +50,9 @@ def require_arguments(model: Any, ref_model: Any, data_collator: Any, processing
     if data_collator is not None:
         fix = "leave it out: prompts are read with all their responses, which `MODPOTrainer.collator_class` lays out"
         raise ArgumentValueError(Problem(WHERE, "data_collator", f"is a {type(data_collator).__name__}", fix))
+    if not isinstance(ref_model, (str, nn.Module, type(None))):
+        fix = "give a model or its name; the second argument is ref_model, as in TRL, so write args=..."
+        raise ArgumentTypeError(Problem(WHERE, "ref_model", f"is a {type(ref_model).__name__}", fix))
     if ref_model is not None and ref_model is model:
         fix = "leave ref_model out: the reference is then the model as it is given"
         raise ArgumentValueError(Problem(WHERE, "ref_model", "is the same object as `model`", fix))
