@@ -18,6 +18,7 @@ from modpo.data.clock import save_tokenizer
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.data.tokens import require_usable
 from modpo.experiment.sections import Experiment
+from modpo.forward.packing_choice import require_fixed_rope
 from modpo.models.folders import TRAINING_LOG, lora_config, require_device_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.demonstrations import Demonstrations, load_demonstrations
@@ -63,6 +64,7 @@ def train_sft(experiment: Experiment) -> Path:
     data = load_demonstrations(experiment.sft, never=never, seed=seed, skip_empty=experiment.data.skip_empty)
     reference = ReferenceModel.of(experiment)
     require_usable(reference.tokenizer, conversational=data.conversational, where=reference.where)
+    require_fixed_rope(reference, experiment.data.max_length, experiment.where("data"), "data.max_length")
     decisive = {  # of the weights
         "data": data.fingerprint,
         "model": reference.fingerprint,
