@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from modpo.base.artifact import Artifact
+from modpo.base.errors import InputError, Problem
 from modpo.base.files import sha256_json
 from modpo.experiment.sections import AUTO, Experiment
 from modpo.forward.packing_needs import Needs, Packing, say_padded, unpackable
+from modpo.forward.rope import fixed_up_to
 from modpo.models.folders import device, skeleton
 from modpo.models.reference import Reference, ReferenceModel
 
@@ -34,6 +36,19 @@ def with_packing(experiment: AnyExperiment, reference: ReferenceModel) -> AnyExp
     asked = experiment.training.packing
     packing = packing_of(asked, reference, _needs(experiment), experiment.cache_dir)
     return replace(experiment, training=replace(experiment.training, packing=packing))
+
+
+def require_fixed_rope(reference: ReferenceModel, longest: int, where: str, field: str) -> None:
+    """Refuse rows so long that TRL's own trainers, which pad them beside one another, would read them as others.
+
+    Raises:
+        InputError: the model's rope depends on the longest row, where one may be so long.
+    """
+    limit = fixed_up_to(_outline(reference).config)
+    if limit is not None and longest > limit:
+        problem = f"rows of up to {longest} tokens, but beyond {limit} the model's rotary frequencies depend on the"
+        fix = f"lower `{field}`, so that no row has more than {limit} tokens"
+        raise InputError(Problem(where, field, f"{problem} longest row in a batch", fix))
 
 
 def _needs(experiment: Experiment) -> Needs:

@@ -22,10 +22,11 @@ from modpo.data.tokens import answer_text
 from modpo.experiment.chat_settings import FIELD
 from modpo.experiment.primary import active_objectives
 from modpo.experiment.sections import Experiment
+from modpo.forward.packing_choice import require_fixed_rope
 from modpo.methods.point import point_parts, train_policy
 from modpo.methods.run import Maker, Run
 from modpo.models.folders import lora_config
-from modpo.models.reference import answer_ends
+from modpo.models.reference import ReferenceModel, answer_ends
 from modpo.rewards.batch import answer_batch, check_scores
 from modpo.scored.calibration import Calibration
 
@@ -72,6 +73,10 @@ def check_settings(experiment: Experiment, weights: Weights) -> None:
         InputError: it does not.
     """
     training_arguments(experiment, weights, experiment.output_dir)
+    new = max_completion_length(experiment)
+    longest = experiment.data.prompt_room(new) + new
+    reference = ReferenceModel.of(experiment, writes=False)
+    require_fixed_rope(reference, longest, experiment.where("data"), "data.max_length")
 
 
 def train(run: Run, weights: Weights, folder: Path) -> None:

@@ -60,8 +60,8 @@ def check_experiment(experiment: Experiment) -> None:
     """Check data, model, tokens and rewards, in the order of what it costs. Says what a user should know of them.
 
     Raises:
-        InputError: bad rows; a model or reward that cannot be had or used; texts that cannot be tokenized; rows that
-            are to be packed for a model whose configuration says that it cannot read them so.
+        InputError: bad rows; a model or reward that cannot be had or used; texts that cannot be tokenized; packing that
+            the model's configuration rules out.
         NumericError: a reward that is not finite. EnvironmentFault: see `require_writable`; a dtype the device lacks.
     """
     require_writable(experiment.cache_dir, "cache_dir")

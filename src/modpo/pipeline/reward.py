@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from modpo.data.tokens import require_usable
 from modpo.experiment.objectives import DRAWN, RewardSection, RewardTraining
 from modpo.experiment.proxy import PROXY, REWARD
 from modpo.experiment.sections import Experiment
-from modpo.forward.packing_choice import with_packing
+from modpo.forward.packing_choice import require_fixed_rope, with_packing
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.reward_training import (
@@ -79,6 +80,8 @@ def train_reward(experiment: Experiment, name: str, role: str = REWARD) -> Path:
     if task.training.kind == "implicit":  # a policy, trained as policies are
         task = replace(task, experiment=with_packing(experiment, reference))
         config = _config(task)
+    else:
+        require_fixed_rope(reference, config.max_length or sys.maxsize, experiment.where("data"), "data.max_length")
     trained = Artifact(task.folder, _parts(task, config, reference), task.label, guarded=True)
     if trained.there() is None:
         with locked(experiment.output_dir):

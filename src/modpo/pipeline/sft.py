@@ -18,6 +18,7 @@ from modpo.data.clock import save_tokenizer
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.data.tokens import require_usable
 from modpo.experiment.sections import Experiment
+from modpo.forward.packing_choice import require_fixed_rope
 from modpo.models.adapters import merged_adapters
 from modpo.models.folders import TRAINING_LOG, lora_config, require_device_dtype
 from modpo.models.reference import ReferenceModel
@@ -70,6 +71,7 @@ def train_sft(experiment: Experiment) -> Path:
         where=reference.where,
         template_kwargs=kwargs if data.conversational else None,  # it is for the preferences then
     )
+    require_fixed_rope(reference, experiment.data.max_length, experiment.where("data"), "data.max_length")
     decisive = {  # of the weights
         "data": data.fingerprint,
         "model": reference.fingerprint,
