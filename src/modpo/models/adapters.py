@@ -25,6 +25,12 @@ PROVENANCE = ("base_model_name_or_path", "revision", "peft_version", "auto_mappi
 # Settings that make PEFT look beyond the folder: import a module, read other adapters.
 REACHES_OUT = ("megatron_config", "adapters")
 
+# What is wrong with adapters of the language model head, and what to do: log-probs are read from its weights.
+WITHOUT_HEAD = (
+    "adapts the language model head, whose weights log-probs are read from, without what an adapter adds",
+    "take the head (`lm_head`) out of `target_modules`, or name it in `modules_to_save` to train it whole",
+)
+
 
 def adapter_config(folder: Path, where: str, field: str) -> dict[str, Any]:
     """What an adapter's configuration says.
@@ -94,10 +100,11 @@ def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> 
     """New adapters on the skeleton of a model.
 
     Raises:
-        InputError: some fit no module of the model.
+        InputError: some fit no module of the model, or are of its head.
     """
     import torch
     from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
@@ -106,6 +113,8 @@ def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> 
         problem = f"do not fit the model: {first_line(error)}"
         fix = "set `target_modules: all-linear`, or name modules of this model"
         raise InputError(Problem(where, "lora", problem, fix)) from error
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        raise InputError(Problem(where, "lora.target_modules", *WITHOUT_HEAD))
     return adapted
 
 

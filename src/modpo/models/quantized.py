@@ -6,6 +6,7 @@ and made whole again, in the number format of its other weights, where a policy 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,8 @@ def keep_differentiable(model: nn.Module) -> None:
     Raises:
         EnvironmentFault: it was read so already. The way back is not exact.
     """
-    for module in model.modules():
+    layers: Iterable[Any] = model.modules()
+    for module in layers:
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
             if getattr(module.weight.quant_state, "packing_format_for_cpu", False):

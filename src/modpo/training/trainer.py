@@ -51,6 +51,7 @@ from modpo.training.row_inputs import RowInputs, whole_predictions
 from modpo.training.scored_rows import RowScorer, require_objectives
 from modpo.training.splits import eval_splits, train_split
 from modpo.training.start import ReferenceAtStart, adds_nothing
+from modpo.training.trainable import require_trainable
 from modpo.training.trl_arguments import given_or_default, require_arguments
 from modpo.training.trl_settings import say_what_has_no_effect
 
@@ -114,6 +115,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         eval_rows = None if eval_dataset is None else eval_splits(eval_dataset, args)
 
         policy, read_again = policy_of(model, args, quantization_config)
+        require_trainable(policy, peft_config)
         reference = None if ref_model is None else reference_of(ref_model, args, quantization_config)
         tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
         use_pad_token(tokenizer, args.pad_token)
