@@ -139,6 +139,13 @@ def test_padded_rows_behind_virtual_tokens(kind: str):
     assert reference_logps(model, PROMPTS, RESPONSES, packing=False) == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_model_whose_adapter_was_taken_off_is_read_as_any():
+    """PEFT and transformers leave attributes of adapters behind."""
+    model = get_peft_model(llama(), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")).unload()
+    assert choose_packing(True, model, Needs(100)) is True
+    assert len(padded_logps(model, PROMPTS, RESPONSES)) == 3
+
+
 def test_lora_is_no_obstacle():
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
     assert choose_packing("auto", get_peft_model(llama(), config), Needs(100, adapters=(config,))) is True

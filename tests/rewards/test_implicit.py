@@ -77,7 +77,9 @@ def adapter(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def context(base: Path, **settings: Any) -> RewardContext:
-    return RewardContext(ModelSection(str(base), dtype="float32"), Path("unused"), **{"max_length": 256, **settings})
+    return RewardContext(
+        ModelSection(str(base), dtype="float32"), Path("unused"), **{"max_length": 256, "packing": True, **settings}
+    )
 
 
 def reward_of(folder: Path | str, context: RewardContext, **section: Any) -> ImplicitReward:

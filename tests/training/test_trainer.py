@@ -709,7 +709,7 @@ def test_a_model_that_cannot_be_packed_is_refused_before_anything_is_scored(tiny
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.config.sliding_window = 8
     with pytest.raises(InputError, match="slides over a window of 8 tokens; fix: set `packing: false`"):
-        trained(tiny_model, config(cache_dir=str(tmp_path / "cache")), preference_rows(), model=model)
+        trained(tiny_model, config(packing=True, cache_dir=str(tmp_path / "cache")), preference_rows(), model=model)
     assert not (tmp_path / "cache").exists()
 
 

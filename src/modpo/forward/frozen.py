@@ -13,8 +13,6 @@ from modpo.forward.logprobs import packed_logps, padded_logps
 from modpo.forward.low_rank import causal_lm, evaluating
 from modpo.forward.packability import require_packable
 from modpo.forward.packing import pack, packed_tokens, runs
-from modpo.forward.packing_needs import beyond, unpackable
-from modpo.forward.rope import fixed_up_to
 
 TOKENS_PER_FORWARD = 4096  # packed tokens that are read at a time
 
@@ -33,17 +31,14 @@ def reference_logps(
     Args:
         autocast: the number format of mixed precision, in which the model is read; None: its own.
     """
-    alone = list(zip(prompts_ids, responses_ids, strict=True))
     mixed = torch.autocast(next(model.parameters()).device.type, dtype=autocast, enabled=autocast is not None)
     if not packing:
+        alone = zip(prompts_ids, responses_ids, strict=True)
         with evaluating(model), mixed:
             return [logp for prompt, group in alone for logp in padded_logps(model, [prompt], [group]).tolist()]
     inner = causal_lm(model)
     if not getattr(inner.forward, "takes_packed_rows", False):
         require_packable(model)
-    limit = fixed_up_to(inner.config)
-    if limit is not None and any(len(p) + len(r) > limit for p, g in alone for r in g):
-        raise unpackable(inner.config, beyond(limit))
     with evaluating(model), packed_attention(inner), mixed:
         row = pack(prompts_ids, responses_ids).to(next(model.parameters()).device)
         return packed_logps(model, row).tolist()

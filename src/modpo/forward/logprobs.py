@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 from modpo.base.costs import count
 from modpo.forward.head import head_logps, head_readings, logits_readings, wide
 from modpo.forward.packing import PackedRow
+from modpo.forward.packing_needs import beyond, unpackable
 from modpo.forward.rope import fixed_up_to, forget_longer_rows, read_together
 
 
@@ -57,6 +59,7 @@ def attach_packed_forward(model: PreTrainedModel) -> None:
     ) -> Any:
         if packed_row is None:
             return plain_forward(*args, **kwargs)
+        _require_fixed_rope(self, packed_row)
         hidden = self.base_model(
             input_ids=packed_row.input_ids,
             position_ids=packed_row.position_ids,
@@ -72,6 +75,13 @@ def attach_packed_forward(model: PreTrainedModel) -> None:
 
     forward.__dict__["takes_packed_rows"] = True
     model.forward = types.MethodType(forward, model)
+
+
+def _require_fixed_rope(model: PreTrainedModel, row: PackedRow) -> None:
+    """Refuse responses so long that others beside them would be read in another way."""
+    limit = fixed_up_to(model.config)
+    if limit is not None and int(row.position_ids.max()) + 2 > limit:  # a response's last token is not read
+        raise unpackable(model.config, beyond(limit))
 
 
 def has_plain_weights(head: nn.Module) -> bool:
@@ -143,8 +153,7 @@ def _logits_together(model: nn.Module, texts: Sequence[Sequence[int]], multiple:
 
 def virtual_tokens(model: nn.Module) -> int:
     """How many tokens of its own a model's adapter (prompt, prefix, p-tuning) puts before every row; 0 for most."""
-    adapters = getattr(model, "peft_config", {})
-    mine = [adapters[name] for name in getattr(model, "active_adapters", ())] if adapters else []
+    mine = [model.peft_config[name] for name in model.active_adapters] if isinstance(model, PeftModel) else []
     return sum(adapter.num_virtual_tokens for adapter in mine if adapter.is_prompt_learning)
 
 

@@ -9,6 +9,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from modpo.base.text import first_line
@@ -20,7 +21,6 @@ from modpo.forward.packing import pack
 from modpo.forward.packing_needs import Needs, Packing, adapter_obstacle, say_padded, unpackable
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to a response's log-prob
@@ -57,8 +57,9 @@ def require_packable(model: PreTrainedModel | PeftModel) -> None:
 def packing_obstacle(model: PreTrainedModel | PeftModel) -> str | None:
     """Why a model, as it is, cannot read packed rows; None: it can, and is ready to."""
     inner = causal_lm(model)
+    adapters = model.peft_config.values() if isinstance(model, PeftModel) else ()
     attached = getattr(inner.forward, "takes_packed_rows", False)
-    reason = known_obstacle(inner) or adapter_obstacle(getattr(model, "peft_config", {}).values()) or _probe(model)
+    reason = known_obstacle(inner) or adapter_obstacle(adapters) or _probe(model)
     if reason and not attached:
         detach_packed_forward(inner)
     return reason

@@ -39,7 +39,8 @@ def with_packing(experiment: AnyExperiment, reference: ReferenceModel) -> AnyExp
 def _needs(experiment: Experiment) -> Needs:
     data, new = experiment.data, experiment.evaluation.max_new_tokens
     longest = max(data.max_length, data.prompt_room(new) + new)  # of the data's rows and of new answers
-    return Needs(longest, experiment.training.arguments.get("neftune_noise_alpha"))
+    more = experiment.training.arguments
+    return Needs(longest, more.get("neftune_noise_alpha"), dropout=more.get("disable_dropout") is False)
 
 
 def packing_of(asked: Packing, reference: Reference, needs: Needs, cache_dir: Path) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedConfig
 
+ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # in configurations
 Packing = bool | str  # as it is asked for: True, False, or AUTO of `modpo.experiment.sections`
 
 
@@ -25,17 +26,21 @@ class Needs:
         longest: tokens of the longest prompt with its response; None: no limit.
         neftune: noise of the embeddings in training (`neftune_noise_alpha`).
         adapters: that are still to be put on the model.
+        dropout: whether training drops what the model's configuration says (`disable_dropout` is false).
     """
 
     longest: int | None = None
     neftune: float | None = None
     adapters: tuple[PeftConfig, ...] = ()
+    dropout: bool = False
 
     def obstacle(self, config: PreTrainedConfig) -> str | None:
         """What stands in the way of packed rows whatever the model's weights; None: nothing."""
         limit = fixed_up_to(config)
         if limit is not None and (self.longest is None or self.longest > limit):
             return beyond(limit)
+        if self.dropout and any(getattr(config.get_text_config(), name, 0) for name in ATTENTION_DROPOUT):
+            return "its attention has dropout (disable_dropout is false)"
         if self.neftune:
             return "the noise of neftune_noise_alpha depends on how long a row is"
         return adapter_obstacle(self.adapters)

@@ -18,6 +18,7 @@ from modpo.data.groups import PromptGroups
 from modpo.data.loading import check_layouts, load_groups
 from modpo.data.tokens import require_usable, tokenize_groups
 from modpo.experiment.sections import Experiment, resolved
+from modpo.forward.packing_choice import with_packing
 from modpo.models.adapters import add_adapters
 from modpo.models.folders import read_object, require_device_dtype, skeleton, tensor_shapes
 from modpo.models.reference import ReferenceModel
@@ -56,7 +57,8 @@ def check_experiment(experiment: Experiment) -> None:
     """Check data, model, tokens and rewards, in the order of what it costs. Says what a user should know of them.
 
     Raises:
-        InputError: bad rows; a model or reward that cannot be had or used; texts that cannot be tokenized.
+        InputError: bad rows; a model or reward that cannot be had or used; texts that cannot be tokenized; rows that
+            are to be packed for a model whose configuration says that it cannot read them so.
         NumericError: a reward that is not finite. EnvironmentFault: see `require_writable`; a dtype the device lacks.
     """
     require_writable(experiment.cache_dir, "cache_dir")
@@ -65,6 +67,8 @@ def check_experiment(experiment: Experiment) -> None:
     require_device_dtype(experiment)
     reference = ReferenceModel.of(experiment, writes=False)
     tensor_shapes(sorted(reference.folder.glob("*.safetensors")), reference.where, reference.field)  # whole files
+    if experiment.training.packing is True:
+        with_packing(experiment, reference)
     tokenizer = reference.tokenizer
     if groups is not None:
         kwargs = groups.template_kwargs

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from modpo.base.simplex import Weights
 from modpo.experiment.primary import Choice, Margins, choose
@@ -48,8 +46,6 @@ class GroupCollator:
         regression_below: weight of k from which on its pairs are read, see `modpo.experiment.primary`.
         packing: whether to lay the groups of a part out in one row.
         max_packed_tokens: see `MODPOConfig`.
-        whole_sequences: whether a batch holds the sequences of its pairs too, as TRL's does, for `compute_metrics`.
-        pad_token_id: what these are padded with.
     """
 
     weights: Weights
@@ -59,33 +55,17 @@ class GroupCollator:
     regression_below: float = 0.0
     packing: bool = True
     max_packed_tokens: int = 2048
-    whole_sequences: bool = False
-    pad_token_id: int = 0
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """One batch from some rows.
 
         Returns:
             `parts`, each from consecutive groups of at most `max_packed_tokens` together (one group at least), see
-            `part`. With `whole_sequences`, the `input_ids` (2 B, T) of all B pairs and their `attention_mask`: B times
-            prompt and chosen, then B times prompt and rejected response.
+            `part`.
         """
         groups = [self.group(row) for row in rows]
         sizes = [packed_tokens(group.prompt_ids, group.responses_ids) for group in groups]
-        batch = {"parts": [self.part(groups[part]) for part in runs(sizes, self.max_packed_tokens)]}
-        return {**batch, **self._sequences(groups)} if self.whole_sequences else batch
-
-    def _sequences(self, groups: Sequence[ReadGroup]) -> dict[str, Tensor]:
-        pairs = [(group, pair) for group in groups for pair in group.pairs]
-        rows = [
-            torch.tensor([*group.prompt_ids, *group.responses_ids[pair[side]]])
-            for side in (0, 1)
-            for group, pair in pairs
-        ]
-        return {
-            "input_ids": pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
-        }
+        return {"parts": [self.part(groups[part]) for part in runs(sizes, self.max_packed_tokens)]}
 
     def choices(self, row: Row) -> list[Choice]:
         """The primary objective of a row, and the pairs it is trained on. Of MODPO there is one."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from peft import PeftConfig
 from trl import DPOConfig
 
 from modpo.base.errors import InputError, Problem
@@ -16,6 +17,7 @@ from modpo.base.simplex import Weights, read_weights
 from modpo.experiment.chat_settings import FIELD, reserved
 from modpo.experiment.primary import smallest_primary_weight
 from modpo.experiment.sections import AUTO
+from modpo.forward.packing_needs import Needs
 from modpo.training.trl_settings import refused
 
 ONLY_OBJECTIVE = "preference"  # what the objective of the pairs is called where none is named
@@ -139,6 +141,11 @@ class MODPOConfig(DPOConfig):
     def template_kwargs(self) -> dict[str, Any]:
         """Variables of the chat template for all rows."""
         return self.chat_template_kwargs if isinstance(self.chat_template_kwargs, dict) else {}
+
+    def needs(self, adapter: PeftConfig | None) -> Needs:
+        """What training with an adapter that is still to be put on the model needs of how it is read."""
+        adapters = () if adapter is None else (adapter,)
+        return Needs(self.max_length, self.neftune_noise_alpha, adapters, not self.disable_dropout)
 
     @property
     def packs(self) -> bool:

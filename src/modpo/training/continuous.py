@@ -127,7 +127,8 @@ class ContinuousTrainer(MODPOTrainer):
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The batch's loss at `args.weights`: the same vector each time, so that two evaluations compare."""
-        return super().prediction_step(model, self._at_vector(inputs["rows"]), *args, **kwargs)
+        inputs.update(self._at_vector(inputs["rows"]))
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def steer(self, weights: Tensor) -> None:
         """Scale the adapters for the policy at a preference vector, (K,)."""

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from datasets import Dataset
-from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer
 from transformers.trainer_utils import PredictionOutput
-from trl import DPOTrainer
 
 from modpo.training.kept_reference import KeptReference
 from modpo.training.scored_rows import RowScorer
 from modpo.training.splits import eval_splits
 
 
-class RowInputs(DPOTrainer):
-    """A mixin for trainers on scored rows, to stand before TRL's in the order of bases.
+class RowInputs(Trainer):
+    """A mixin for trainers on scored rows, to stand before TRL's trainer in the order of bases.
 
     What TRL makes of rows before it trains is made of them already, see `RowScorer`.
     """
@@ -36,19 +34,15 @@ class RowInputs(DPOTrainer):
         """
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._scored_later(eval_dataset, "eval_dataset")
-        metrics: dict[str, float] = super(DPOTrainer, self).evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        return metrics
+        # TRL's own would tokenize the rows, and ask for a reference of its own.
+        return Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """As transformers', of rows or scored data; the predictions are `whole_predictions`."""
-        rows, collator = self._scored_later(test_dataset, "test_dataset"), self._row_scorer.collator
-        before, collator.whole_sequences = collator.whole_sequences, not self.args.prediction_loss_only
-        try:
-            return super().predict(rows, ignore_keys, metric_key_prefix)
-        finally:
-            collator.whole_sequences = before
+        """As transformers', of rows or scored data; the predictions are those of `pair_logits`."""
+        rows = self._scored_later(test_dataset, "test_dataset")
+        return super().predict(rows, ignore_keys, metric_key_prefix)
 
     def _scored_later(self, rows: Any, name: str) -> Any:
         reference = self._kept_reference.at(self.model, moved=self.state.global_step > 0)
@@ -66,13 +60,3 @@ class RowInputs(DPOTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
         return SequentialSampler(train_dataset or self.train_dataset) if self._in_order else sampler
-
-
-@torch.no_grad()
-def whole_predictions(model: nn.Module, batch: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Logits of every token, (2 B, T, vocabulary), and the tokens, (2 B, T): B chosen, then B rejected ones.
-
-    Each is read with its prompt, as a padded sequence of its own, by one more forward pass, as TRL does.
-    """
-    read = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-    return model(**read, use_cache=False).logits, read["input_ids"]

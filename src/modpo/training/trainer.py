@@ -34,7 +34,6 @@ from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.forward.packability import choose_packing
-from modpo.forward.packing_needs import Needs
 from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
 from modpo.scored.calibration import Calibration
 from modpo.training.arguments import disable_functional_dropout, most_packed_tokens
@@ -47,7 +46,8 @@ from modpo.training.logs import LOSS, MeanLogs
 from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss, weighted_rewards
 from modpo.training.metrics import margin_totals, response_totals, reward_totals, total
 from modpo.training.model_card import PAPER
-from modpo.training.row_inputs import RowInputs, whole_predictions
+from modpo.training.pair_logits import pair_logits
+from modpo.training.row_inputs import RowInputs
 from modpo.training.scored_rows import RowScorer, require_objectives
 from modpo.training.splits import eval_splits, train_split
 from modpo.training.start import ReferenceAtStart, adds_nothing
@@ -72,7 +72,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
             nor a reward there is read from the columns `chosen_<name>` and `rejected_<name>`. Streams are taken in.
             `eval_dataset` may be several, by name.
         processing_class: the tokenizer. Default: the model's.
-        compute_metrics: gets the logits of every token of prompt and response, (2 B, T, vocabulary), and the tokens.
+        compute_metrics: gets what `pair_logits` returns, as in TRL.
         objectives: direction, scale, pairs and reward of each objective, by name.
         calibrations: what was fitted for those that are calibrated, `ScoredData.calibrations`.
 
@@ -119,9 +119,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         reference = None if ref_model is None else reference_of(ref_model, args, quantization_config)
         tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
         use_pad_token(tokenizer, args.pad_token)
-        collator.pad_token_id = tokenizer.pad_token_id
-        adapters = () if peft_config is None else (peft_config,)
-        self._needs, self._asked_packing = Needs(args.max_length, args.neftune_noise_alpha, adapters), args.packing
+        self._asked_packing, self._needs = args.packing, args.needs(peft_config)
         args.packing = collator.packing = choose_packing(args.packing, policy, self._needs)
         say_what_has_no_effect(args, packing=args.packing)
         self._kept_reference = KeptReference(reference, peft_config, read_again)
@@ -147,7 +145,6 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         if isinstance(policy, PeftModel) and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
         self._kept_reference.remember(self.model)
-        collator.whole_sequences = compute_metrics is not None
         self._prepare_model()
         self._starts_at_reference = reference is None and adds_nothing(peft_config)
 
@@ -160,7 +157,6 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
             calibrations=calibrations,
             objective=args.objective,
             regression_below=args.smallest_primary_weight(),
-            packing=args.packs,
             # Gradients and metrics meet after every pass: with unequal numbers of them, processes would wait.
             max_packed_tokens=(
                 sys.maxsize if args.world_size > 1 else most_packed_tokens(args.max_packed_tokens, args.device.type)
@@ -214,7 +210,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The batch's loss, (), and, where they are asked for, logits and tokens, see `whole_predictions`."""
+        """The batch's loss, (), and for `compute_metrics` what TRL gives it, see `pair_logits`."""
         parts = self.at_weights(inputs)["parts"]
         pairs = sum(len(part["pairs"]) for part in parts)
         losses = []
@@ -223,9 +219,12 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
                 self.steer(part["weights"])
                 losses.append(self.compute_loss(model, self._prepare_inputs(part), num_items_in_batch=pairs))
         loss = torch.stack(losses).sum() / self.accelerator.num_processes
-        if prediction_loss_only or "input_ids" not in inputs:
+        if prediction_loss_only:
             return loss, None, None
-        return loss, *whole_predictions(model, inputs, self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits, tokens = pair_logits(model, parts, self.processing_class.pad_token_id)
+        inputs["input_ids"] = tokens  # where transformers looks for what `include_for_metrics` asks for
+        return loss, logits, tokens
 
     @contextmanager
     def _hot_path(self) -> Iterator[None]:
