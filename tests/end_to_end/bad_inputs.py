@@ -464,6 +464,13 @@ CONFIG = {
     "adapters that fit nowhere": refused(
         yaml("r: 2", "r: 2, target_modules: [nope]"), "FILE:2:lora", quotes="do not fit the model: ", mentions="nope"
     ),
+    "adapters on the output head": refused(
+        yaml("r: 2", "r: 2, target_modules: [q_proj, lm_head]"), "FILE:2:lora.target_modules", mentions="lm_head"
+    ),
+    "a router's auxiliary loss": refused(
+        yaml("learning_rate: 1e-2", "arguments: {router_aux_loss_coef: 0.01}"),
+        "FILE:7:training.arguments.router_aux_loss_coef",
+    ),
     "unknown dtype": refused(yaml("float32", "float23"), "FILE:1:model.dtype"),
     "a dtype that the device lacks": refused(yaml("float32", "float16"), "FILE:1:dtype", code=3),
     "trust in the file": refused(yaml("dtype: float32", "trust_remote_code: true"), "FILE:1:model.trust_remote_code"),

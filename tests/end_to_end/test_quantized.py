@@ -21,7 +21,7 @@ from modpo.forward.policy import Policy
 from modpo.models.adapters import merged_adapters
 from modpo.models.quantized import dequantized, is_quantized, keep_differentiable
 from modpo.models.reference import ReferenceModel
-from modpo.training.trainable import require_trainable
+from modpo.training.model_checks import require_trainable
 from tests.kit import edit_json, errors, preference_rows, write_experiment, write_rows
 
 PROMPTS, RESPONSES = [[40, 41, 42, 43], [50, 51]], [[[60, 61, 62], [70, 71]], [[80, 81, 82, 83, 84]]]
@@ -133,7 +133,7 @@ def test_whole_weights_in_4_bit_are_refused(four_bit: Path, tmp_path: Path, caps
     (line,) = errors(capsys.readouterr().err)
     assert "experiment.yaml:2:lora: is null, but the weights of" in line
     model = AutoModelForCausalLM.from_pretrained(four_bit)
-    with pytest.raises(InputError, match="quantised weights cannot be trained; fix: give `peft_config`"):
+    with pytest.raises(InputError, match="weights are quantised, and cannot be trained; fix: give `peft_config`"):
         require_trainable(model, None)
     keep_differentiable(model)
     require_trainable(model, LoraConfig(task_type="CAUSAL_LM"))

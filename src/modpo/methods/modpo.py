@@ -89,7 +89,7 @@ def training_arguments(
         kind or MODPOConfig,
         modpo_settings(experiment, work) | {"weights": weights} | more,
         experiment.training.arguments,
-        where=experiment.where("training"),
+        where=experiment.where,
         field="training.arguments",
         elsewhere=ELSEWHERE | {name: f"sweep.{name}" for name in ("weights", *more)},
         values_of="training",

@@ -154,8 +154,7 @@ def training_arguments(experiment: Experiment, weights: Weights, work: Path) -> 
 
     section, training = experiment.morlhf, experiment.training
     pinned = PINNED | PINNED_BY_ALGORITHM[section.algorithm]
-    where = experiment.where("morlhf.arguments")
-    _require_pinned(section.arguments, pinned, where)
+    _require_pinned(section.arguments, pinned, experiment.where("morlhf.arguments"))
     settings = {
         **quiet_settings(experiment, work),
         **{name: getattr(training, name) for name in FROM_TRAINING},
@@ -169,7 +168,7 @@ def training_arguments(experiment: Experiment, weights: Weights, work: Path) -> 
     elsewhere |= {name: f"morlhf.{name}" for name in OF_MORLHF}
     kind: Any = RLOOConfig if section.algorithm == "rloo" else GRPOConfig
     return training_config(
-        kind, settings, section.arguments, where=where, field="morlhf.arguments", elsewhere=elsewhere
+        kind, settings, section.arguments, where=experiment.where, field="morlhf.arguments", elsewhere=elsewhere
     )
 
 

@@ -16,7 +16,7 @@ from modpo.models.folders import ADAPTER_CONFIG, lora_config, read_object, tenso
 from modpo.models.quantized import dequantized, is_quantized
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -24,12 +24,10 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = ("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode")
 # Settings that make PEFT look beyond the folder: import a module, read other adapters.
 REACHES_OUT = ("megatron_config", "adapters")
-
-# What is wrong with adapters of the language model head, and what to do: log-probs are read from its weights.
-WITHOUT_HEAD = (
-    "adapts the language model head, whose weights log-probs are read from, without what an adapter adds",
-    "take the head (`lm_head`) out of `target_modules`, or name it in `modules_to_save` to train it whole",
+HEAD_PROBLEM = (
+    "puts an adapter on the output head (`lm_head`), whose weights are read past it: it would never be trained"
 )
+HEAD_FIX = "take `lm_head` out of `target_modules`"
 
 
 def adapter_config(folder: Path, where: str, field: str) -> dict[str, Any]:
@@ -104,7 +102,6 @@ def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> 
     """
     import torch
     from peft import get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
@@ -113,9 +110,30 @@ def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> 
         problem = f"do not fit the model: {first_line(error)}"
         fix = "set `target_modules: all-linear`, or name modules of this model"
         raise InputError(Problem(where, "lora", problem, fix)) from error
-    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
-        raise InputError(Problem(where, "lora.target_modules", *WITHOUT_HEAD))
+    if adapts_head(adapted):
+        raise InputError(Problem(where, "lora.target_modules", HEAD_PROBLEM, HEAD_FIX))
     return adapted
+
+
+def adapts_head(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether there is an adapter on the output head. (A head that is trained whole is none.)"""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(model.get_output_embeddings(), BaseTunerLayer)
+
+
+def would_adapt_head(model: PreTrainedModel | PeftModel, config: PeftConfig) -> bool:
+    """Whether adapters that are to be added would be on the output head."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    head = model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if module is head]
+    parameters = getattr(config, "target_parameters", None) or ()
+    return any(
+        (getattr(config, "target_modules", None) and check_target_module_exists(config, name))
+        or any(f"{name}.weight".endswith(parameter) for parameter in parameters)
+        for name in names
+    )
 
 
 def fit_adapter(folder: Path, base: PreTrainedModel, where: str, field: str) -> PeftModel:

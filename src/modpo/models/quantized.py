@@ -6,7 +6,6 @@ and made whole again, in the number format of its other weights, where a policy 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +61,8 @@ def keep_differentiable(model: nn.Module) -> None:
     Raises:
         EnvironmentFault: it was read so already. The way back is not exact.
     """
-    layers: Iterable[Any] = model.modules()
-    for module in layers:
+    module: Any  # bitsandbytes' own layers
+    for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
             if getattr(module.weight.quant_state, "packing_format_for_cpu", False):

@@ -112,7 +112,7 @@ def reward_model_config(task: RewardTask) -> RewardConfig:
         "trust_remote_code": experiment.model.trust_remote_code,
         "model_init_kwargs": {"dtype": dtype, "use_safetensors": True, "device_map": None},
     }
-    where, field = experiment.where(f"{task.field}.arguments"), f"{task.field}.arguments"
+    where, field = experiment.where, f"{task.field}.arguments"
     return training_config(RewardConfig, defaults, task.training.arguments, where=where, field=field)
 
 
@@ -190,7 +190,7 @@ def implicit_config(task: RewardTask) -> MODPOConfig:
         "objective": None,
         "weights": {task.name: 1.0},
     }
-    where, field = experiment.where(f"{task.field}.arguments"), f"{task.field}.arguments"
+    where, field = experiment.where, f"{task.field}.arguments"
     return training_config(MODPOConfig, defaults, task.training.arguments, where=where, field=field, elsewhere=FIXED)
 
 

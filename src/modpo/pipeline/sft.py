@@ -92,8 +92,7 @@ def _config(experiment: Experiment, asked: dict[str, Any], work: Path) -> SFTCon
     defaults = {**quiet_settings(experiment, work), **modest_batches(asked), "max_length": experiment.data.max_length}
     if experiment.lora is not None:
         defaults["learning_rate"] = ADAPTER_LEARNING_RATE
-    where = experiment.where("sft.arguments")
-    return training_config(SFTConfig, defaults, asked, where=where, field="sft.arguments")
+    return training_config(SFTConfig, defaults, asked, where=experiment.where, field="sft.arguments")
 
 
 def _train(

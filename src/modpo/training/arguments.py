@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ def training_config(
     defaults: Mapping[str, Any],
     arguments: Mapping[str, Any],
     *,
-    where: str,
+    where: Callable[[str], str],
     field: str,
     elsewhere: Mapping[str, str] = ELSEWHERE,
     values_of: str | None = None,
@@ -47,7 +47,7 @@ def training_config(
 
     Args:
         kind: `trl.SFTConfig`, `trl.RewardConfig` or `modpo.MODPOConfig`.
-        where, field: what an error names: "experiment.yaml:12", "sft.arguments".
+        where: the place of a dotted field, such as "experiment.yaml:12"; `field`: that of `arguments`, "sft.arguments".
         elsewhere: names that `arguments` must not hold, and where the experiment has them.
         values_of: what an error of a value names, where `defaults` come from the experiment too; default: `field`.
 
@@ -58,21 +58,25 @@ def training_config(
     see_fields = f"see the fields of {kind.__name__}"
     problems = []
     for name in arguments:
+        path = f"{field}.{name}"
         if name in elsewhere:
-            fix = f"set `{elsewhere[name]}` instead"
-            problems.append(Problem(where, f"{field}.{name}", "has a place of its own", fix))
+            problems.append(Problem(where(path), path, "has a place of its own", f"set `{elsewhere[name]}` instead"))
         elif name not in names:
-            problems.append(Problem(where, f"{field}.{name}", f"is no field of {kind.__name__}", see_fields))
+            problems.append(Problem(where(path), path, f"is no field of {kind.__name__}", see_fields))
     if problems:
         raise InputError(problems)
-    given = dict(arguments)
+    given, section = dict(arguments), values_of or field
     for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):  # transformers has new names for them
         if old in given:
             given.setdefault(old.replace("gradient", "activation"), given.pop(old))
     try:
         return kind(**{**defaults, **given})
+    except InputError as error:  # of our own configuration, which does not know the file
+        paths = [f"{field if p.field in arguments else section}.{p.field}" for p in error.problems]
+        problems = [replace(p, where=where(path), field=path) for p, path in zip(error.problems, paths, strict=True)]
+        raise InputError(problems) from error
     except (TypeError, ValueError) as error:  # values that only transformers knows
-        raise InputError(Problem(where, values_of or field, first_line(error), see_fields)) from error
+        raise InputError(Problem(where(section), section, first_line(error), see_fields)) from error
 
 
 def modest_batches(arguments: Mapping[str, Any]) -> dict[str, int]:

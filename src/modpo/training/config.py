@@ -131,6 +131,9 @@ class MODPOConfig(DPOConfig):
             yield Problem("MODPOConfig", "packing", f"is {self.packing!r}", "give True, False or 'auto'")
         if not 0 <= self.anchor < math.inf:
             yield Problem("MODPOConfig", "anchor", f"is {self.anchor}", "give a number of 0 or more")
+        if self.router_aux_loss_coef:
+            fix = "leave it out: the router's auxiliary loss is no part of MODPO's loss, and stays off"
+            yield Problem("MODPOConfig", "router_aux_loss_coef", f"is {self.router_aux_loss_coef}", fix)
         yield from refused(self)
 
     def smallest_primary_weight(self) -> float:

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOTrainer
 
-from modpo.base.errors import InputError, NumericError, Problem
+from modpo.base.errors import NumericError
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective
 from modpo.forward.attention import packed_attention
@@ -46,12 +46,12 @@ from modpo.training.logs import LOSS, MeanLogs
 from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss, weighted_rewards
 from modpo.training.metrics import margin_totals, response_totals, reward_totals, total
 from modpo.training.model_card import PAPER
+from modpo.training.model_checks import require_trainable, without_router_loss
 from modpo.training.pair_logits import pair_logits
 from modpo.training.row_inputs import RowInputs
 from modpo.training.scored_rows import RowScorer, require_objectives
 from modpo.training.splits import eval_splits, train_split
 from modpo.training.start import ReferenceAtStart, adds_nothing
-from modpo.training.trainable import require_trainable
 from modpo.training.trl_arguments import given_or_default, require_arguments
 from modpo.training.trl_settings import say_what_has_no_effect
 
@@ -116,6 +116,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
 
         policy, read_again = policy_of(model, args, quantization_config)
         require_trainable(policy, peft_config)
+        without_router_loss(policy, args)
         reference = None if ref_model is None else reference_of(ref_model, args, quantization_config)
         tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
         use_pad_token(tokenizer, args.pad_token)
@@ -165,9 +166,6 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
 
     def _prepare_model(self) -> None:
         """Make the model that TRL has prepared one of which log-probs are read our way."""
-        if self.aux_loss_enabled:
-            problem, fix = "the router's auxiliary loss is not part of MODPO's loss", "set router_aux_loss_coef to 0"
-            raise InputError(Problem("MODPOConfig", "router_aux_loss_coef", problem, fix))
         self._causal_lm = causal_lm(self.model)
         join_adapters(self)
         if self.args.disable_dropout:

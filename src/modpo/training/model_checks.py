@@ -1,0 +1,58 @@
+"""What a model must be to be trained on preferences, found before anything is scored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modpo.base.errors import InputError, Problem
+from modpo.base.progress import say_once
+from modpo.forward.low_rank import causal_lm
+from modpo.models.adapters import HEAD_FIX, HEAD_PROBLEM, adapts_head, would_adapt_head
+from modpo.models.quantized import is_quantized, keep_differentiable
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+    from modpo.training.config import MODPOConfig
+
+
+def require_trainable(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> None:
+    """Refuse a model of which nothing, or an adapter that is never read, would be trained.
+
+    Raises:
+        InputError: no parameter of the model asks for a gradient, and no adapters are to be added; adapters on the
+            output head, which is read past them.
+    """
+    if adapts_head(model) or (peft_config is not None and would_adapt_head(model, peft_config)):
+        field = "model" if peft_config is None else "peft_config.target_modules"
+        raise InputError(Problem("MODPOTrainer", field, HEAD_PROBLEM, HEAD_FIX))
+    keep_differentiable(model)
+    if peft_config is not None:
+        if peft_config.inference_mode:
+            problem, fix = "is True, so nothing would be trained", "leave it out"
+            raise InputError(Problem("MODPOTrainer", "peft_config.inference_mode", problem, fix))
+        return
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        problem, fix = "no parameter of it asks for a gradient, so nothing would be trained", _fix(model)
+        raise InputError(Problem("MODPOTrainer", "model", problem, fix))
+    if is_quantized(model) and not hasattr(model, "peft_config"):
+        problem, fix = "its weights are quantised, and cannot be trained", "give `peft_config`, such as a LoraConfig"
+        raise InputError(Problem("MODPOTrainer", "model", problem, fix))
+
+
+def _fix(model: PreTrainedModel | PeftModel) -> str:
+    if hasattr(model, "peft_config"):
+        return "load the adapter with PeftModel.from_pretrained(..., is_trainable=True)"
+    return "give `peft_config`, or call model.requires_grad_(True)"
+
+
+def without_router_loss(model: PreTrainedModel | PeftModel, args: MODPOConfig) -> None:
+    """Leave the router's auxiliary loss of a mixture of experts off, and say so once: it is no part of MODPO's loss."""
+    config = causal_lm(model).config.get_text_config()
+    if hasattr(config, "output_router_logits") and getattr(config, "router_aux_loss_coef", None):
+        say_once(
+            f"{type(causal_lm(model)).__name__}: trained without the router's auxiliary loss "
+            f"(router_aux_loss_coef {config.router_aux_loss_coef} in its configuration), which is no part of MODPO's"
+        )
+    args.router_aux_loss_coef = 0.0
