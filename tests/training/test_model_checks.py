@@ -25,8 +25,8 @@ def trainer(tmp_path: Path, plain_descent: dict[str, Any], tiny_model: Path) -> 
         settings = {**plain_descent, "output_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache"), **more}
         return MODPOTrainer(
             model,
-            MODPOConfig(weights={"quality": 0.5, "short": 0.5}, **settings),
-            preference_rows(),
+            args=MODPOConfig(weights={"quality": 0.5, "short": 0.5}, **settings),
+            train_dataset=preference_rows(),
             processing_class=AutoTokenizer.from_pretrained(tiny_model),
             peft_config=peft_config,
         )
@@ -62,6 +62,25 @@ def test_a_frozen_model_is_refused_unless_adapters_are_added(trainer: Any, tiny_
         trainer(frozen)
     assert not scored(tmp_path)
     assert trainer(frozen, LoraConfig(**LORA)).train().global_step == 3
+
+
+def test_adapters_for_inference_are_refused(trainer: Any, tiny_model: Path, tmp_path: Path) -> None:
+    model, config = AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(**LORA, inference_mode=True)
+    with pytest.raises(InputError, match=r"peft_config.inference_mode: is True, so nothing would be trained"):
+        trainer(model, config)
+    assert not scored(tmp_path)
+
+
+def test_an_adapter_that_is_frozen_in_part_is_trained_in_part(trainer: Any, tiny_model: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = PeftModel.from_pretrained(base, make_adapter(tiny_model, tmp_path / "adapter", 1), is_trainable=True)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if "lora" in name}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and "layers.1." in name)
+    after = dict(_trained(trainer(model)).model.named_parameters())
+    moved = {name for name, tensor in before.items() if not tensor.equal(after[name])}
+    assert moved
+    assert all("layers.1." in name for name in moved)
 
 
 def test_a_trainable_adapter_is_trained(trainer: Any, tiny_model: Path, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def _shape(experiment: Experiment, reference: ReferenceModel) -> ModelShape:
     lora = experiment.lora
     if lora and experiment.sweep.mode == CONTINUOUS:  # an adapter per objective takes what one of all their ranks takes
         lora = replace(lora, r=lora.r * len(experiment.objectives))
-    return model_shape(reference.folder, experiment.model, lora, experiment.where("lora"))
+    return model_shape(reference.folder, experiment.model, lora, experiment.where("lora.target_modules"))
 
 
 def _steps(experiment: Experiment, trained: int) -> tuple[int, float]:

@@ -98,7 +98,7 @@ def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> 
     """New adapters on the skeleton of a model.
 
     Raises:
-        InputError: some fit no module of the model.
+        InputError: some fit no module of the model, or are of its head.
     """
     import torch
     from peft import get_peft_model

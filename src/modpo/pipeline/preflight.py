@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from modpo.base.errors import EnvironmentFault
+from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
@@ -20,7 +20,7 @@ from modpo.data.tokens import require_usable, tokenize_groups
 from modpo.experiment.sections import Experiment, resolved
 from modpo.forward.packing_choice import with_packing
 from modpo.models.adapters import add_adapters
-from modpo.models.folders import require_device_dtype, skeleton, tensor_shapes
+from modpo.models.folders import read_object, require_device_dtype, skeleton, tensor_shapes
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import PROBE_ROWS, probe, quick_rewards
@@ -51,9 +51,6 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
     _check_adapters(experiment)
     training_arguments(experiment, weights, experiment.output_dir)
     check_settings(experiment, weights)
-    if experiment.lora is None and experiment.sweep.method != "best_of_n" and experiment.model.dtype != "float32":
-        problem = f"all weights are trained in {experiment.model.dtype}, where small steps are rounded away"
-        say(f"warning: {experiment.where('model.dtype')}:model.dtype: {problem}; fix: leave it out, for float32")
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -114,17 +111,30 @@ def _probe(experiment: Experiment, groups: PromptGroups, rewards: Mapping[str, R
 
 
 def _check_adapters(experiment: Experiment) -> None:
-    """Put adapters on the model's skeleton: some settings fit no module of it."""
+    """Put adapters on the model's skeleton: some settings fit no module of it. Without, its weights must be whole."""
+    reference = ReferenceModel.of(experiment, writes=False)
     if experiment.lora is None:
+        _require_whole_weights(experiment, reference)
         return
     from transformers import AutoModelForCausalLM
 
-    reference = ReferenceModel.of(experiment, writes=False)
     trust = experiment.model.trust_remote_code
     outline = skeleton(
         AutoModelForCausalLM, reference.folder, reference.where, reference.field, trust_remote_code=trust
     )
-    add_adapters(outline, experiment.lora, experiment.where("lora"))
+    add_adapters(outline, experiment.lora, experiment.where("lora.target_modules"))
+
+
+def _require_whole_weights(experiment: Experiment, reference: ReferenceModel) -> None:
+    """Refuse to train all weights of a model that is quantised, and warn of number formats of 16 bits."""
+    if experiment.sweep.method == "best_of_n":
+        return
+    if "quantization_config" in read_object(reference.folder / "config.json", reference.where, reference.field):
+        problem = f"is null, but the weights of {reference.folder} are quantised, which cannot be trained"
+        raise InputError(Problem(experiment.where("lora"), "lora", problem, "give `lora` its fields back"))
+    if experiment.model.dtype != "float32":
+        problem = f"all weights are trained in {experiment.model.dtype}, where small steps are rounded away"
+        say(f"warning: {experiment.where('model.dtype')}:model.dtype: {problem}; fix: leave it out, for float32")
 
 
 def _warn(experiment: Experiment, groups: PromptGroups) -> None:

@@ -8,6 +8,7 @@ from modpo.base.errors import InputError, Problem
 from modpo.base.progress import say_once
 from modpo.forward.low_rank import causal_lm
 from modpo.models.adapters import HEAD_FIX, HEAD_PROBLEM, adapts_head, would_adapt_head
+from modpo.models.quantized import is_quantized, keep_differentiable
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -26,12 +27,16 @@ def require_trainable(model: PreTrainedModel | PeftModel, peft_config: PeftConfi
     if adapts_head(model) or (peft_config is not None and would_adapt_head(model, peft_config)):
         field = "model" if peft_config is None else "peft_config.target_modules"
         raise InputError(Problem("MODPOTrainer", field, HEAD_PROBLEM, HEAD_FIX))
+    keep_differentiable(model)
     if peft_config is not None:
+        if peft_config.inference_mode:
+            problem, fix = "is True, so nothing would be trained", "leave it out"
+            raise InputError(Problem("MODPOTrainer", "peft_config.inference_mode", problem, fix))
         return
     if not any(parameter.requires_grad for parameter in model.parameters()):
         problem, fix = "no parameter of it asks for a gradient, so nothing would be trained", _fix(model)
         raise InputError(Problem("MODPOTrainer", "model", problem, fix))
-    if getattr(model, "is_quantized", False) and not hasattr(model, "peft_config"):
+    if is_quantized(model) and not hasattr(model, "peft_config"):
         problem, fix = "its weights are quantised, and cannot be trained", "give `peft_config`, such as a LoraConfig"
         raise InputError(Problem("MODPOTrainer", "model", problem, fix))
 
