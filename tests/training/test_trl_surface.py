@@ -267,9 +267,13 @@ def test_packed_rows_have_no_padding_and_it_is_said(make: Make, capsys: pytest.C
 
 def test_max_length_cuts(make: Make) -> None:
     longest = {
-        n: max(len(row["prompt_ids"]) for row in make(settings={"max_length": n}).train_dataset) for n in (16, 64)
+        n: max(
+            len(row["prompt_ids"]) + max(map(len, row["responses_ids"]))
+            for row in make(settings={"max_length": n}).train_dataset
+        )
+        for n in (16, 64)
     }
-    assert longest[16] < longest[64]
+    assert longest[16] == 16 < longest[64]
     whole = make(settings={"max_length": None})
     assert max(len(row["responses_ids"][0]) for row in whole.train_dataset) == len("because " * 3) + 1
 
