@@ -6,7 +6,7 @@ With `packing: auto` a model that cannot is read padded; with `packing: true` it
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to a response's log-prob
 PROBE_TOLERANCE_16_BIT = 0.02  # rounding makes 0.2 %; everything attending to everything before it 6 %
+LARGE_LOGIT = 1000.0  # beyond what any cap leaves as it is
 PACKABLE_LAYER_TYPES = {"full_attention"}
 
 
@@ -107,7 +108,21 @@ def _probe(model: PreTrainedModel | PeftModel) -> str | None:
 
 
 def _head_gives_logits(model: PreTrainedModel, input_ids: Tensor) -> bool:
-    """Whether the logits of a text, (1, T), are the head's output and nothing more: the same numbers in any dtype."""
+    """Whether the logits of a text, (1, T), are the head's output and nothing more: the same numbers in any dtype.
+
+    The hidden states are made large first: a cap bends small logits by less than rounding does.
+    """
     hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    return torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-2, atol=1e-3, equal_nan=True)
+    head = model.get_output_embeddings()
+    factor = LARGE_LOGIT / head(hidden).abs().amax().item()
+
+    def enlarge(_module: object, _inputs: object, out: Any) -> Any:
+        out["last_hidden_state"] = out["last_hidden_state"] * factor
+        return out
+
+    hook = model.base_model.register_forward_hook(enlarge)
+    try:
+        logits = model(input_ids=input_ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    return torch.allclose(head(hidden * factor), logits, rtol=1e-2, atol=1e-3, equal_nan=True)
