@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,27 @@ def test_out_of_memory_says_what_to_lower(monkeypatch, capsys, error):
     monkeypatch.setattr(cli.report, "run", run)
     assert main(["report", "x"]) == 3
     assert "; fix: lower `training.per_device_train_batch_size`" in capsys.readouterr().err
+
+
+def test_what_peft_says_of_every_model_of_a_kind_is_not_repeated(monkeypatch, capsys):
+    harmless = [
+        "The following rank_pattern keys did not match any targeted module and were ignored: ['.*gate_up_proj'].",
+        "fan_in_fan_out is set to False but the target module is `Conv1D`. Setting fan_in_fan_out to True.",
+        "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter.",
+        "Input and output embeddings are no longer tied after merging.",
+    ]
+
+    def run(args):
+        for text in [*harmless, "Something else went wrong."]:
+            warnings.warn_explicit(text, UserWarning, "peft/tuners/lora/layer.py", 1, module="peft.tuners.lora.layer")
+        return 0
+
+    monkeypatch.setattr(cli.report, "run", run)
+    with warnings.catch_warnings():
+        assert main(["report", "x"]) == 0
+    printed = capsys.readouterr().err
+    assert "Something else went wrong." in printed
+    assert not [text for text in harmless if text in printed]
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])

@@ -57,6 +57,13 @@ REFUSALS = {
     errno.ENOTDIR: ("a part of this path is a file", "choose another folder"),
 }
 
+# What PEFT warns of at every model of a kind, each time that adapters are put on one: it has set right itself what it
+# warns of, or (the tied embeddings) it was said before.
+HARMLESS = (
+    r"The following (rank|alpha)_pattern keys did not match|fan_in_fan_out is set to"
+    r"|Model has `tie_word_embeddings=True`|Input and output embeddings are no longer tied"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Only --help and --version raise SystemExit."""
@@ -64,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one progress bar at a time: ours
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message=HARMLESS, module="peft")
     warnings.showwarning = _show_warning
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import sha256_file
 from modpo.base.finite import nonfinite_tensors
+from modpo.base.progress import say_once
 from modpo.base.text import first_line
 from modpo.experiment.sections import LoraSection
 from modpo.models.folders import ADAPTER_CONFIG, lora_config, read_object, tensor_shapes
@@ -28,6 +29,10 @@ HEAD_PROBLEM = (
     "puts an adapter on the output head (`lm_head`), whose weights are read past it: it would never be trained"
 )
 HEAD_FIX = "take `lm_head` out of `target_modules`"
+TIED = (
+    "the model's embeddings and output head are one tensor, of which the adapters change one use: a merged policy has "
+    "two; fix: leave the embeddings out if you mean them to stay one"
+)
 
 
 def adapter_config(folder: Path, where: str, field: str) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> 
     from peft import get_peft_model
 
     try:
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        with torch.device("meta"), warnings.catch_warnings(record=True, action="always") as warned:
             adapted: PeftModel = get_peft_model(outline, lora_config(section))
     except ValueError as error:
         problem = f"do not fit the model: {first_line(error)}"
@@ -112,6 +117,8 @@ def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> 
         raise InputError(Problem(where, "lora", problem, fix)) from error
     if adapts_head(adapted):
         raise InputError(Problem(where, "lora.target_modules", HEAD_PROBLEM, HEAD_FIX))
+    if any("tie_word_embeddings" in str(warning.message) for warning in warned):
+        say_once(f"warning: {where}:lora: {TIED}")
     return adapted
 
 
