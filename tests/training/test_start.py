@@ -68,8 +68,8 @@ def trainer_of(
 ) -> MODPOTrainer:
     return MODPOTrainer(
         model if model is not None else AutoModelForCausalLM.from_pretrained(tiny_model),
-        args,
-        rows,
+        args=args,
+        train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
         peft_config=adapter,
     )
