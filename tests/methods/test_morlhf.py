@@ -22,6 +22,7 @@ from modpo.data.loading import load_groups
 from modpo.data.tokens import tokenize_prompt
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
+from modpo.forward.packing_choice import with_packing
 from modpo.methods.morlhf import new_trainer, reward_functions, train, training_arguments
 from modpo.methods.point import give_base_back
 from modpo.methods.run import Run
@@ -80,6 +81,7 @@ def run_of(experiment: Experiment) -> Run:
     """As a sweep makes it."""
     prompts, _ = load_groups(experiment)
     reference = ReferenceModel(experiment.model, experiment.cache_dir)
+    experiment = with_packing(experiment, reference)
     scorer = experiment_scorer(experiment, reference)
     return Run(experiment, scorer.score(prompts), reference, prompts, scorer.rewards)
 

@@ -93,6 +93,17 @@ def test_arguments_stay_as_they_were_given(tiny_model: Path, config, scored: Dat
     assert trainer_of(tiny_model, args, scored, LoraConfig(**LORA), sliding).args.packing is False
 
 
+def test_a_reference_of_its_own_decides_too(tiny_model: Path, config, tmp_path: Path):
+    """Policy and reference are read in one way: padded, where one of them cannot be packed."""
+    sliding = AutoModelForCausalLM.from_pretrained(tiny_model)
+    sliding.config.sliding_window = 8
+    same = {"train_dataset": preference_rows(), "processing_class": AutoTokenizer.from_pretrained(tiny_model)}
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert MODPOTrainer(model, sliding, args=config(), **same).args.packing is False
+    with pytest.raises(InputError, match="slides over a window of 8 tokens; fix: set `packing: false`"):
+        MODPOTrainer(model, sliding, args=config(packing=True), **same)
+
+
 @virtual
 def test_virtual_tokens_are_trained_padded(adapter: PeftConfig, tiny_model: Path, config, scored: Dataset):
     """Prompt, prefix and p-tuning: the loss of the first step is that of PEFT's own model, and goes down."""

@@ -6,7 +6,7 @@ With `packing: auto` a model that cannot is read padded; with `packing: true` it
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
@@ -110,19 +110,25 @@ def _probe(model: PreTrainedModel | PeftModel) -> str | None:
 def _head_gives_logits(model: PreTrainedModel, input_ids: Tensor) -> bool:
     """Whether the logits of a text, (1, T), are the head's output and nothing more: the same numbers in any dtype.
 
-    The hidden states are made large first: a cap bends small logits by less than rounding does.
+    Looked at twice, as they are and made large: a cap bends small logits by less than rounding does.
     """
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
     head = model.get_output_embeddings()
-    factor = LARGE_LOGIT / head(hidden).abs().amax().item()
-
-    def enlarge(_module: object, _inputs: object, out: Any) -> Any:
-        out["last_hidden_state"] = out["last_hidden_state"] * factor
-        return out
-
-    hook = model.base_model.register_forward_hook(enlarge)
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    expected = head(hidden)
+    factor = LARGE_LOGIT / expected.abs().amax().item() if expected.any() else 1.0
+    seen: list[Tensor] = []
+    hooks = [
+        head.register_forward_pre_hook(lambda _module, inputs: (inputs[0] * factor, *inputs[1:])),
+        head.register_forward_hook(lambda _module, _inputs, output: seen.append(output)),
+    ]
     try:
-        logits = model(input_ids=input_ids, use_cache=False).logits
+        large = model(input_ids=input_ids, use_cache=False).logits
     finally:
-        hook.remove()
-    return torch.allclose(head(hidden * factor), logits, rtol=1e-2, atol=1e-3, equal_nan=True)
+        for hook in hooks:
+            hook.remove()
+    plain = model(input_ids=input_ids, use_cache=False).logits
+    return _close(plain, expected) and bool(seen) and _close(large, seen[-1])
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-2, atol=1e-3, equal_nan=True)

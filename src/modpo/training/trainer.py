@@ -34,6 +34,7 @@ from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.forward.packability import choose_packing
+from modpo.forward.packing_needs import Needs
 from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
 from modpo.scored.calibration import Calibration
 from modpo.training.arguments import disable_functional_dropout, most_packed_tokens
@@ -121,7 +122,10 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
         use_pad_token(tokenizer, args.pad_token)
         self._asked_packing, self._needs = args.packing, args.needs(peft_config)
-        args.packing = collator.packing = choose_packing(args.packing, policy, self._needs)
+        args.packing = choose_packing(args.packing, policy, self._needs)
+        if reference is not None and args.packing:  # one way to read both
+            args.packing = choose_packing(self._asked_packing, reference, Needs(args.max_length))
+        collator.packing = args.packing
         self._kept_reference = KeptReference(reference, peft_config, read_again)
         self._row_scorer = RowScorer(args, objectives, collator, tokenizer)
         score = partial(self._row_scorer.scored, nullcontext(policy if reference is None else reference))
