@@ -36,7 +36,7 @@ from modpo.methods.run import Run
 from modpo.methods.sweep import point_folder, run_sweep, train_point
 from modpo.models.reference import ReferenceModel
 from modpo.scored.data import ScoredData
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 from modpo.training.checkpoints import WEIGHTS, Checkpoints, trained_tensors
 from modpo.training.trainer import MODPOTrainer
 from tests.kit import WORDS, flip_a_bit, write_experiment, write_rows

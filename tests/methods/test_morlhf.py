@@ -29,7 +29,7 @@ from modpo.methods.run import Run
 from modpo.methods.sweep import point_folder, run_sweep, train_point
 from modpo.models.folders import save_policy
 from modpo.models.reference import ReferenceModel
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 from modpo.training.checkpoints import Checkpoints
 from tests.kit import CHAT_TEMPLATE, manifest_of, write_experiment, write_rows
 

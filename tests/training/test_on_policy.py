@@ -15,7 +15,7 @@ from modpo.methods.morlhf import new_trainer
 from modpo.methods.point import give_base_back
 from modpo.methods.run import Run
 from modpo.models.reference import ReferenceModel
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 from modpo.training.checkpoints import trained_tensors
 from modpo.training.on_policy import OnPolicy
 from tests.kit import write_experiment, write_rows

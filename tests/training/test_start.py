@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 from modpo.base.errors import InputError
 from modpo.experiment.sections import Objective
 from modpo.forward.low_rank import causal_lm
-from modpo.scored.scorer import score_dataset
+from modpo.scored.of_rows import score_dataset
 from modpo.training.config import MODPOConfig
 from modpo.training.start import adds_nothing
 from modpo.training.trainer import MODPOTrainer

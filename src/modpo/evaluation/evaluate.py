@@ -38,7 +38,8 @@ from modpo.policies.point import REFERENCE_POINT, SweptPoint
 from modpo.rewards.accuracy import held_out_accuracies
 from modpo.scored.calibration import UNCALIBRATED
 from modpo.scored.data import REWARD_PREFIX, ScoredData
-from modpo.scored.scorer import Scorer, experiment_scorer, load_ready_rewards
+from modpo.scored.of_experiment import experiment_scorer, load_ready_rewards
+from modpo.scored.scorer import Scorer
 
 SCORES = "scores.jsonl"
 

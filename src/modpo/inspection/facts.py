@@ -38,7 +38,8 @@ from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import probe, quick_rewards
 from modpo.scored.equal_tokens import EqualTokens, differing, first_equal
 from modpo.scored.labels import draw_bradley_terry
-from modpo.scored.scorer import GROUPS_PER_REWARD_CALL, load_ready_rewards
+from modpo.scored.of_experiment import load_ready_rewards
+from modpo.scored.scorer import GROUPS_PER_REWARD_CALL
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized and scored; of more, a sample
 BOUNDARY_TOKENS = 3  # shown one by one on either side of the prompt's end

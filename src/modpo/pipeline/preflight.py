@@ -27,7 +27,7 @@ from modpo.pipeline.sample import require_room, sample_prompts
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import PROBE_ROWS, probe, quick_rewards
 from modpo.scored.equal_tokens import EqualTokens
-from modpo.scored.scorer import load_proxies, load_ready_rewards
+from modpo.scored.of_experiment import load_proxies, load_ready_rewards
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized here; the rest is found out when it is scored
 

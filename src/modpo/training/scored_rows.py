@@ -21,7 +21,7 @@ from modpo.experiment.sections import Objective
 from modpo.forward.frozen import reference_logps
 from modpo.forward.low_rank import causal_lm
 from modpo.scored.data import PAIRS_PREFIX, REWARD_PREFIX
-from modpo.scored.scorer import score_dataset
+from modpo.scored.of_rows import score_dataset
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
 from modpo.training.kept_reference import OTHER_FIX, apart, rounding
