@@ -17,6 +17,7 @@ from modpo.data.loading import load_groups
 from modpo.data.prompt_group import Pair
 from modpo.data.text_notes import COUNTED, text_notes
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group, tokenize_groups
+from modpo.evaluation.evaluate import questions_of
 from modpo.evaluation.scorers import scorer_warnings
 from modpo.experiment.primary import Margins, choose
 from modpo.experiment.sections import Experiment, resolved
@@ -30,6 +31,7 @@ from modpo.inspection.reward_statistics import (
     reward_warnings,
 )
 from modpo.inspection.token_statistics import lengths_of, reading, token_statistics
+from modpo.models.positions import LOWER_MAX_LENGTH, longest_of, place_in, require_readable
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import probe, quick_rewards
@@ -62,6 +64,8 @@ def look(experiment: Experiment) -> Inspection:
     reference = ReferenceModel.of(experiment, writes=False)
     indices = sample_indices(len(train), experiment.seed)
     tokens = _tokenize(experiment, train, indices, reference)
+    require_readable(place_in(train.select(indices)), map(longest_of, tokens), reference.positions, LOWER_MAX_LENGTH)
+    questions_of(experiment, reference, held_out)
     scores = {name: _score(train, indices, name, reward) for name, reward in rewards.items()}
     margins = {name: margin_rewards(experiment.objectives[name], scores[name]) for name in scores}
     equal = EqualTokens.of_tokenized(train.select(indices), tokens, experiment.label_sets)

@@ -33,6 +33,7 @@ from modpo.data.tokens import identity as tokenizer_identity
 from modpo.experiment.proxy import PROXY, REWARD, is_proxied
 from modpo.experiment.sections import DRAWN, Experiment, ModelSection, Objective, Resolved, RewardSection, resolved
 from modpo.models.folders import default_cache_dir
+from modpo.models.positions import place_in, require_embedded, require_readable
 from modpo.models.reference import LoadedModel, Reference, ReferenceModel
 from modpo.rewards.batch import Reward, RewardContext, reward_batch
 from modpo.rewards.loading import load_reward, probe
@@ -83,6 +84,7 @@ class Scorer:
         for reward in self.rewards.values():
             probe(reward, reward_batch(groups, range(min(4, len(groups)))))
         tokens = self._tokens(groups)
+        self._require_readable(groups, tokens)
         pairs = {name: self._data_pairs(groups, label_set, tokens) for name, label_set in self.label_sets.items()}
         fits = calibrations is None  # so these are not measured on, but trained on
         if fits:
@@ -128,6 +130,16 @@ class Scorer:
         _fill(tokens, "tokens", lambda indices: (_token_row(read(groups[i])) for i in indices))
         _say_what_was_lost(tokens, groups, tokenizer)
         return tokens
+
+    def _require_readable(self, groups: PromptGroups, tokens: Column) -> None:
+        """Refuse rows that the reference has no positions or no embeddings for; where none can be, none is read."""
+        positions, vocabulary = self.reference.positions, self.reference.vocabulary
+        if positions is not None and self.context.max_length > positions:
+            lengths = (len(r["prompt_ids"]) + max(map(len, r["responses_ids"])) for r in tokens.open())
+            require_readable(place_in(groups), lengths, positions)
+        if vocabulary is not None and max(self.reference.tokenizer.get_vocab().values(), default=0) >= vocabulary:
+            highest = (max(map(max, [r["prompt_ids"], *r["responses_ids"]])) for r in tokens.open())
+            require_embedded(place_in(groups), highest, vocabulary)
 
     def _data_pairs(self, groups: PromptGroups, label_set: str, tokens: Column) -> Column:
         identity = {"source": "data", "label_set": label_set, "texts": groups.fingerprint}

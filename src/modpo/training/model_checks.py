@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.progress import say_once
 from modpo.forward.low_rank import causal_lm
 from modpo.models.adapters import HEAD_FIX, HEAD_PROBLEM, adapts_head, would_adapt_head
+from modpo.models.positions import most_positions, require_embedded, require_readable, vocabulary_size
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
@@ -34,6 +37,38 @@ def require_trainable(model: PreTrainedModel | PeftModel, peft_config: PeftConfi
     if getattr(model, "is_quantized", False) and not hasattr(model, "peft_config"):
         problem, fix = "its weights are quantised, and cannot be trained", "give `peft_config`, such as a LoraConfig"
         raise InputError(Problem("MODPOTrainer", "model", problem, fix))
+
+
+def require_readable_rows(scored: Mapping[str, Dataset], model: PreTrainedModel | PeftModel) -> None:
+    """Refuse scored rows that the model has no positions or no embeddings for: another model may have read them.
+
+    Args:
+        scored: by "train" and "eval". Rows that are streamed are passed by.
+
+    Raises:
+        InputError: naming the first such row.
+    """
+    from datasets import Dataset
+
+    positions, vocabulary = most_positions(model), vocabulary_size(model)
+    for name, rows in scored.items():
+        if not isinstance(rows, Dataset):
+            continue
+        ids = rows.select_columns(["prompt_ids", "responses_ids"]).with_format("numpy")
+        lengths, highest = zip(*(part for batch in ids.iter(1000) for part in _extents(batch)), strict=True)
+
+        def place(i: int, name: str = name) -> str:
+            return f"{name}_dataset:{i}"
+
+        require_readable(place, lengths, positions)
+        if vocabulary is not None:
+            require_embedded(place, highest, vocabulary)
+
+
+def _extents(batch: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """Length and highest token id of each row."""
+    for prompt, responses in zip(batch["prompt_ids"], batch["responses_ids"], strict=True):
+        yield len(prompt) + max(map(len, responses)), int(max(max(prompt), *map(max, responses)))
 
 
 def _fix(model: PreTrainedModel | PeftModel) -> str:

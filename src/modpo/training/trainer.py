@@ -39,7 +39,7 @@ from modpo.training.logs import LOSS, MeanLogs
 from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss, weighted_rewards
 from modpo.training.metrics import margin_totals, response_totals, reward_totals, total
 from modpo.training.model_card import PAPER
-from modpo.training.model_checks import require_trainable, without_router_loss
+from modpo.training.model_checks import require_readable_rows, require_trainable, without_router_loss
 from modpo.training.pair_logits import pair_logits
 
 # At step 0 policy and reference are the same model; what they may differ by is rounding, relative to the log-prob.
@@ -107,6 +107,7 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
                 for name, rows in (("train", train_dataset), ("eval", eval_dataset))
                 if rows is not None
             }
+        require_readable_rows(scored, model)
         collator = self._new_collator(args, objectives, calibrations or {})
         require_calibrations(objectives, collator)
         started_as_peft = isinstance(model, PeftModel)
