@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modpo.base.errors import EnvironmentFault, InputError, IntegrityError, NumericError, Problem
-from modpo.base.failures import done_or_recorded
+from modpo.base.failures import done_or_recorded, fix_of
 
 SECRET = "hf_" + "aB3" * 8
 
@@ -33,6 +33,30 @@ def test_a_failure_is_recorded_and_forgotten_once_it_is_done(tmp_path: Path, cap
     assert capsys.readouterr().err.startswith("point a failed: ")
     assert done_or_recorded(lambda: None, "point a", record, {"name": "a"})
     assert not record.exists()
+
+
+AGAIN = "run the same command again, what is finished is kept"
+HELPED = [
+    "OutOfMemoryError: out of memory: CUDA out of memory. Tried to allocate 2 GiB; fix: lower",
+    "RuntimeError: out of memory: DefaultCPUAllocator: can't allocate memory; fix: lower",
+    "RuntimeError: CUDA error: an illegal memory access was encountered",
+    "RuntimeError: NCCL communicator was aborted on rank 0",
+    f"PartialFailure: out: 1 of 2 points failed: a; fix: {AGAIN}",
+]
+COMES_BACK = [
+    "NumericError: step 3: the loss is not finite; fix: lower learning_rate",
+    "RuntimeError: only Tensors of floating point dtype can require gradients",
+    "ValueError: Applying a PEFT adapter to `lm_head` is not supported",
+]
+
+
+def test_the_same_again_is_advised_where_it_can_help() -> None:
+    for reason in HELPED:
+        assert fix_of([*COMES_BACK, reason], Path("out/failed")) == AGAIN
+    for reason in COMES_BACK:
+        assert fix_of([reason], Path("out/failed")).startswith("act on the reasons first, for they would come back: ")
+    inner = fix_of(COMES_BACK, Path("out/sweep/failed"))
+    assert "out/failed;" in fix_of([f"PartialFailure: out/sweep: 2 of 2 failed; fix: {inner}"], Path("out/failed"))
 
 
 def test_no_secret_is_recorded(tmp_path: Path, capsys) -> None:

@@ -41,7 +41,9 @@ class Stages:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple] = []
         self.failed: list[str] = []
+        self.reasons: list[str] = []
         self.replace(monkeypatch, "modpo.methods.sweep", "run_sweep", "train_point", "train_continuous")
+        sys.modules["modpo.methods.sweep"].failures = lambda _: [{"reason": reason} for reason in self.reasons]
         self.replace(monkeypatch, "modpo.evaluation.evaluate", "evaluate_sweep", "require_measurable")
         self.replace(monkeypatch, "modpo.report", "write_report")
         self.replace(monkeypatch, "modpo.scored.scorer", "score_experiment")
@@ -168,7 +170,10 @@ def test_failed_points_are_named_after_the_others_are_measured(file, stages, cap
     assert main(["sweep", str(file)]) == 5
     assert stages.names == ["require_measurable", "run_sweep", "evaluate_sweep", "write_report"]
     printed = capsys.readouterr().err
-    assert "1 of 2 points failed: positive0.25-concise0.75; fix: " in printed
+    assert "1 of 2 points failed: positive0.25-concise0.75; fix: act on the reasons first" in printed
+    stages.reasons = ["OutOfMemoryError: out of memory: CUDA out of memory; fix: lower"]
+    assert main(["sweep", str(file)]) == 5
+    assert "fix: run the same command again, what is finished is kept" in capsys.readouterr().err
 
 
 def test_nothing_is_measured_when_every_point_failed(file, stages):
@@ -290,6 +295,8 @@ def test_trouble_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code, 
     assert printed.startswith(f"error: {words}")
     assert printed.count("\n") == 1
     assert main(["report", "x", "--debug"]) == code
+    assert "Traceback" in capsys.readouterr().err
+    assert main(["--debug", "report", "x"]) == code
     assert "Traceback" in capsys.readouterr().err
 
 

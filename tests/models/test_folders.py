@@ -55,6 +55,14 @@ def test_the_fingerprint_does_not_depend_on_the_path(tiny_model, folder, tmp_pat
     assert json.loads(json.dumps(expected)) == expected
 
 
+def test_a_setting_that_is_infinite_has_its_place_in_a_fingerprint(folder):
+    edit_config(folder, time_step_limit=[0.0, float("inf")])
+    bounded = reference(folder).fingerprint
+    assert json.loads(json.dumps(bounded, allow_nan=False)) == bounded
+    edit_config(folder, time_step_limit=[0.0, 1.0])
+    assert reference(folder).fingerprint != bounded
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"_name_or_path": "/elsewhere"}, {"transformers_version": "9"}, {"use_cache": False}, {"dtype": "float16"}],

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from modpo.base.errors import InputError
 from modpo.base.progress import say_once
@@ -139,3 +147,14 @@ def test_a_mixture_of_experts_is_trained_without_the_routers_loss_which_is_said_
 def test_a_routers_loss_that_is_asked_for_is_refused() -> None:
     with pytest.raises(InputError, match=r"MODPOConfig:router_aux_loss_coef: is 0.01; fix: leave it out"):
         MODPOConfig(weights={"quality": 1.0}, router_aux_loss_coef=0.01)
+
+
+# --- a configuration that is not JSON -----------------------------------------------------------------------
+
+
+def test_a_state_space_model_whose_configuration_holds_an_infinite_bound_is_trained(trainer: Any) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 16, "n_groups": 1, "state_size": 8}
+    model = Mamba2ForCausalLM(Mamba2Config(vocab_size=300, expand=2, chunk_size=16, **sizes))
+    assert math.inf in model.config.time_step_limit
+    assert len(set(log_column(_trained(trainer(model, packing=False)), "loss"))) == 3

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from modpo.base.errors import InputError, PartialFailure, Problem
-from modpo.base.failures import done_or_recorded
+from modpo.base.failures import FAILED, done_or_recorded, fix_of
 from modpo.base.files import locked
 from modpo.base.progress import say
 from modpo.comparison.result import Comparison, FailedSweep, compare
@@ -75,7 +75,7 @@ def run_comparison(experiment: Experiment, command: str) -> None:
         raise PartialFailure(
             f"{experiment.output_dir}: {len(failed)} of {len(members)} sweeps failed: "
             f"{', '.join(f'{f.method} with seed {f.seed}' for f in failed)}; "
-            "fix: run the same command again, what is finished is kept"
+            f"fix: {fix_of([f.reason for f in failed], experiment.output_dir / FAILED)}"
         )
 
 
@@ -116,7 +116,7 @@ def _section(experiment: Experiment) -> ComparisonSection:
 
 
 def _record(experiment: Experiment, member: Member) -> Path:
-    return experiment.output_dir / "failed" / f"{member.method}-seed{member.seed}.json"
+    return experiment.output_dir / FAILED / f"{member.method}-seed{member.seed}.json"
 
 
 def _failures(experiment: Experiment, members: list[Member]) -> list[FailedSweep]:

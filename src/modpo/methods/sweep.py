@@ -21,7 +21,7 @@ from modpo.base import simplex
 from modpo.base.artifact import require_free
 from modpo.base.costs import Cost
 from modpo.base.errors import InputError, IntegrityError, Problem
-from modpo.base.failures import done_or_recorded
+from modpo.base.failures import FAILED, done_or_recorded
 from modpo.base.files import locked, new_file, read_manifest, remove_unfinished
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
@@ -179,4 +179,4 @@ def failures(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def _failure_record(experiment: Experiment, weights: Weights) -> Path:
-    return experiment.output_dir / "failed" / f"{simplex.name(weights)}.json"
+    return experiment.output_dir / FAILED / f"{simplex.name(weights)}.json"

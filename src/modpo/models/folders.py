@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -164,9 +165,18 @@ def model_fingerprint(folder: Path) -> dict[str, Any]:
     weights = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
     config = read_object(folder / "config.json", str(folder), "")
     return {
-        "config": {name: value for name, value in sorted(config.items()) if name not in PROVENANCE},
+        "config": as_finite({name: value for name, value in sorted(config.items()) if name not in PROVENANCE}),
         "weights": [sha256_file(path) for path in weights],
     }
+
+
+def as_finite(value: Any) -> Any:
+    """A setting as JSON can say it: an infinite bound, such as a state-space model's `time_step_limit`, as text."""
+    if isinstance(value, Mapping):
+        return {str(name): as_finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def end_ids(generation: Mapping[str, Any]) -> list[int]:

@@ -16,6 +16,7 @@ from modpo.experiment.sections import Experiment, ModelSection
 from modpo.models.folders import (
     FIELD,
     PROVENANCE,
+    as_finite,
     device,
     end_ids,
     find_folder,
@@ -191,7 +192,10 @@ class LoadedModel:
         }
         active = getattr(self.model, "active_adapters", []) if adapters else []
         about = {"config": config, "adapters": adapters, "active": active}
-        return {**json.loads(json.dumps(about, default=_as_json)), "weights": digest.hexdigest()}
+        return {
+            **json.loads(json.dumps(as_finite(about), default=_as_json, allow_nan=False)),
+            "weights": digest.hexdigest(),
+        }
 
 
 def _as_json(value: Any) -> Any:

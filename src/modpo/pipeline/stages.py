@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from modpo.base.errors import PartialFailure
+from modpo.base.failures import FAILED, fix_of
 from modpo.base.progress import say
 from modpo.experiment.proxy import PROXY, REWARD, by_proxies, needs_proxies
 from modpo.experiment.sections import Experiment, Resolved, RewardSection, resolved
@@ -65,9 +66,12 @@ def run_pipeline(experiment: Experiment, *, evaluate: bool = True) -> None:
         count.begin(REPORT)
         write_report(experiment.output_dir)
     if failed:
+        from modpo.methods.sweep import failures
+
+        reasons = [record["reason"] for record in failures(experiment)]
         raise PartialFailure(
             f"{experiment.output_dir}: {len(failed)} of {vectors} points failed: {', '.join(failed)}; "
-            "fix: run the same command again, finished points are kept"
+            f"fix: {fix_of(reasons, experiment.output_dir / FAILED)}"
         )
 
 
