@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from modpo.models.adapters import adapter_fingerprint, attach_adapter, merge_adapter, require_adapter
 from modpo.models.folders import is_adapter
+from modpo.models.quantized import is_quantized
 from modpo.models.reference import ReferenceModel
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Policy:
             yield reference.model
         elif not self.is_adapter:
             yield self.own_model.model
-        elif merged:
+        elif merged and not is_quantized(reference.model):  # merged into 4 bits, an adapter would be rounded away
             from modpo.forward.logprobs import detach_packed_forward
 
             require_adapter(self.folder, self._where, self._field)

@@ -117,7 +117,8 @@ def give_base_back(trainer: MODPOTrainer | OnPolicy, reference: ReferenceModel) 
     if isinstance(trainer.model, PeftModel) and not trainer.model.peft_config["default"].modules_to_save:
         base = trainer.model.unload()
         detach_packed_forward(base)
-        base.requires_grad_(True)
+        for parameter in base.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())  # quantised weights are integers
         base.eval()
     else:
         reference.release()  # its own weights were trained

@@ -251,11 +251,16 @@ def read_model(
 
     Raises:
         InputError: the files are damaged, or lack a parameter, which transformers would draw at random.
+        EnvironmentFault: a package that they need is not installed.
     """
     from safetensors import SafetensorError
 
     try:
         model, info = auto.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **arguments)
+    except ImportError as error:
+        problem = f"{folder} cannot be read here ({first_line(error)})"
+        fix = "install what it asks for; of bitsandbytes: pip install 'modpo[quantization]'"
+        raise EnvironmentFault(str(Problem(where, field, problem, fix))) from error
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         problem = f"{folder} cannot be read ({first_line(error)})"
         raise InputError(Problem(where, field, problem, f"name a complete model for {auto.__name__}")) from error

@@ -28,6 +28,7 @@ from modpo.models.folders import (
     skeleton,
 )
 from modpo.models.positions import VOCABULARY_FIX, most_positions, vocabulary_size
+from modpo.models.quantized import keep_trainable_layout, quantization
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -132,6 +133,7 @@ class ReferenceModel:
         import torch
         from transformers import AutoModelForCausalLM
 
+        quantized = quantization(self.folder, self.where, self.field) is not None
         model = read_model(
             AutoModelForCausalLM,
             self.folder,
@@ -139,8 +141,10 @@ class ReferenceModel:
             self.field,
             dtype=getattr(torch, self.section.dtype),
             trust_remote_code=self.section.trust_remote_code,
+            **({"device_map": {"": device()}} if quantized else {}),
         )
-        return model.to(device())
+        keep_trainable_layout(model)
+        return model if quantized else model.to(device())
 
     def release(self) -> None:
         """Forget the weights; whoever needs them next reads them again."""

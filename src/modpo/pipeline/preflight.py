@@ -21,6 +21,7 @@ from modpo.experiment.sections import Experiment, resolved
 from modpo.models.adapters import add_adapters
 from modpo.models.folders import require_device_dtype, skeleton, tensor_shapes
 from modpo.models.positions import LOWER_MAX_LENGTH, longest_of, place_in, require_readable
+from modpo.models.quantized import check_quantized
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.sample import require_room, sample_prompts
 from modpo.rewards.batch import Reward, reward_batch
@@ -66,6 +67,7 @@ def check_experiment(experiment: Experiment) -> None:
     groups = None if experiment.sample is not None else load_groups(experiment)[0]
     require_device_dtype(experiment)
     reference = ReferenceModel.of(experiment, writes=False)
+    check_quantized(experiment, reference.folder, reference.where, reference.field)
     tensor_shapes(sorted(reference.folder.glob("*.safetensors")), reference.where, reference.field)  # whole files
     tokenizer = reference.tokenizer
     if groups is not None:

@@ -29,6 +29,7 @@ from modpo.front.schema import Front, Point
 from modpo.models.adapters import ADAPTER_WEIGHTS, attach_adapter, merge_adapter, require_adapter
 from modpo.models.combine import combine_adapters, plain_config, steer
 from modpo.models.folders import ADAPTER_CONFIG, is_adapter
+from modpo.models.quantized import dequantized, is_quantized
 from modpo.models.reference import ReferenceModel
 from modpo.policies.interpolate import coefficients, hull_problem
 
@@ -188,16 +189,19 @@ class Steering:
         return Policy(self.reference, folder).own_model.model
 
     def _write_merged(self, source: Source, output: Path) -> None:
+        quantized = False
         if source.whole_model:
             merged = self.whole_model(source.whole_model)
         else:
             adapter = output / "adapter"
             adapter.mkdir()
             _write_adapter(source, adapter)
-            merged = merge_adapter(self.reference.model, adapter)
+            quantized = is_quantized(self.reference.model)
+            merged = merge_adapter(dequantized(self.reference.model), adapter)
             shutil.rmtree(adapter)
             self.reference.release()  # its weights are the policy's now
-        merged.save_pretrained(output)
+        # What was read in 4 bits cannot be turned into the layout that it was read from.
+        merged.save_pretrained(output, save_original_format=not quantized)
         save_tokenizer(self.reference.tokenizer, output)
 
 

@@ -30,6 +30,7 @@ from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward, require_packable
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
+from modpo.models.quantized import keep_trainable_layout
 from modpo.scored.calibration import Calibration
 from modpo.training.arguments import disable_functional_dropout, most_packed_tokens
 from modpo.training.callbacks import NOT_FINITE_FIX, FiniteGradients
@@ -96,6 +97,7 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
         if not hasattr(model, "hf_device_map"):
             model.to(args.device)  # scoring comes before the trainer would move it
         require_trainable(model, peft_config)
+        keep_trainable_layout(model)
         without_router_loss(model, args)
         processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
         if args.packing:
