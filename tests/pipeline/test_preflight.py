@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from modpo.base.errors import EnvironmentFault, InputError
+from modpo.base.progress import say_once
 from modpo.experiment.sections import Experiment, LoraSection
 from modpo.pipeline.preflight import check_training, require_writable
 from tests.pipeline.staged import without_sft
@@ -53,3 +54,16 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     with pytest.raises(EnvironmentFault, match="link: is no folder"):
         require_writable(tmp_path / "link", "output_dir")
+
+
+def test_all_weights_in_16_bits_are_warned_of(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+    say_once.cache_clear()
+    whole = replace(without_sft(experiment), lora=None)
+    check_training(whole, WEIGHTS)
+    assert "all weights" not in capsys.readouterr().err
+    for _ in range(2):
+        check_training(replace(whole, model=replace(whole.model, dtype="bfloat16")), WEIGHTS)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "all weights" in line]
+    assert line.startswith("warning: ")
+    assert "model.dtype: all weights are trained in bfloat16" in line
+    assert line.endswith("fix: leave it out, for float32")

@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TextIO
 
 from modpo.base.errors import EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line
 from modpo.base.interrupts import raised
+from modpo.base.progress import say_once
 from modpo.base.text import first_line, printable
 from modpo.base.version import installed_version
 from modpo.cli import bake, chat, quickstart, report, sweep, train
@@ -57,6 +58,9 @@ REFUSALS = {
     errno.ENOTDIR: ("a part of this path is a file", "choose another folder"),
 }
 
+# What PEFT says of choices that are its own, on mixtures of experts and on GPT-2: nobody has to do anything.
+PEFTS_OWN = r"fan_in_fan_out is set to|The following (rank|alpha)_pattern keys did not match"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Only --help and --version raise SystemExit."""
@@ -64,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one progress bar at a time: ours
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message=PEFTS_OWN)
     warnings.showwarning = _show_warning
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
@@ -156,7 +161,10 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning of ours as one line, those of libraries as Python writes them."""
+    """A warning of ours as one line, one of PEFT's too and once; those of other libraries as Python writes them."""
+    if "peft" in Path(filename).parts:
+        say_once(f"warning: PEFT: {first_line(Warning(message)).removesuffix(' For example:')}")
+        return
     ours = Path(filename).is_relative_to(Path(__file__).parents[1])
     text = f"warning: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
     with contextlib.suppress(OSError):

@@ -28,6 +28,7 @@ from modpo.experiment.yaml_nodes import TEXT_TAG, compose, line_of, override, se
 from modpo.experiment.yaml_reader import NUMBER, SectionReader
 
 EXPERIMENT_FILE = "experiment.yaml"  # the complete file, beside the results
+ALL_WEIGHTS = "float32"  # `model.dtype` where all are trained: in 16 bits most steps would be rounded away
 REFUSED = {"trust_remote_code": "give `trust_remote_code` to the call, where you see what you trust"}
 # reward: "package.module:function"; train: reward_model
 SHORTHAND: dict[type, str] = {RewardSection: "function", RewardTraining: "kind"}
@@ -63,8 +64,11 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = (), *, trust_re
     if reader.problems:
         raise InputError(reader.problems)
     given = {f.name: getattr(shape, f.name) for f in dataclasses.fields(Sections)}
+    model = dataclasses.replace(shape.model, trust_remote_code=trust_remote_code)
+    if shape.lora is None and "model.dtype" not in reader.lines:
+        model = dataclasses.replace(model, dtype=ALL_WEIGHTS)
     given |= {
-        "model": dataclasses.replace(shape.model, trust_remote_code=trust_remote_code),
+        "model": model,
         "sweep": _sweep(shape.sweep or SweepChoice(), vectors),
         "output_dir": Path(shape.output_dir or f"runs/{Path(path).stem}").expanduser(),
         "cache_dir": Path(shape.cache_dir or os.environ.get("MODPO_CACHE") or "~/.cache/modpo").expanduser(),

@@ -29,7 +29,8 @@ class ModelSection:
     """a local folder, a name on the Hub, or `smollm2-135m-instruct`, the embedded default: four-bit weights from the
     Python package index (`modpo[quickstart]`), turned into bfloat16"""
     dtype: Annotated[str, one_of(DTYPES)] = "bfloat16"
-    """`bfloat16`, `float16` (not on a CPU) or `float32`"""
+    """`bfloat16`, `float16` (not on a CPU) or `float32`; if not set, `float32` where all weights are trained
+    (`lora: null`): in 16 bits they hardly move at usual learning rates"""
     revision: str | None = None
     """branch, tag or commit on the Hub"""
     trust_remote_code: bool = False

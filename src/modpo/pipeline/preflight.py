@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from modpo.base.errors import EnvironmentFault
-from modpo.base.progress import say
+from modpo.base.progress import say, say_once
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
 from modpo.data.loading import check_layouts, load_groups
@@ -51,6 +51,7 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
         require_same_experiment(resolved(experiment).asked)
     check_experiment(experiment)
     _check_adapters(experiment)
+    _warn_of_16_bits(experiment)
     training_arguments(experiment, weights, experiment.output_dir)
     check_settings(experiment, weights)
 
@@ -139,6 +140,13 @@ def _check_adapters(experiment: Experiment) -> None:
         AutoModelForCausalLM, reference.folder, reference.where, reference.field, trust_remote_code=trust
     )
     add_adapters(outline, experiment.lora, experiment.where("lora"))
+
+
+def _warn_of_16_bits(experiment: Experiment) -> None:
+    dtype = experiment.model.dtype
+    if experiment.lora is None and dtype != "float32":
+        problem = f"all weights are trained in {dtype}: steps that are small beside a weight are rounded away"
+        say_once(f"warning: {experiment.where('model.dtype')}:model.dtype: {problem}; fix: leave it out, for float32")
 
 
 def _warn(experiment: Experiment, groups: PromptGroups) -> None:
