@@ -57,7 +57,7 @@ def test_rows_that_are_longer_after_the_cut_are_refused(
     assert run(command[0], *command[1:], file=file) == 2
     (line,) = errors(capsys.readouterr().err)
     assert "rows.jsonl:5: takes" in line
-    assert "and the model has 48 positions (1 such prompts); fix: lower `data.max_length` to 48" in line
+    assert "and the model has 48 positions (1 too long); fix: lower `data.max_length` to 48" in line
     assert not (tmp_path / "cache").exists()
 
 
@@ -103,6 +103,31 @@ def test_answers_of_reinforcement_learning_that_could_be_longer_are_refused(
     assert not (tmp_path / "cache").exists()
 
 
+LONG = "{path: FOLDER/rows.jsonl, eval_prompts: 3, max_length: 64}"
+STAGES = {
+    "sft": {"sft": "{path: FOLDER/long.jsonl, format: preference}"},
+    "reward": {
+        "objectives": """
+  kind: {pairs: data}
+  brief: {reward: {train: {kind: reward_model, path: FOLDER/long.jsonl}}}"""
+    },
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_rows_of_the_stages_before_are_refused_before_they_are_trained_on(
+    stage: str, short_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "rows.jsonl", preference_rows())
+    long = preference_rows()
+    long[0] = {name: text + " and so on" * 4 for name, text in long[0].items()}
+    write_rows(tmp_path / "long.jsonl", long)
+    assert run(stage, file=write_experiment(tmp_path, short_model, data=LONG, **STAGES[stage])) == 2
+    (line,) = errors(capsys.readouterr().err)
+    assert "tokens, and the model has 48 positions" in line
+    assert not list((tmp_path / "run").rglob("manifest.json"))
+
+
 # --- in Python ----------------------------------------------------------------------------------------------
 
 
@@ -118,7 +143,7 @@ def new_trainer(model: PreTrainedModel, rows: list[dict[str, Any]], tiny_model: 
 
 def test_rows_longer_than_the_positions_are_refused_in_python(tiny_model: Path, tmp_path: Path) -> None:
     model = gpt2(300)
-    with pytest.raises(InputError, match=r"4: takes .* 48 positions \(1 such prompts\); fix: lower `max_length` to 48"):
+    with pytest.raises(InputError, match=r"4: takes .* 48 positions \(1 too long\); fix: lower `max_length` to 48"):
         new_trainer(model, long_rows(), tiny_model, tmp_path)
     assert new_trainer(model, preference_rows(), tiny_model, tmp_path).train().global_step == 2
 

@@ -93,7 +93,7 @@ def require_readable(
     long = [(i, n) for i, n in enumerate(lengths) if n > positions]
     if long:
         first, n = long[0]
-        problem = f"takes {n} tokens, and the model has {positions} positions ({len(long)} such prompts)"
+        problem = f"takes {n} tokens, and the model has {positions} positions ({len(long)} too long)"
         raise InputError(Problem(places(first), "", problem, fix.format(positions)))
 
 
