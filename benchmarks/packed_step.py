@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM
 
 from modpo.forward import attention
 from modpo.forward.attention import packed_attention
-from modpo.forward.logprobs import packed_logps, padded_logps, require_packable
+from modpo.forward.logprobs import packed_logps, padded_logps
+from modpo.forward.packability import require_packable
 from modpo.forward.packing import PackedRow, pack
 from modpo.models.embedded import fetch_model
 from modpo.models.folders import default_cache_dir

@@ -16,8 +16,8 @@ from torch import nn
 from modpo.base.costs import NOTHING, Cost, Meter, count
 from modpo.base.memory import CLEAR_REFS
 from modpo.data.chat_template import stop_ids
+from modpo.forward.frozen import logps_by_group
 from modpo.forward.generate import generate
-from modpo.forward.logprobs import logps_by_group
 from modpo.models.reference import ReferenceModel
 
 # --- a cost -------------------------------------------------------------------------------------------------

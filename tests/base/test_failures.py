@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modpo.base.errors import EnvironmentFault, InputError, IntegrityError, NumericError, Problem
+from modpo.base.errors import AGAIN, EnvironmentFault, InputError, IntegrityError, NumericError, Problem
 from modpo.base.failures import done_or_recorded, fix_of
 
 SECRET = "hf_" + "aB3" * 8
@@ -35,30 +35,6 @@ def test_a_failure_is_recorded_and_forgotten_once_it_is_done(tmp_path: Path, cap
     assert not record.exists()
 
 
-AGAIN = "run the same command again, what is finished is kept"
-HELPED = [
-    "OutOfMemoryError: out of memory: CUDA out of memory. Tried to allocate 2 GiB; fix: lower",
-    "RuntimeError: out of memory: DefaultCPUAllocator: can't allocate memory; fix: lower",
-    "RuntimeError: CUDA error: an illegal memory access was encountered",
-    "RuntimeError: NCCL communicator was aborted on rank 0",
-    f"PartialFailure: out: 1 of 2 points failed: a; fix: {AGAIN}",
-]
-COMES_BACK = [
-    "NumericError: step 3: the loss is not finite; fix: lower learning_rate",
-    "RuntimeError: only Tensors of floating point dtype can require gradients",
-    "ValueError: Applying a PEFT adapter to `lm_head` is not supported",
-]
-
-
-def test_the_same_again_is_advised_where_it_can_help() -> None:
-    for reason in HELPED:
-        assert fix_of([*COMES_BACK, reason], Path("out/failed")) == AGAIN
-    for reason in COMES_BACK:
-        assert fix_of([reason], Path("out/failed")).startswith("act on the reasons first, for they would come back: ")
-    inner = fix_of(COMES_BACK, Path("out/sweep/failed"))
-    assert "out/failed;" in fix_of([f"PartialFailure: out/sweep: 2 of 2 failed; fix: {inner}"], Path("out/failed"))
-
-
 def test_no_secret_is_recorded(tmp_path: Path, capsys) -> None:
     record = tmp_path / "a.json"
     done_or_recorded(raising(RuntimeError(f"the Hub refuses {SECRET}")), "a", record, {})
@@ -80,3 +56,22 @@ def test_what_the_rest_would_meet_too_is_raised(tmp_path: Path, error: BaseExcep
     with pytest.raises(type(error)):
         done_or_recorded(raising(error), "a", tmp_path / "a.json", {})
     assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("reasons", "again"),
+    [
+        (["RuntimeError: only Tensors of floating point dtype can require gradients"], False),
+        (["NumericError: step 3: the loss is not finite", "ValueError: a mistake"], False),
+        (["MemoryError: out of memory: MemoryError; fix: lower it"], True),
+        (["ValueError: a mistake", "OutOfMemoryError: out of memory: CUDA out of memory. Tried 2 GiB"], True),
+        ([f"PartialFailure: run: 1 of 2 points failed: a; fix: free memory, and {AGAIN}"], True),
+        (["PartialFailure: run: 1 of 2 points failed: a; fix: mend the cause"], False),
+    ],
+)
+def test_the_same_again_is_advised_where_it_can_help_only(tmp_path: Path, reasons: list[str], again: bool) -> None:
+    records = [tmp_path / f"point{i}.json" for i in range(len(reasons))]
+    for record, reason in zip(records, reasons, strict=True):
+        record.write_text(json.dumps({"name": record.stem, "reason": reason}))
+    assert (AGAIN in fix_of(records)) == again
+    assert AGAIN not in fix_of([tmp_path / "nothing.json"])

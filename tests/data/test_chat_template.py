@@ -317,6 +317,15 @@ def test_a_template_that_fails_is_one_line(template: str, problem: str) -> None:
     assert "; fix: " in str(error.value)
 
 
+def test_several_templates_without_a_default_are_one_line() -> None:
+    tokenizer = tokenizer_for("chatml")
+    tokenizer.chat_template = {"one": TEMPLATES["chatml"], "two": TEMPLATES["llama3"]}
+    with pytest.raises(InputError, match="rows:1:prompt: the chat template fails on roles user"):
+        tokenize_group(chat("yes"), tokenizer, max_length=99)
+    tokenizer.chat_template["default"] = TEMPLATES["chatml"]
+    assert tokenizer.decode(tokenize_group(chat("yes"), tokenizer, max_length=99).responses_ids[0]) == "yes<|im_end|>\n"
+
+
 def test_a_template_that_refuses_every_probe_says_nothing_of_ends() -> None:
     tokenizer = tokenizer_for("", "{{ raise_exception('no') }}")
     assert turn_end(tokenizer).tokens == {}

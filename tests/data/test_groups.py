@@ -58,6 +58,36 @@ def test_conversations() -> None:
     assert grouped(CHAT).conversational
 
 
+def test_messages_keep_what_a_template_may_read() -> None:
+    """None stands where a table has no value."""
+    thought = {**BLUE, "reasoning_content": "Hm.", "name": None, "tool_calls": []}
+    (group,) = grouped({**CHAT, "prompt": [{**USER, "name": "Ann"}], "chosen": [thought]})
+    assert group.prompt == [{**USER, "name": "Ann"}]
+    assert group.responses == ([{**BLUE, "reasoning_content": "Hm."}], [SEVEN])
+    (group,) = grouped({**CHAT, "chosen": [thought], "rejected": [BLUE]})  # they differ in what was thought
+    assert group.pairs == {"data": ((0, 1),)}
+    (group,) = grouped({**CHAT, "prompt": [{"role": "developer", "content": "Be brief."}, USER]})
+    assert group.prompt[0]["role"] == "developer"  # type: ignore[index]
+
+
+def test_variables_of_the_template_make_a_prompt() -> None:
+    """A row's own go before those of all rows; rows with others are other prompts."""
+    thinking, silent = ({**CHAT, "chat_template_kwargs": {"thinking": flag, "other": None}} for flag in (True, False))
+    groups = grouped(thinking, silent, CHAT, thinking, {**CHAT, "chat_template_kwargs": None})
+    assert [group.template_kwargs for group in groups] == [{"thinking": True}, {"thinking": False}, {}]
+    assert all("chat_template_kwargs" not in group.fields for group in groups)
+    with_more = grouped(thinking, CHAT, template_kwargs={"thinking": False, "brief": True})
+    assert [group.template_kwargs for group in with_more] == [
+        {"thinking": True, "brief": True},
+        {"thinking": False, "brief": True},
+    ]
+    assert with_more.fingerprint != grouped(thinking, CHAT).fingerprint
+    assert grouped(CHAT, template_kwargs={}).fingerprint == grouped(CHAT).fingerprint
+    rows = [group.prompt_row for group in with_more]
+    again = grouped(*({**CHAT, **row} for row in rows))
+    assert [group.template_kwargs for group in again] == [group.template_kwargs for group in with_more]
+
+
 @pytest.mark.parametrize(
     ("chosen", "rejected", "prompt", "rests"),
     [
@@ -173,6 +203,12 @@ RESPONSES = {"prompt": "Q\n", "responses": ["a", "b"]}
         ({**CHAT, "prompt": [{**USER, "role": "human"}]}, "prompt[0].role: unknown role 'human'"),
         ({**CHAT, "prompt": [{**USER, "content": 5}]}, "prompt[0].content: 5 is not text"),
         ({**CHAT, "chosen": [{**BLUE, "tool_calls": [{}]}]}, "chosen[0].tool_calls: tool calls are not supported"),
+        ({**CHAT, "chosen": [{"role": "assistant", "tool_calls": [{}]}]}, "chosen[0].tool_calls: tool calls are not"),
+        ({**CHAT, "chosen": [{**BLUE, "at": b"x"}]}, "chosen[0].at: b'x' is no value of JSON"),
+        ({**CHAT, "chosen": [{**BLUE, "thinking": "\ud83d"}]}, "chosen: holds half of a surrogate pair"),
+        ({**CHAT, "chat_template_kwargs": "x"}, "chat_template_kwargs: 'x' is no mapping"),
+        ({**CHAT, "chat_template_kwargs": {"tools": []}}, "chat_template_kwargs: holds 'tools'"),
+        ({**PAIR, "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs: has no effect on plain text"),
         ({**CHAT, "chosen": [USER, BLUE]}, "chosen: holds a message of role 'user'"),
         ({**CHAT, "chosen": [{**BLUE, "content": ""}]}, "chosen: the response is empty"),
         ({**RESPONSES, "responses": ["a", ""]}, "responses[1]: the response is empty"),

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from modpo.experiment.file import read_experiment
-from modpo.scored.scorer import score_experiment
+from modpo.scored.of_experiment import score_experiment
 from tests.end_to_end.bad_inputs import (
     CATALOGUE,
     GOLDEN,
@@ -179,12 +179,12 @@ ACCEPTED: dict[str, tuple[Change, tuple[str, ...], str]] = {
     "data: prompt longer than max_length": (
         edit(3, prompt="long " * 40),
         SCORE,
-        "warning: 1 prompts lost their beginning and 0 responses their end; fix: ",
+        "warning: ROWS: 1 prompts lost their beginning and 0 responses their end; fix: ",
     ),
     "data: response longer than max_length": (
         edit(3, chosen="long " * 40),
         SCORE,
-        "warning: 0 prompts lost their beginning and 1 responses their end; fix: ",
+        "warning: ROWS: 0 prompts lost their beginning and 1 responses their end; fix: ",
     ),
     "data: tokens merged across the prompt boundary": (
         in_model(with_merges),

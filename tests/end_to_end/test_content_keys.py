@@ -97,10 +97,10 @@ def reward(name: str, **changes: Any) -> Edit:
 SAMPLED = {"samples", "calibration"}  # `long` is standardised on answers that are sampled
 
 MISSES: dict[str, tuple[Edit, set[str]]] = {
-    "tokenizer: vocabulary": (in_the_model(exchange_two_tokens), {"tokens", "reference"} | SAMPLED),
-    "tokenizer: beginning of text": (in_the_model(begin_with_a_turn), {"tokens", "reference"} | SAMPLED),
-    "max_length": (with_("data", max_length=6), {"tokens", "reference"}),
-    "truncation of the prompt": (with_("data", max_prompt_length=2), {"tokens", "reference"}),
+    "tokenizer: vocabulary": (in_the_model(exchange_two_tokens), {"tokens", "pairs", "reference"} | SAMPLED),
+    "tokenizer: beginning of text": (in_the_model(begin_with_a_turn), {"tokens", "pairs", "reference"} | SAMPLED),
+    "max_length": (with_("data", max_length=6), {"tokens", "pairs", "reference"}),
+    "truncation of the prompt": (with_("data", max_prompt_length=2), {"tokens", "pairs", "reference"}),
     "dtype": (with_("model", dtype="bfloat16"), {"reference"} | SAMPLED),
     "base weights": (in_the_model(flip_a_weight), {"reference"} | SAMPLED),
     "how the reference reads": (with_("training", packing=False), {"reference"}),
@@ -158,7 +158,7 @@ def test_the_chat_template_is_missed(house: House) -> None:
     path = house.model / "chat_template.jinja"
     path.write_text(path.read_text().replace("{{ m['role'] }}\n", "{{ m['role'] }}: "))
     house.run(experiment)
-    assert kinds(kept(experiment) - before) == {"tokens", "reference"} | SAMPLED
+    assert kinds(kept(experiment) - before) == {"tokens", "pairs", "reference"} | SAMPLED
 
 
 def touch(house: House) -> Experiment:

@@ -135,8 +135,8 @@ def new_trainer(model: PreTrainedModel, rows: list[dict[str, Any]], tiny_model: 
     settings = {"output_dir": str(folder / "run"), "cache_dir": str(folder / "cache"), "report_to": "none"}
     return MODPOTrainer(
         model,
-        MODPOConfig(weights={"quality": 1.0}, max_steps=2, bf16=False, **settings),
-        Dataset.from_list(rows),
+        args=MODPOConfig(weights={"quality": 1.0}, max_steps=2, bf16=False, **settings),
+        train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
     )
 
@@ -151,13 +151,13 @@ def test_rows_longer_than_the_positions_are_refused_in_python(tiny_model: Path, 
 def test_rows_that_were_scored_with_another_model_are_held_against_this_one(tiny_model: Path, tmp_path: Path) -> None:
     enough, config = gpt2(300), GPT2Config(vocab_size=300, n_positions=24, n_embd=32, n_layer=1, n_head=2)
     scored = new_trainer(enough, preference_rows(), tiny_model, tmp_path).train_dataset
-    with pytest.raises(InputError, match=r"train_dataset:\d+: takes \d+ tokens, and the model has 24 positions"):
-        require_readable_rows({"train": scored}, GPT2LMHeadModel(config))
+    with pytest.raises(InputError, match=r"train_dataset:row \d+: takes \d+ tokens, and the model has 24 positions"):
+        require_readable_rows({"train_dataset": scored}, GPT2LMHeadModel(config))
     with pytest.raises(
-        InputError, match=r"train_dataset:0: holds the token id \d+, and the model's vocabulary ends at"
+        InputError, match=r"train_dataset:row 0: holds the token id \d+, and the model's vocabulary ends at"
     ):
-        require_readable_rows({"train": scored}, gpt2(100))
-    require_readable_rows({"train": scored, "eval": scored}, enough)
+        require_readable_rows({"train_dataset": scored}, gpt2(100))
+    require_readable_rows({"train_dataset": scored, "eval_dataset": {"one": scored}}, enough)
 
 
 def test_token_ids_beyond_the_vocabulary_are_refused_in_python(tiny_model: Path, tmp_path: Path) -> None:

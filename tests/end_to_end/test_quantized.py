@@ -1,183 +1,162 @@
-"""A base in 4 bits through the command line, and what is said where it cannot be read."""
+"""A base in 4 bit: trained, measured and merged from the command line, with gradients that are right on a CPU too."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from modpo.base.errors import EnvironmentFault, InputError
 from modpo.cli import main
-from modpo.experiment.file import read_experiment
+from modpo.experiment.sections import ModelSection
 from modpo.forward.logprobs import padded_logps
 from modpo.forward.policy import Policy
-from modpo.front.schema import read_front
-from modpo.models.quantized import keep_trainable_layout
+from modpo.models.adapters import merged_adapters
+from modpo.models.quantized import dequantized, is_quantized, keep_differentiable
 from modpo.models.reference import ReferenceModel
-from modpo.training.config import MODPOConfig
-from modpo.training.trainer import MODPOTrainer
+from modpo.training.model_checks import require_trainable
 from tests.kit import edit_json, errors, preference_rows, write_experiment, write_rows
-from tests.models.adapters import PROMPTS, RESPONSES
-from tests.training.runs import LORA, log_column, moved_weights
-from tests.training.runs import preference_rows as scored_rows
 
-FOUR_BITS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
-TRAINING = "{per_device_train_batch_size: 4, learning_rate: 2e-2, num_train_epochs: 2}"
+PROMPTS, RESPONSES = [[40, 41, 42, 43], [50, 51]], [[[60, 61, 62], [70, 71]], [[80, 81, 82, 83, 84]]]
 
-
-@pytest.fixture
-def unread(tiny_model: Path, tmp_path: Path) -> Path:
-    """A folder that says that its weights are quantised: enough where nothing can read them."""
-    folder = shutil.copytree(tiny_model, tmp_path / "model")
-    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    edit_json(folder / "config.json", quantization_config=settings)
-    return folder
-
-
-@pytest.fixture
-def without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
-
-
-COMMANDS = (["score"], ["sweep"], ["train", "--weights", "kind=0.5,concise=0.5"])
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_without_bitsandbytes_one_line_comes_before_any_work(
-    command: list[str], unread: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], without_bitsandbytes: None
-) -> None:
-    write_rows(tmp_path / "rows.jsonl", preference_rows())
-    assert main([command[0], str(write_experiment(tmp_path, unread)), *command[1:]]) == 3
-    (line,) = errors(capsys.readouterr().err)
-    assert f"experiment.yaml:1:model_name_or_path: {unread} holds weights quantised by bitsandbytes, which" in line
-    assert line.endswith("fix: pip install 'modpo[quantization]'")
-    assert not (tmp_path / "cache").exists()
-    assert not (tmp_path / "run").exists()
-
-
-# --- with bitsandbytes --------------------------------------------------------------------------------------
+there = importlib.util.find_spec("bitsandbytes") is not None
+with_bitsandbytes = pytest.mark.skipif(not there, reason="bitsandbytes is not installed")
 
 
 @pytest.fixture(scope="module")
-def four_bits(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("bitsandbytes")
-    folder = tmp_path_factory.mktemp("four") / "model"
-    read(tiny_model, quantization_config=BitsAndBytesConfig(**FOUR_BITS)).save_pretrained(folder)
+def four_bit(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The tiny model with its linear layers in 4 bit."""
+    from transformers import BitsAndBytesConfig
+
+    folder = tmp_path_factory.mktemp("four_bit") / "model"
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=settings).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     return folder
 
 
-def read(folder: Path, **settings: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **settings).eval()
+def reference(folder: Path) -> ReferenceModel:
+    return ReferenceModel(ModelSection(str(folder), dtype="float32"), Path("unused"))
 
 
-def as_read_here(folder: Path) -> Any:
-    """The same numbers in every pass: laid out anew for inference, they would be rounded once more."""
-    model = read(folder)
-    keep_trainable_layout(model)
-    return model
+@torch.no_grad()
+def logps(model: Any) -> list[float]:
+    return padded_logps(model.eval(), PROMPTS, RESPONSES).tolist()
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"lora": "null"}, "lora: is null, and quantised weights cannot be trained"),
-        ({"sft": "{path: FOLDER/rows.jsonl, format: preference}"}, "sft: would be merged into quantised weights"),
-        (
-            {"objectives": "{kind: {reward: {train: {kind: reward_model}}}}", "sweep": "{weights: [{kind: 1}]}"},
-            "objectives.kind.reward.train: would be merged into quantised weights",
-        ),
-    ],
-    ids=["all weights", "sft", "reward model"],
-)
-def test_what_cannot_be_made_from_4_bits_is_refused_before_any_work(
-    four_bits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], words: str
-) -> None:
+def with_adapter(model: PreTrainedModel, **settings: Any) -> PeftModel:
+    """The model with an adapter that changes it."""
+    torch.manual_seed(1)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False, **settings)
+    return get_peft_model(model, config)
+
+
+@with_bitsandbytes
+def test_a_sweep_is_trained_measured_and_merged(four_bit: Path, tmp_path: Path, capsys: Any) -> None:
     write_rows(tmp_path / "rows.jsonl", preference_rows())
-    assert main(["sweep", str(write_experiment(tmp_path, four_bits, **change))]) == 2
-    assert words in errors(capsys.readouterr().err)[0]
-    assert not (tmp_path / "cache").exists()
+    assert main(["sweep", str(write_experiment(tmp_path, four_bit))]) == 0
+    points = json.loads((tmp_path / "run" / "front.json").read_text())["points"]
+    assert len(points) == 2
+    point = tmp_path / "run" / points[0]["adapter"]
+    weights = ",".join(f"{name}={weight}" for name, weight in points[0]["weights"].items())
+    bake = ["bake", str(tmp_path / "run"), "--weights", weights]
+    assert main([*bake, "--output", str(tmp_path / "adapter")]) == 0
+    assert main([*bake, "--output", str(tmp_path / "whole"), "--merge"]) == 0
+    assert "the base is quantised; a merged policy is not" in capsys.readouterr().err
+
+    base = reference(four_bit).model
+    expected = logps(PeftModel.from_pretrained(base, point, autocast_adapter_dtype=False))
+    assert logps(AutoModelForCausalLM.from_pretrained(tmp_path / "whole")) == pytest.approx(expected, abs=1e-3)
+    baked = PeftModel.from_pretrained(reference(four_bit).model, tmp_path / "adapter", autocast_adapter_dtype=False)
+    assert logps(baked) == pytest.approx(expected, abs=1e-5)
+    assert expected != pytest.approx(logps(reference(four_bit).model), abs=1e-2)
 
 
-def test_4_bits_are_trained_measured_and_baked(four_bits: Path, tmp_path: Path) -> None:
-    write_rows(tmp_path / "rows.jsonl", preference_rows())
-    assert main(["sweep", str(write_experiment(tmp_path, four_bits, training=TRAINING))]) == 0
-    front = read_front(tmp_path / "run")
-    first, second = front.points
-    baked = tmp_path / "baked"
-    between = "kind=0.5,concise=0.5"
-    assert main(["bake", str(tmp_path / "run"), "--weights", between, "--output", str(baked)]) == 0
-    merged = tmp_path / "merged"
-    assert main(["bake", str(tmp_path / "run"), "--weights", between, "--merge", "--output", str(merged)]) == 0
-    beside = logps(PeftModel.from_pretrained(as_read_here(four_bits), baked))
-    assert (beside - logps(as_read_here(four_bits))).abs().max() > 1e-2  # the adapter says something
-    assert not hasattr(read(merged).config, "quantization_config")
-    torch.testing.assert_close(logps(read(merged)), beside, atol=1e-3, rtol=1e-4)
-    _is_measured_as_trained(tmp_path / "run", str(first.adapter))
-    assert first.adapter != second.adapter
+@with_bitsandbytes
+@pytest.mark.parametrize("read_before", [False, True])
+def test_gradients_are_those_of_whole_weights(four_bit: Path, read_before: bool) -> None:
+    """Read without a gradient first, as scoring does: on a CPU bitsandbytes would pass none from then on."""
+    ours, whole = reference(four_bit).model, dequantized(reference(four_bit).model)
+    if read_before:
+        assert logps(ours) == pytest.approx(logps(whole), abs=1e-4)
+    gradients = []
+    for model in (ours, whole):
+        adapted = with_adapter(model).train()
+        padded_logps(adapted, PROMPTS, RESPONSES).sum().backward()
+        gradients.append({name: p.grad for name, p in adapted.named_parameters() if p.requires_grad})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def _is_measured_as_trained(run: Path, adapter: str) -> None:
-    """What is measured is the adapter beside the base in 4 bits: merged into it, it would be rounded away."""
-    reference = ReferenceModel.of(read_experiment(run.parent / "experiment.yaml"))
-    beside = logps(PeftModel.from_pretrained(as_read_here(reference.folder), run / adapter))
-    with Policy(reference, run / adapter).loaded(merged=True) as measured:
-        torch.testing.assert_close(logps(measured), beside, atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(logps(reference.model), logps(as_read_here(reference.folder)))
+@with_bitsandbytes
+def test_a_policy_is_never_merged_into_4_bit(four_bit: Path, tmp_path: Path) -> None:
+    adapted = with_adapter(reference(four_bit).model)
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = logps(adapted)
+    with Policy(reference(four_bit), tmp_path / "adapter").loaded(merged=True) as policy:
+        assert is_quantized(policy)
+        assert logps(policy) == pytest.approx(expected, abs=1e-4)
+    merged = merged_adapters(adapted)
+    assert not is_quantized(merged)
+    assert logps(merged) == pytest.approx(expected, abs=1e-3)
+    merged.save_pretrained(tmp_path / "merged")
+    assert logps(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")) == pytest.approx(expected, abs=1e-3)
 
 
-def logps(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return padded_logps(model.eval(), PROMPTS, RESPONSES)
-
-
-def plain(model: Any) -> Any:
-    """The oracle: the numbers that 4 bits stand for, in plain weights."""
-    keep_trainable_layout(model)  # as they stand after a model has answered, rounded once more
-    return model.dequantize().float().requires_grad_(True)
-
-
-def already_read(folder: Path) -> Any:
-    """A model that has answered before it is trained, which bitsandbytes may have laid out for that."""
-    model = read(folder)
+@with_bitsandbytes
+def test_what_bitsandbytes_has_made_ready_for_inference_is_not_trained(four_bit: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(four_bit)
     logps(model)
-    return model
+    layouts = {getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in model.modules() if _is_4_bit(m)}
+    if layouts != {True}:
+        pytest.skip("bitsandbytes keeps the layout on this machine")
+    with pytest.raises(EnvironmentFault, match="passes no gradient since; fix: load it anew"):
+        require_trainable(model, LoraConfig(task_type="CAUSAL_LM"))
 
 
-@pytest.mark.parametrize("base", [read, already_read])
-@pytest.mark.parametrize("packing", [True, False])
-def test_all_adapters_get_the_gradient_that_they_have_beside_plain_weights(
-    four_bits: Path, tmp_path: Path, plain_descent: dict[str, Any], base: Callable[[Path], Any], packing: bool
+def _is_4_bit(module: Any) -> bool:
+    return hasattr(getattr(module, "weight", None), "quant_state")
+
+
+@with_bitsandbytes
+def test_whole_weights_in_4_bit_are_refused(four_bit: Path, tmp_path: Path, capsys: Any) -> None:
+    write_rows(tmp_path / "rows.jsonl", preference_rows())
+    assert main(["sweep", str(write_experiment(tmp_path, four_bit, lora="null"))]) == 2
+    (line,) = errors(capsys.readouterr().err)
+    assert "experiment.yaml:2:lora: is null, but the weights of" in line
+    model = AutoModelForCausalLM.from_pretrained(four_bit)
+    with pytest.raises(InputError, match="weights are quantised, and cannot be trained; fix: give `peft_config`"):
+        require_trainable(model, None)
+    keep_differentiable(model)
+    require_trainable(model, LoraConfig(task_type="CAUSAL_LM"))
+
+
+METHODS = [  # what needs something that is not installed
+    pytest.param({"quant_method": "bitsandbytes", "load_in_4bit": True}, "modpo[quantization]", id="bitsandbytes"),
+    pytest.param({"quant_method": "hqq", "quant_config": {}}, "install what it needs", id="hqq"),
+]
+
+
+@pytest.mark.parametrize("command", ["inspect", "score", "sweep"])
+@pytest.mark.parametrize(("settings", "fix"), METHODS)
+def test_what_is_not_installed_is_said_before_any_work(
+    tiny_model: Path, tmp_path: Path, capsys: Any, settings: dict[str, Any], fix: str, command: str
 ) -> None:
-    def train(model: Any, name: str) -> MODPOTrainer:
-        settings = {"output_dir": str(tmp_path / name), "cache_dir": str(tmp_path / name / "cache"), "seed": 1}
-        torch.manual_seed(0)
-        rows: Dataset = scored_rows()
-        config = MODPOConfig(weights={"quality": 0.5, "short": 0.5}, packing=packing, **plain_descent | settings)
-        tokenizer, lora = AutoTokenizer.from_pretrained(four_bits), LoraConfig(**LORA)
-        trainer = MODPOTrainer(model, config, rows, processing_class=tokenizer, peft_config=lora)
-        trainer.train()
-        return trainer
-
-    ours, theirs = train(base(four_bits), "ours"), train(plain(base(four_bits)), "theirs")
-    assert log_column(ours, "loss") == pytest.approx(log_column(theirs, "loss"), rel=5e-3)
-    expected = moved_weights(theirs)
-    for name, found in moved_weights(ours).items():
-        if "lora_B" in name:  # all zero before the first step
-            assert found.abs().max() > 0, name
-            torch.testing.assert_close(found, expected[name], atol=0.02 * float(expected[name].abs().max()), rtol=0.05)
-
-
-def test_the_extra_names_the_package() -> None:
-    """What the message advises can be followed."""
-    import tomllib
-
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    (line,) = project["optional-dependencies"]["quantization"]
-    assert line.startswith("bitsandbytes")
+    if there and settings["quant_method"] == "bitsandbytes":
+        pytest.skip("bitsandbytes is installed")
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    edit_json(folder / "config.json", quantization_config=settings)
+    write_rows(tmp_path / "rows.jsonl", preference_rows())
+    assert main([command, str(write_experiment(tmp_path, folder))]) == 3
+    (line,) = errors(capsys.readouterr().err)
+    assert f"experiment.yaml:1:model_name_or_path: {folder} is quantised by {settings['quant_method']}" in line
+    assert fix in line
+    assert not (tmp_path / "run").exists()

@@ -384,20 +384,17 @@ def test_lora_left_out_is_the_default_and_null_is_none(tmp_path):
     assert read(tmp_path, GOOD + "lora: {target_modules: [q_proj]}\n").lora == LoraSection(target_modules=["q_proj"])
 
 
-def test_all_weights_are_trained_in_float32_unless_the_file_says_otherwise(tmp_path):
-    named = "model: {model_name_or_path: some/model"
-    rest = "}\ndata: {path: rows.jsonl}\nobjectives: {a: {pairs: data}}\n"
-    for text, lora, dtype in (
-        ("", "", "bfloat16"),
-        ("", "lora: null\n", "float32"),
-        (", dtype: bfloat16", "lora: null\n", "bfloat16"),
-        (", dtype: float16", "", "float16"),
-    ):
-        experiment = read(tmp_path, named + text + rest + lora)
-        assert experiment.model.dtype == dtype
-        assert read(tmp_path, to_yaml(experiment)) == experiment
-    assert read(tmp_path, named + rest, "lora=null").model.dtype == "float32"
-    assert read(tmp_path, named + rest, "lora=null", "model.dtype=bfloat16").model.dtype == "bfloat16"
+@pytest.mark.parametrize(
+    ("lora", "dtype", "expected"),
+    [("null", "", "float32"), ("null", ", dtype: bfloat16", "bfloat16"), ("{r: 4}", "", "bfloat16")],
+)
+def test_all_weights_are_trained_in_float32_unless_the_file_says_otherwise(tmp_path, lora, dtype, expected):
+    text = (
+        f"model: {{model_name_or_path: m{dtype}}}\nlora: {lora}\ndata: {{path: d}}\nobjectives: {{a: {{pairs: data}}}}"
+    )
+    experiment = read(tmp_path, text)
+    assert experiment.model.dtype == expected
+    assert read(tmp_path, to_yaml(experiment)).model.dtype == expected
 
 
 def test_a_heading_above_nothing_is_a_section_of_defaults(tmp_path):

@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from modpo.base.errors import InputError
 from modpo.forward import attention
 from modpo.forward.attention import packed_attention
+from modpo.forward.frozen import reference_logps
 from modpo.forward.logprobs import (
     attach_packed_forward,
     detach_packed_forward,
     packed_logps,
     padded_logps,
-    reference_logps,
-    require_packable,
 )
+from modpo.forward.packability import require_packable
 from modpo.forward.packing import pack
 
 VOCABULARY = 48
@@ -34,6 +34,17 @@ RESPONSES = [
     [[7, 7, 7, 2], [8, 9, 10, 11, 12, 2]],
 ]
 
+MLA = {  # heads of 16 numbers for queries and keys, of 12 for values
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 4,  # all: which experts are chosen does not turn on rounding
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
 PACKABLE: dict[str, dict] = {
     "Llama": {"num_key_value_heads": 2},
     "Qwen2": {"num_key_value_heads": 2},
@@ -42,11 +53,17 @@ PACKABLE: dict[str, dict] = {
     "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
     "Phi": {},  # its head has a bias
     "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "DeepseekV2": MLA,
+    "DeepseekV3": MLA | {"n_group": 1, "topk_group": 1},
 }
 REFUSED: dict[str, tuple[dict, str]] = {
     "Mistral": ({"num_key_value_heads": 2}, "its attention slides over a window of 4096 tokens"),
     "Gemma2": ({"num_key_value_heads": 2, "head_dim": 8}, "it has layers of type sliding_attention"),
     "Granite": ({"logits_scaling": 4.0}, "it scales or caps the logits behind its head"),
+    "NanoChat": (
+        {"num_key_value_heads": 2},
+        "it scales or caps the logits behind its head",
+    ),  # by less than rounding, here
     "Bloom": ({"n_layer": 2, "n_head": 4}, "its attention does not go through transformers' AttentionInterface"),
     "Doge": ({}, "packed attention does not know attention_mask"),  # masks by content
 }
@@ -197,6 +214,43 @@ def test_whole_head_saved_beside_lora():
     for name, parameter in model.named_parameters():
         if "modules_to_save" in name:
             parameter.data += 0.1 * torch.randn(parameter.shape)
+    compare(model)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_trained_in_the_head(tied: bool):
+    """PEFT's `trainable_token_indices`: rows of a tied head move with the embedding's; an untied head has its own."""
+    torch.manual_seed(2)
+    tokens = [7, 30, 41]
+    named = tokens if tied else {"embed_tokens": tokens, "lm_head": tokens}
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], trainable_token_indices=named)
+    model = get_peft_model(build("Llama", tie_word_embeddings=tied), config)
+    before = padded_logps(model, PROMPTS, RESPONSES)
+    for name, parameter in model.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    require_packable(model)
+    assert (padded_logps(model, PROMPTS, RESPONSES) - before).abs().max() > 100 * TOLERANCE
+    compare(model)
+    with model.disable_adapter(), torch.no_grad():
+        torch.testing.assert_close(packed(model), before, rtol=0, atol=TOLERANCE)
+
+
+def test_head_with_adapters():
+    """LoRA on the head adds to its logits."""
+    torch.manual_seed(2)
+    model = get_peft_model(build("Llama"), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["lm_head", "q_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    require_packable(model)
+    compare(model)
+
+
+def test_head_with_a_hook():
+    """What is hung on the head by others has its effect."""
+    model = build("Llama")
+    model.lm_head.register_forward_hook(lambda module, args, output: output * 0.5)
     compare(model)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,17 +19,19 @@ from modpo.base.errors import InputError, IntegrityError, NumericError
 from modpo.base.interrupts import Interruption
 from modpo.cli import main
 from modpo.data.loading import load_groups
+from modpo.data.tokens import tokenize_prompt
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
+from modpo.forward.packing_choice import with_packing
 from modpo.methods.morlhf import new_trainer, reward_functions, train, training_arguments
 from modpo.methods.point import give_base_back
 from modpo.methods.run import Run
 from modpo.methods.sweep import point_folder, run_sweep, train_point
 from modpo.models.folders import save_policy
 from modpo.models.reference import ReferenceModel
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 from modpo.training.checkpoints import Checkpoints
-from tests.kit import manifest_of, write_experiment, write_rows
+from tests.kit import CHAT_TEMPLATE, manifest_of, write_experiment, write_rows
 
 
 def letters(completions: list[str], **kwargs: object) -> list[float]:
@@ -77,6 +81,7 @@ def run_of(experiment: Experiment) -> Run:
     """As a sweep makes it."""
     prompts, _ = load_groups(experiment)
     reference = ReferenceModel(experiment.model, experiment.cache_dir)
+    experiment = with_packing(experiment, reference)
     scorer = experiment_scorer(experiment, reference)
     return Run(experiment, scorer.score(prompts), reference, prompts, scorer.rewards)
 
@@ -112,10 +117,12 @@ def test_rewards_are_the_margins_of_modpo(experiment_file: Path) -> None:
         "letters": [4 * share for share in (1.0, 0.0, 0.5)],
         "short": [-(size - fitted.center) * fitted.factor for size in (3, 3, 2)],
     }
+    tokenizer = run.reference.tokenizer
+    ids = [[*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for answer in answers]
     functions = reward_functions(run, {"letters": 0.25, "short": 0.75})
     assert [function.__name__ for function in functions] == ["letters", "short"]
     for function in functions:
-        given = function(completions=answers, prompt_index=[0, 1, 2], prompts=["?"] * 3)
+        given = function(completion_ids=ids, completions=["?"] * 3, prompt_index=[0, 1, 2], prompts=["?"] * 3)
         assert given == pytest.approx(expected[function.__name__])
     (alone,) = reward_functions(run, {"letters": 0.0, "short": 1.0})
     assert alone.__name__ == "short"
@@ -225,3 +232,35 @@ def test_a_reward_that_is_not_finite_ends_the_point(experiment_file: Path) -> No
     experiment = read(experiment_file, f"objectives.short.reward={__name__}:broken", "objectives.short.scale=1")
     with pytest.raises(NumericError, match="short: nan is not finite"):
         train_point(experiment, {"letters": 0.5, "short": 0.5})
+
+
+def test_prompts_are_answered_as_they_are_measured(
+    experiment_file: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the variables of the chat template, each row's own before those of the file."""
+    text = experiment_file.read_text().replace(":letters", ":length").replace(", calibration: standardise", "")
+    experiment_file.write_text(text.replace("max_length: 64}", "max_length: 64, chat_template_kwargs: {brief: true}}"))
+    rows = []
+    for i in range(10):
+        answers = ([{"role": "assistant", "content": text}] * n for n, text in ((1, f"yes {i}"), (2, "no")))
+        row = dict(zip(("chosen", "rejected"), answers, strict=True), prompt=[{"role": "user", "content": f"{i}?"}])
+        rows.append({**row, "chat_template_kwargs": {"brief": False} if i % 2 else None})
+    write_rows(experiment_file.parent / "rows.jsonl", rows)
+    model = experiment_file.parent / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "chat_template.jinja").write_text("{% if brief %}Be brief.{% endif %}" + CHAT_TEMPLATE)
+    run = run_of(read(experiment_file, "morlhf.max_steps=8", f"model.model_name_or_path={model}"))
+    trainer = new_trainer(run, {"letters": 0.5, "short": 0.5}, experiment_file.parent / "work")
+    answered: list[list[int]] = []
+    single = trainer._generate_single_turn
+
+    def listening(ids: list[list[int]], *more: Any) -> Any:
+        answered.extend(ids)
+        return single(ids, *more)
+
+    monkeypatch.setattr(trainer, "_generate_single_turn", listening)
+    trainer.train()
+    given = {tuple(tokenize_prompt(g.prompt, run.reference.tokenizer, g.template_kwargs)) for g in run.prompts}
+    texts = {trainer._tokenizer.decode(ids).startswith("Be brief.") for ids in answered}
+    assert {tuple(ids) for ids in answered} <= given
+    assert texts == {True, False}

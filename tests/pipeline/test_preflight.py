@@ -5,9 +5,11 @@ Bad data, models and rewards are those of tests/end_to_end/bad_inputs.py.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from modpo.base.errors import EnvironmentFault, InputError
 from modpo.base.progress import say_once
 from modpo.experiment.sections import Experiment, LoraSection
 from modpo.pipeline.preflight import check_training, require_writable
+from tests.kit import edit_json
 from tests.pipeline.staged import without_sft
 
 WEIGHTS = {"kind": 0.5, "brief": 0.25, "friendly": 0.25}
@@ -44,6 +47,31 @@ def test_what_the_trainer_would_refuse_is_refused(
         check_training(change(without_sft(experiment)), WEIGHTS)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "lora", "warned"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
+)
+def test_training_all_weights_in_16_bits_is_warned_of(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str], dtype: str, lora: bool, warned: int
+) -> None:
+    model = replace(experiment.model, dtype=dtype)
+    check_training(replace(without_sft(experiment), model=model, lora=LoraSection() if lora else None), WEIGHTS)
+    assert capsys.readouterr().err.count("all weights are trained in bfloat16") == warned
+
+
+@pytest.mark.parametrize(("trained", "warned"), [(["embed_tokens"], 1), (None, 0)])
+def test_an_embedding_that_is_the_head_too_is_warned_of(
+    experiment: Experiment, tiny_model: Path, tmp_path: Path, capsys: Any, trained: list[str] | None, warned: int
+) -> None:
+    say_once.cache_clear()
+    tied = shutil.copytree(tiny_model, tmp_path / "tied")
+    edit_json(tied / "config.json", tie_word_embeddings=True)
+    model = replace(experiment.model, model_name_or_path=str(tied))
+    changed = replace(without_sft(experiment), model=model, lora=LoraSection(modules_to_save=trained))
+    for _ in range(2):
+        check_training(changed, WEIGHTS)
+    assert capsys.readouterr().err.count("embeddings and output head are one tensor") == warned
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     require_writable(tmp_path / "new" / "folder", "output_dir")
@@ -54,16 +82,3 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     with pytest.raises(EnvironmentFault, match="link: is no folder"):
         require_writable(tmp_path / "link", "output_dir")
-
-
-def test_all_weights_in_16_bits_are_warned_of(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
-    say_once.cache_clear()
-    whole = replace(without_sft(experiment), lora=None)
-    check_training(whole, WEIGHTS)
-    assert "all weights" not in capsys.readouterr().err
-    for _ in range(2):
-        check_training(replace(whole, model=replace(whole.model, dtype="bfloat16")), WEIGHTS)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "all weights" in line]
-    assert line.startswith("warning: ")
-    assert "model.dtype: all weights are trained in bfloat16" in line
-    assert line.endswith("fix: leave it out, for float32")

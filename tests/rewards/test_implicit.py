@@ -24,8 +24,8 @@ from transformers import (
 from modpo.base.errors import InputError, IntegrityError, NumericError
 from modpo.base.files import new_folder
 from modpo.experiment.sections import ModelSection, RewardSection
-from modpo.forward import logprobs
-from modpo.forward.logprobs import reference_logps
+from modpo.forward import frozen
+from modpo.forward.frozen import reference_logps
 from modpo.forward.packing import packed_tokens
 from modpo.rewards.batch import RewardBatch, RewardContext
 from modpo.rewards.implicit import ImplicitReward
@@ -77,7 +77,9 @@ def adapter(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def context(base: Path, **settings: Any) -> RewardContext:
-    return RewardContext(ModelSection(str(base), dtype="float32"), Path("unused"), **{"max_length": 256, **settings})
+    return RewardContext(
+        ModelSection(str(base), dtype="float32"), Path("unused"), **{"max_length": 256, "packing": True, **settings}
+    )
 
 
 def reward_of(folder: Path | str, context: RewardContext, **section: Any) -> ImplicitReward:
@@ -100,7 +102,7 @@ def oracle(pi: Any, pi_ref: Any, batch: RewardBatch, tokenizer: Any, beta: float
             before, after = prompt, f"{response}<eos>"
         else:
             before = f"<turn>user\n{prompt[0]['content']}<eos>\n<turn>assistant\n"
-            after = f"{response[0]['content']}<eos>"
+            after = f"{response[0]['content']}<eos>\n"
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after)]
         scores.append(beta * (log_prob(pi.eval(), *ids) - log_prob(pi_ref.eval(), *ids)))
     return scores
@@ -190,14 +192,14 @@ def test_an_adapter_with_modules_of_its_own_leaves_the_reference_alone(tiny_mode
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_many_answers_to_one_prompt_are_read_in_parts(tiny_model, policy, monkeypatch, packing):
-    monkeypatch.setattr("modpo.forward.logprobs.TOKENS_PER_FORWARD", 40)
+    monkeypatch.setattr("modpo.forward.frozen.TOKENS_PER_FORWARD", 40)
     read: list[int] = []
 
     def recorded(model: Any, prompts_ids: Any, responses_ids: Any, *, packing: bool) -> list[float]:
         read.append(sum(map(packed_tokens, prompts_ids, responses_ids)))
         return reference_logps(model, prompts_ids, responses_ids, packing=packing)
 
-    monkeypatch.setattr(logprobs, "reference_logps", recorded)
+    monkeypatch.setattr(frozen, "reference_logps", recorded)
     batch = texts(["Say hi: "] * 30 + ["Count: "], [f"hello {i}" for i in range(30)] + ["1"])
     reward = reward_of(policy, context(tiny_model, packing=packing))
     assert reward(batch) == pytest.approx(expected_for(policy, tiny_model, batch), abs=1e-4)

@@ -29,7 +29,7 @@ from modpo.experiment.sections import (
 from modpo.models.reference import ReferenceModel
 from modpo.scored import scorer as scoring
 from modpo.scored.data import ScoredData
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 from tests.kit import flip_a_bit, write_rows
 
 SCORER = """
@@ -111,9 +111,9 @@ class House:
         """Score the training data, as `modpo score` does."""
         experiment = experiment or self.experiment
         counted = Counted()
-        import modpo.forward.logprobs
+        import modpo.forward.frozen
 
-        real_logps = modpo.forward.logprobs.reference_logps
+        real_logps = modpo.forward.frozen.reference_logps
 
         def counting_tokens(*args: Any, **kwargs: Any) -> Any:
             counted.tokens += 1
@@ -127,7 +127,7 @@ class House:
         reference = ReferenceModel(experiment.model, experiment.cache_dir)
         with self.monkeypatch.context() as patch:
             patch.setattr(scoring, "tokenize_group", counting_tokens)
-            patch.setattr(modpo.forward.logprobs, "reference_logps", counting_logps)
+            patch.setattr(modpo.forward.frozen, "reference_logps", counting_logps)
             scorer = experiment_scorer(experiment, reference)
             calls = getattr(sys.modules.get("scorer"), "calls", [])
             calls.clear()

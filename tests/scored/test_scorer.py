@@ -32,7 +32,8 @@ from modpo.scored import columns
 from modpo.scored import scorer as scoring
 from modpo.scored.columns import SHARD_GROUPS, column
 from modpo.scored.labels import draw_bradley_terry
-from modpo.scored.scorer import experiment_scorer, score_dataset, score_experiment
+from modpo.scored.of_experiment import experiment_scorer, score_experiment
+from modpo.scored.of_rows import score_dataset
 from tests.kit import write_rows
 from tests.scored.house import (
     Counted,
@@ -389,11 +390,11 @@ def test_held_out_prompts_are_not_trained_on(house):
 
 KILLED_IN_REFERENCE = """
 import os, signal, sys
-import modpo.forward.logprobs
+import modpo.forward.frozen
 from modpo.experiment.file import read_experiment
-from modpo.scored.scorer import score_experiment
+from modpo.scored.of_experiment import score_experiment
 
-real, groups = modpo.forward.logprobs.reference_logps, 0
+real, groups = modpo.forward.frozen.reference_logps, 0
 
 def dies_in_the_second_shard(model, prompts, responses, **kwargs):
     global groups
@@ -402,7 +403,7 @@ def dies_in_the_second_shard(model, prompts, responses, **kwargs):
     groups += len(prompts)
     return real(model, prompts, responses, **kwargs)
 
-modpo.forward.logprobs.reference_logps = dies_in_the_second_shard
+modpo.forward.frozen.reference_logps = dies_in_the_second_shard
 score_experiment(read_experiment(sys.argv[1]))
 """
 
@@ -513,6 +514,9 @@ def test_large_data_is_mapped_and_not_loaded(tmp_path):
         "responses_truncated": 0,
         "merged_boundary": 0,
         "special_in_text": 0,
+        "prompt_differs": False,
+        "responses_changed": 0,
+        "unread": 0,
     }
     row = {
         "tokens": tokens,

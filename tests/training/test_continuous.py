@@ -21,7 +21,7 @@ from modpo.base.errors import InputError
 from modpo.base.simplex import Weights, spread_out
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective, RewardSection
-from modpo.scored.scorer import score_dataset
+from modpo.scored.of_rows import score_dataset
 from modpo.training.config import MODPOConfig
 from modpo.training.continuous import GRID, ContinuousConfig, ContinuousTrainer, draw, steer
 from modpo.training.trainer import MODPOTrainer
@@ -85,8 +85,8 @@ def make_trainer(tiny_model: Path, args: MODPOConfig, rows: Dataset, **arguments
     kind = ContinuousTrainer if isinstance(args, ContinuousConfig) else MODPOTrainer
     return kind(
         AutoModelForCausalLM.from_pretrained(tiny_model),
-        args,
-        rows,
+        args=args,
+        train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
         peft_config=arguments.pop("peft_config", None) or LoraConfig(**LORA),
         objectives=arguments.pop("objectives", OBJECTIVES),

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modpo.experiment.sections import Objective
-from modpo.scored.scorer import score_dataset
+from modpo.scored.of_rows import score_dataset
 from modpo.training.config import MODPOConfig
 from modpo.training.trainer import MODPOTrainer
 from tests.training.runs import LORA, log_column
@@ -77,8 +77,8 @@ def make(
         given = {**plain_descent, "learning_rate": 0.0, "max_steps": 1, "output_dir": str(tmp_path), "weights": WEIGHTS}
         return MODPOTrainer(
             AutoModelForCausalLM.from_pretrained(tiny_model),
-            MODPOConfig(**(given | settings)),
-            scored,
+            args=MODPOConfig(**(given | settings)),
+            train_dataset=scored,
             eval_dataset=scored,
             processing_class=AutoTokenizer.from_pretrained(tiny_model),
             peft_config=LoraConfig(**LORA),
@@ -127,7 +127,9 @@ def whole(tiny_model: Path, scored: Dataset, tmp_path_factory: pytest.TempPathFa
         disable_tqdm=True,
     )
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    return MODPOTrainer(model, args, scored, eval_dataset=scored, peft_config=LoraConfig(**LORA)).evaluate()
+    return MODPOTrainer(
+        model, args=args, train_dataset=scored, eval_dataset=scored, peft_config=LoraConfig(**LORA)
+    ).evaluate()
 
 
 @pytest.mark.parametrize("packed_tokens", [200, 450, 4096])
@@ -197,7 +199,9 @@ def test_a_held_out_loss_is_over_pairs_not_prompts(tiny_model: Path, tmp_path: P
     given_args = {**plain_descent, "output_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache")}
     args = MODPOConfig(**given_args, weights=WEIGHTS, per_device_eval_batch_size=2)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    found = MODPOTrainer(model, args, data, eval_dataset=data, peft_config=LoraConfig(**LORA)).evaluate()
+    found = MODPOTrainer(
+        model, args=args, train_dataset=data, eval_dataset=data, peft_config=LoraConfig(**LORA)
+    ).evaluate()
     losses = [0.5 * torch.nn.functional.softplus(torch.tensor(margin)).item() for _, margin in given]  # h = -margin
     assert found["eval_loss"] == pytest.approx(sum(losses) / 5, rel=1e-4)
     assert found["eval_rewards/accuracies"] == pytest.approx(3 / 5)
@@ -211,7 +215,8 @@ from modpo import MODPOConfig, MODPOTrainer
 
 given = json.loads(sys.argv[1])
 rows, args = Dataset.from_list(given["rows"]), MODPOConfig(**given["settings"])
-trainer = MODPOTrainer(given["model"], args, rows, eval_dataset=rows, peft_config=LoraConfig(**given["lora"]))
+data, lora = {"train_dataset": rows, "eval_dataset": rows}, LoraConfig(**given["lora"])
+trainer = MODPOTrainer(given["model"], args=args, **data, peft_config=lora)
 evaluated = trainer.evaluate()
 trainer.train()
 if trainer.is_world_process_zero():

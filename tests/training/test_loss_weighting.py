@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modpo.base.errors import InputError
 from modpo.experiment.sections import Objective
 from modpo.forward.logprobs import padded_logps
-from modpo.scored.scorer import score_dataset
+from modpo.scored.of_rows import score_dataset
 from modpo.training.config import MODPOConfig
 from modpo.training.loss import modpo_loss
 from modpo.training.loss_weighting import LossWeightingTrainer, pair_weights
@@ -76,7 +76,8 @@ def config(tmp_path: Path) -> Callable[..., MODPOConfig]:
 
 def trained(tiny_model: Path, args: MODPOConfig, rows: Dataset, kind: type[MODPOTrainer] = LossWeightingTrainer):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    trainer = kind(AutoModelForCausalLM.from_pretrained(tiny_model), args, rows, processing_class=tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    trainer = kind(model, args=args, train_dataset=rows, processing_class=tokenizer)
     trainer.train()
     return trainer
 

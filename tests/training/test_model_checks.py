@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Mamba2Config,
-    Mamba2ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from modpo.base.errors import InputError
 from modpo.base.progress import say_once
@@ -33,8 +25,8 @@ def trainer(tmp_path: Path, plain_descent: dict[str, Any], tiny_model: Path) -> 
         settings = {**plain_descent, "output_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache"), **more}
         return MODPOTrainer(
             model,
-            MODPOConfig(weights={"quality": 0.5, "short": 0.5}, **settings),
-            preference_rows(),
+            args=MODPOConfig(weights={"quality": 0.5, "short": 0.5}, **settings),
+            train_dataset=preference_rows(),
             processing_class=AutoTokenizer.from_pretrained(tiny_model),
             peft_config=peft_config,
         )
@@ -70,6 +62,25 @@ def test_a_frozen_model_is_refused_unless_adapters_are_added(trainer: Any, tiny_
         trainer(frozen)
     assert not scored(tmp_path)
     assert trainer(frozen, LoraConfig(**LORA)).train().global_step == 3
+
+
+def test_adapters_for_inference_are_refused(trainer: Any, tiny_model: Path, tmp_path: Path) -> None:
+    model, config = AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(**LORA, inference_mode=True)
+    with pytest.raises(InputError, match=r"peft_config.inference_mode: is True, so nothing would be trained"):
+        trainer(model, config)
+    assert not scored(tmp_path)
+
+
+def test_an_adapter_that_is_frozen_in_part_is_trained_in_part(trainer: Any, tiny_model: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = PeftModel.from_pretrained(base, make_adapter(tiny_model, tmp_path / "adapter", 1), is_trainable=True)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if "lora" in name}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and "layers.1." in name)
+    after = dict(_trained(trainer(model)).model.named_parameters())
+    moved = {name for name, tensor in before.items() if not tensor.equal(after[name])}
+    assert moved
+    assert all("layers.1." in name for name in moved)
 
 
 def test_a_trainable_adapter_is_trained(trainer: Any, tiny_model: Path, tmp_path: Path) -> None:
@@ -147,14 +158,3 @@ def test_a_mixture_of_experts_is_trained_without_the_routers_loss_which_is_said_
 def test_a_routers_loss_that_is_asked_for_is_refused() -> None:
     with pytest.raises(InputError, match=r"MODPOConfig:router_aux_loss_coef: is 0.01; fix: leave it out"):
         MODPOConfig(weights={"quality": 1.0}, router_aux_loss_coef=0.01)
-
-
-# --- a configuration that is not JSON -----------------------------------------------------------------------
-
-
-def test_a_state_space_model_whose_configuration_holds_an_infinite_bound_is_trained(trainer: Any) -> None:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 16, "n_groups": 1, "state_size": 8}
-    model = Mamba2ForCausalLM(Mamba2Config(vocab_size=300, expand=2, chunk_size=16, **sizes))
-    assert math.inf in model.config.time_step_limit
-    assert len(set(log_column(_trained(trainer(model, packing=False)), "loss"))) == 3

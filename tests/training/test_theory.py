@@ -237,7 +237,7 @@ def trained(given: Problem, model: LlamaForCausalLM, primaries: Sequence[int], f
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(vocabulary), eos_token=WORDS[END], pad_token=WORDS[END]
     )
-    MODPOTrainer(model, args, Dataset.from_list(rows), processing_class=tokenizer).train()
+    MODPOTrainer(model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
     return listed(model.eval())
 
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from modpo.base.errors import InputError, NumericError
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective, RewardSection
-from modpo.scored.scorer import score_dataset
+from modpo.scored.of_rows import score_dataset
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
 from modpo.training.trainer import MODPOTrainer
@@ -71,8 +71,8 @@ def make_trainer(
 ) -> MODPOTrainer:
     return MODPOTrainer(
         arguments.pop("model", None) or AutoModelForCausalLM.from_pretrained(tiny_model),
-        args,
-        rows,
+        args=args,
+        train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
         peft_config=LoraConfig(**LORA) if lora else None,
         **arguments,
@@ -276,9 +276,34 @@ def test_conversational_rows(tiny_model: Path, config):
     assert len(log_column(trainer, "loss")) == 3
 
 
+def test_variables_of_the_chat_template(tiny_model: Path, config):
+    """Those of the configuration for all rows, a row's own before them, as TRL's DPOTrainer reads that column."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{% if brief %}Be brief.{% endif %}" + tokenizer.chat_template
+
+    def started(rows: list[dict[str, Any]], **settings: Any) -> list[str]:
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        given = {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
+        trainer = MODPOTrainer(
+            model, args=config(weights={"a": 1.0}, **settings), peft_config=LoraConfig(**LORA), **given
+        )
+        return [tokenizer.decode(ids)[:9] for ids in trainer.train_dataset["prompt_ids"]]
+
+    row = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "Yes"}]}
+    row["rejected"] = [{"role": "assistant", "content": "No"}]
+    rows = [row | {"chat_template_kwargs": {"brief": flag}} for flag in (True, False)]
+    assert started(rows) == ["Be brief.", "<turn>use"]
+    assert started([row], chat_template_kwargs={"brief": True}) == ["Be brief."]
+    assert started(rows, chat_template_kwargs={"brief": True}) == ["Be brief.", "<turn>use"]
+    with pytest.raises(InputError, match=r"chat_template_kwargs.long: the chat template of the model reads no such"):
+        started([row], chat_template_kwargs={"long": True})
+    with pytest.raises(InputError, match="MODPOConfig:chat_template_kwargs: holds 'tools'"):
+        started([row], chat_template_kwargs={"tools": []})
+
+
 def test_model_by_its_folder(tiny_model: Path, config, scored: Dataset):
     """A folder's name is enough: model and tokenizer are read from it."""
-    by_name = MODPOTrainer(str(tiny_model), config(), scored, peft_config=LoraConfig(**LORA))
+    by_name = MODPOTrainer(str(tiny_model), args=config(), train_dataset=scored, peft_config=LoraConfig(**LORA))
     by_name.train()
     assert_same_training(by_name, trained(tiny_model, config(), scored), tolerance=1e-6)
 
@@ -416,7 +441,7 @@ from modpo import MODPOConfig, MODPOTrainer
 
 given = json.loads(sys.argv[1])
 rows, args = Dataset.from_list(given["rows"]), MODPOConfig(**given["settings"])
-trainer = MODPOTrainer(given["model"], args, rows, peft_config=LoraConfig(**given["lora"]))
+trainer = MODPOTrainer(given["model"], args=args, train_dataset=rows, peft_config=LoraConfig(**given["lora"]))
 trainer.train()
 trainer.save_model(given["output"])
 """
@@ -462,8 +487,8 @@ def test_evaluation(tiny_model: Path, config, scored: Dataset):
     expected = 0.6 * -F.logsigmoid(-0.4 / 0.6 * margins).mean().item()
     trainer = MODPOTrainer(
         AutoModelForCausalLM.from_pretrained(tiny_model),
-        config(eval_strategy="steps", eval_steps=3, per_device_eval_batch_size=PROMPTS, learning_rate=0.05),
-        scored,
+        args=config(eval_strategy="steps", eval_steps=3, per_device_eval_batch_size=PROMPTS, learning_rate=0.05),
+        train_dataset=scored,
         eval_dataset=scored,
         peft_config=LoraConfig(**LORA),
     )
@@ -496,7 +521,7 @@ def test_another_beta_weight_and_seed_score_nothing_again(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("reference log-probs were computed again")
 
-    monkeypatch.setattr("modpo.forward.logprobs.reference_logps", fail)
+    monkeypatch.setattr("modpo.forward.frozen.reference_logps", fail)
     other = {"beta": 0.5, "weights": {"better": 0.1, "short": 0.9}, "seed": 7, "output_dir": str(tmp_path / "other")}
     trained(tiny_model, config(cache_dir=str(cache), **other), preference_rows())
     assert files(cache / "scored") == before
@@ -625,8 +650,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(tiny_mod
     spoil = Spoil()
     trainer = MODPOTrainer(
         AutoModelForCausalLM.from_pretrained(tiny_model),
-        config(max_grad_norm=clip),
-        scored,
+        args=config(max_grad_norm=clip),
+        train_dataset=scored,
         peft_config=LoraConfig(**LORA),
         callbacks=[spoil],
     )
@@ -650,7 +675,6 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(tiny_mod
         ({"ld_alpha": 0.5}, "ld_alpha: is 0.5; fix: leave it at None"),
         ({"use_weighting": True}, "use_weighting: is True; fix: leave it at False"),
         ({"sync_ref_model": True}, "sync_ref_model: is True; fix: leave it at False"),
-        ({"weights": None}, "weights: is None; fix: give {objective: weight, ...}"),
         ({"weights": {}}, "weights: is {}; fix: give"),
         ({"weights": {"better": 0.6, "short": 0.6}}, "weights: weights sum to 1.2, not 1"),
         ({"weights": {"better": 1.5, "short": -0.5}}, "weights.short: -0.5 is negative"),
@@ -687,7 +711,7 @@ def test_a_model_that_cannot_be_packed_is_refused_before_anything_is_scored(tiny
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.config.sliding_window = 8
     with pytest.raises(InputError, match="slides over a window of 8 tokens; fix: set `packing: false`"):
-        trained(tiny_model, config(cache_dir=str(tmp_path / "cache")), preference_rows(), model=model)
+        trained(tiny_model, config(packing=True, cache_dir=str(tmp_path / "cache")), preference_rows(), model=model)
     assert not (tmp_path / "cache").exists()
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import signal
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,7 +79,6 @@ def put_modpo_in_place() -> None:
 
     import modpo
 
-    _ask_for(modpo.MODPOConfig, weights={"preference": 1.0})
     trl.DPOConfig, trl.DPOTrainer = modpo.MODPOConfig, modpo.MODPOTrainer
 
 
@@ -150,7 +150,10 @@ def _write(end: End) -> None:
 
 def _telling_line(error: BaseException) -> str:
     """The last line; of a failed assertion the first, since pytest writes the values below it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:  # a bare assert
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}"
     asserted = isinstance(error, AssertionError) and not lines[0].startswith("Regex pattern")
     return lines[0 if asserted else -1]
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 from modpo.base.text import first_line
 
 MOST_PROBLEMS_SHOWN = 20
+AGAIN = "run the same command again"  # a fix of what may go well the next time, and of nothing else
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modpo.base.errors import EnvironmentFault, InputError, IntegrityError, ModpoError, one_line
+from modpo.base.errors import AGAIN, NO_MEMORY, EnvironmentFault, InputError, IntegrityError, ModpoError, one_line
 from modpo.base.files import write_json
 from modpo.base.progress import say
 from modpo.base.text import redacted
 
-FAILED = "failed"  # the folder of records, in an output folder
-AGAIN = "run the same command again, what is finished is kept"
-ACT = "act on the reasons first, for they would come back: they stand above and in {}; what is finished is kept"
-# Reasons that may be gone when the same is tried again: memory, and an accelerator or its network that gave out.
-PASSING = re.compile(rf"^\w+: out of memory|\b(CUDA|HIP|XPU|MPS) error|\bNCCL|cuDNN error|{re.escape(AGAIN)}", re.I)
-
-
-def fix_of(reasons: Iterable[str], folder: Path) -> str:
-    """What to do about recorded failures: the same again, where that can help with one of them.
-
-    Args:
-        reasons: as `done_or_recorded` writes them. folder: where.
-    """
-    return AGAIN if any(PASSING.search(reason) for reason in reasons) else ACT.format(folder)
+FAILED = "failed"  # the folder, beside what went well, of what is recorded
 
 
 def done_or_recorded(do: Callable[[], object], name: str, record: Path, about: Mapping[str, Any]) -> bool:
@@ -49,3 +36,15 @@ def done_or_recorded(do: Callable[[], object], name: str, record: Path, about: M
         return False
     record.unlink(missing_ok=True)
     return True
+
+
+def fix_of(records: Sequence[Path]) -> str:
+    """What to do about failures: the same again where memory ran out, for that may go well the next time.
+
+    Args:
+        records: the file of each.
+    """
+    reasons = [json.loads(path.read_text("utf-8"))["reason"] for path in records if path.is_file()]
+    if any(NO_MEMORY.search(reason) or AGAIN in reason for reason in reasons):
+        return f"free memory or lower what needs it, and {AGAIN}"
+    return f"mend the cause, which stands above and in {records[0].parent}"

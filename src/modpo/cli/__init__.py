@@ -20,9 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
-from modpo.base.errors import EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line
+from modpo.base.errors import AGAIN, EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line
 from modpo.base.interrupts import raised
-from modpo.base.progress import say_once
 from modpo.base.text import first_line, printable
 from modpo.base.version import installed_version
 from modpo.cli import bake, chat, quickstart, report, sweep, train
@@ -58,8 +57,12 @@ REFUSALS = {
     errno.ENOTDIR: ("a part of this path is a file", "choose another folder"),
 }
 
-# What PEFT says of choices that are its own, on mixtures of experts and on GPT-2: nobody has to do anything.
-PEFTS_OWN = r"fan_in_fan_out is set to|The following (rank|alpha)_pattern keys did not match"
+# What PEFT warns of at every model of a kind, each time that adapters are put on one: it has set right itself what it
+# warns of, or (the tied embeddings) it was said before.
+HARMLESS = (
+    r"The following (rank|alpha)_pattern keys did not match|fan_in_fan_out is set to"
+    r"|Model has `tie_word_embeddings=True`|Input and output embeddings are no longer tied"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one progress bar at a time: ours
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    warnings.filterwarnings("ignore", message=PEFTS_OWN)
+    warnings.filterwarnings("ignore", message=HARMLESS, module="peft")
     warnings.showwarning = _show_warning
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
@@ -124,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("-V", "--version", action=_Version, nargs=0, help="show the version and leave")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    _add_debug(parser)
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, module in SUBCOMMANDS.items():
@@ -132,9 +135,14 @@ def _parser() -> argparse.ArgumentParser:
             name, help=module.HELP, description=f"{module.HELP.capitalize()}.", allow_abbrev=False
         )
         module.add_arguments(command)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        _add_debug(command)
         command.set_defaults(run=module.run)
     return parser
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    """`--debug` is taken before and behind the subcommand."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def _explain(error: BaseException) -> tuple[list[str], int]:
@@ -142,7 +150,7 @@ def _explain(error: BaseException) -> tuple[list[str], int]:
     if isinstance(error, ModpoError):
         return typed(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        line = "interrupted; fix: run the same command again to go on"
+        line = f"interrupted; fix: {AGAIN} to go on"
         return [line], getattr(error, "exit_code", INTERRUPTED)
     if isinstance(error, OSError) and error.errno in REFUSALS:
         problem, fix = REFUSALS[error.errno]
@@ -161,10 +169,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning of ours as one line, one of PEFT's too and once; those of other libraries as Python writes them."""
-    if "peft" in Path(filename).parts:
-        say_once(f"warning: PEFT: {first_line(Warning(message)).removesuffix(' For example:')}")
-        return
+    """A warning of ours as one line, those of libraries as Python writes them."""
     ours = Path(filename).is_relative_to(Path(__file__).parents[1])
     text = f"warning: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
     with contextlib.suppress(OSError):

@@ -231,7 +231,9 @@ class Chat:
 class _Stream(TextStreamer):
     """Shows an answer word by word, as it is written, and keeps it, without the token that ends it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], None], ends: Collection[int]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], None], ends: Collection[int] = ()
+    ) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._show, self._ends, self.text = show, ends, ""
 

@@ -20,6 +20,7 @@ from modpo.base.progress import say
 from modpo.comparison.result import Comparison, FailedSweep, compare
 from modpo.comparison.table import show
 from modpo.comparison.written import write_comparison
+from modpo.data.clock import share_date
 from modpo.evaluation.evaluate import SCORES
 from modpo.experiment.method_rules import method_vectors
 from modpo.experiment.methods import CONTINUOUS, METHODS
@@ -27,6 +28,7 @@ from modpo.experiment.proxy import by_proxies, without_proxies
 from modpo.experiment.sections import ComparisonSection, Experiment, Resolved
 from modpo.front.ledger import read_ledger
 from modpo.front.schema import FILE, Front, read_front
+from modpo.models.reference import ReferenceModel
 from modpo.pipeline.stages import StageCount, check_early, prepare, run_pipeline, stages_before
 
 
@@ -61,21 +63,25 @@ def run_comparison(experiment: Experiment, command: str) -> None:
     with locked(experiment.output_dir):
         claim_folder(experiment)
         remove_unfinished(experiment.output_dir)
-    members = list(_members(experiment, _prepared(experiment)))
+    prepared = _prepared(experiment)
+    members = list(_members(experiment, prepared))
+    _ = ReferenceModel.of(prepared).tokenizer  # all policies answer the same prompts, whatever date a template writes
+    share_date(experiment.output_dir, (member.experiment.output_dir for member in members))
     done = None
     for number, member in enumerate(members, start=1):
         say(f"sweep {number} of {len(members)}: {member.name}")
         about = {"method": member.method, "seed": member.seed}
         run = partial(run_pipeline, member.experiment)
-        if done_or_recorded(run, member.name, _record(experiment, member), about):
+        if done_or_recorded(run, member.name, _record(experiment, member.method, member.seed), about):
             done = _compare_and_write(experiment, members, member, command)
     if done is not None:
         show(done)
     if failed := _failures(experiment, members):
+        fix = fix_of([_record(experiment, sweep.method, sweep.seed) for sweep in failed])
         raise PartialFailure(
             f"{experiment.output_dir}: {len(failed)} of {len(members)} sweeps failed: "
             f"{', '.join(f'{f.method} with seed {f.seed}' for f in failed)}; "
-            f"fix: {fix_of([f.reason for f in failed], experiment.output_dir / FAILED)}"
+            f"fix: {fix}; what is finished is kept"
         )
 
 
@@ -115,12 +121,12 @@ def _section(experiment: Experiment) -> ComparisonSection:
     return experiment.comparison
 
 
-def _record(experiment: Experiment, member: Member) -> Path:
-    return experiment.output_dir / FAILED / f"{member.method}-seed{member.seed}.json"
+def _record(experiment: Experiment, method: str, seed: int) -> Path:
+    return experiment.output_dir / FAILED / f"{method}-seed{seed}.json"
 
 
 def _failures(experiment: Experiment, members: list[Member]) -> list[FailedSweep]:
-    paths = [_record(experiment, member) for member in members]
+    paths = [_record(experiment, member.method, member.seed) for member in members]
     return [FailedSweep(**json.loads(path.read_text("utf-8"))) for path in paths if path.is_file()]
 
 

@@ -61,8 +61,11 @@ def render_chat(
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The template that conversations are rendered by; "" where there is none."""
-    return tokenizer.get_chat_template() if tokenizer.chat_template else ""
+    """The template that conversations are rendered by; "" where there is none, or none by default of several."""
+    try:
+        return tokenizer.get_chat_template() if tokenizer.chat_template else ""
+    except ValueError:  # rendering says so
+        return ""
 
 
 @lru_cache(maxsize=64)

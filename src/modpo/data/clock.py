@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from functools import cached_property
@@ -53,10 +53,8 @@ class Clock:
         if self.folder is None:
             return date.today()
         path = self.folder / DATE_FILE
-        if not path.exists() and self.writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with new_file(path) as temporary:
-                temporary.write_text(json.dumps({"date": date.today().isoformat()}) + "\n", "utf-8")
+        if self.writes:
+            _keep(self.folder, date.today())
         return _read(path) if path.exists() else date.today()
 
     def stopped(self, template: str) -> str:
@@ -75,6 +73,21 @@ class Clock:
 
 
 TODAY = Clock()
+
+
+def share_date(folder: Path, others: Iterable[Path]) -> None:
+    """Keep the date of one folder, if it has one, in others that have none yet."""
+    if (folder / DATE_FILE).exists():
+        for other in others:
+            _keep(other, _read(folder / DATE_FILE))
+
+
+def _keep(folder: Path, day: date) -> None:
+    path = folder / DATE_FILE
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as temporary:
+            temporary.write_text(json.dumps({"date": day.isoformat()}) + "\n", "utf-8")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

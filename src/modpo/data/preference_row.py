@@ -14,6 +14,7 @@ responses as a list `NAME` as long as the responses.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -216,7 +217,8 @@ def _message(given: Any, field: str) -> Message:
         raise _BadFieldError(f"{field}.role", f"unknown role {given['role']!r}", f"use one of: {', '.join(ROLES)}")
     if not isinstance(given["content"], str):
         raise _BadFieldError(f"{field}.content", f"{given['content']!r:.60} is not text", "write text")
-    return {key: value for key, value in given.items() if value is not None and key != "tool_calls"}
+    said = {key: value for key, value in given.items() if value is not None and key != "tool_calls"}
+    return _as_json(said, field)
 
 
 def _template_kwargs(row: Row) -> dict[str, Any]:
@@ -228,7 +230,18 @@ def _template_kwargs(row: Row) -> dict[str, Any]:
         raise _BadFieldError(TEMPLATE_KWARGS, f"{given!r:.60} is no mapping", "give {name: value}, or remove the field")
     for problem, fix in reserved(given):
         raise _BadFieldError(TEMPLATE_KWARGS, problem, fix)
-    return {name: value for name, value in given.items() if value is not None}
+    return _as_json({name: value for name, value in given.items() if value is not None}, TEMPLATE_KWARGS)
+
+
+def _as_json(values: dict[str, Any], field: str) -> dict[str, Any]:
+    """The values, if all are such as JSON has: a table may hold others, which no template knows."""
+    for name, value in values.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            fix = "give text, numbers, true, false, lists and mappings"
+            raise _BadFieldError(f"{field}.{name}", f"{value!r:.60} is no value of JSON", fix) from None
+    return values
 
 
 def _text_troubles(read: PreferenceRow, row: Row) -> Iterator[tuple[str, str, str]]:
@@ -238,7 +251,7 @@ def _text_troubles(read: PreferenceRow, row: Row) -> Iterator[tuple[str, str, st
     if read.template_kwargs and not read.conversational:
         yield TEMPLATE_KWARGS, "has no effect on plain text", "remove the field, or give lists of messages"
     for name, text in [("prompt", read.prompt), *zip(names, read.responses, strict=True)]:
-        words = text if isinstance(text, str) else "".join(message["content"] for message in text)
+        words = text if isinstance(text, str) else "".join(str(value) for message in text for value in message.values())
         if isinstance(text, str) is read.conversational:
             yield name, "is plain text in one field and a conversation in another", "use one layout for all fields"
         if _HALF_OF_A_PAIR.search(words):

@@ -27,6 +27,7 @@ from modpo.evaluation.sweep_costs import sweep_ledger
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.proxy import is_proxied
 from modpo.experiment.sections import Experiment, Resolved, RewardSection, resolved
+from modpo.forward.packing_choice import with_packing
 from modpo.front.audit import Audit, audit
 from modpo.front.ledger import cost_summary, write_ledger
 from modpo.front.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
@@ -37,7 +38,8 @@ from modpo.policies.point import REFERENCE_POINT, SweptPoint
 from modpo.rewards.accuracy import held_out_accuracies
 from modpo.scored.calibration import UNCALIBRATED
 from modpo.scored.data import REWARD_PREFIX, ScoredData
-from modpo.scored.scorer import Scorer, experiment_scorer, load_ready_rewards
+from modpo.scored.of_experiment import experiment_scorer, load_ready_rewards
+from modpo.scored.scorer import Scorer
 
 SCORES = "scores.jsonl"
 
@@ -60,6 +62,7 @@ def evaluate_sweep(experiment: Experiment) -> Front:
 
 def _measure(experiment: Resolved, trained: list[SweptPoint]) -> Front:
     reference = ReferenceModel.of(experiment)
+    experiment = with_packing(experiment, reference)
     scorer = experiment_scorer(experiment, reference)
     for warning in scorer_warnings(experiment):
         say(f"warning: {warning}")
@@ -68,7 +71,7 @@ def _measure(experiment: Resolved, trained: list[SweptPoint]) -> Front:
     rewards = measuring_rewards(experiment, scorer.rewards)
     prompts = _measured_prompts(experiment, held_out, rewards)
     answered = scorer.score(prompts, scored.calibrations) if len(rewards) < len(experiment.objectives) else None
-    questions = questions_of(experiment, reference, prompts)
+    questions = questions_of(experiment, reference, prompts, packing=experiment.training.packs)
     measurer = Measurer(experiment, questions, rewards, answered, scored.calibrations, scorer.rewards)
     measured = [measurer.measure(REFERENCE_POINT)]
     measurer = replace(measurer, audited=_audited(scorer, measurer, measured[0]))
@@ -100,14 +103,16 @@ def require_measurable(experiment: Experiment) -> None:
     questions_of(experiment, ReferenceModel.of(experiment, writes=False), prompts)
 
 
-def questions_of(experiment: Experiment, reference: ReferenceModel, prompts: PromptGroups) -> Questions:
+def questions_of(
+    experiment: Experiment, reference: ReferenceModel, prompts: PromptGroups, *, packing: bool = False
+) -> Questions:
     """The prompts as every policy is asked them.
 
     Raises:
         InputError: answers could be longer than the model has positions.
     """
     room = experiment.data.prompt_room(experiment.evaluation.max_new_tokens)
-    questions = Questions(reference, prompts, experiment.evaluation, room, experiment.training.packing)
+    questions = Questions(reference, prompts, experiment.evaluation, room, packing)
     questions.require_room(experiment.where("evaluation.max_new_tokens"))
     return questions
 

@@ -21,14 +21,13 @@ from modpo.base.text import without_secrets
 from modpo.experiment.method_rules import check_methods
 from modpo.experiment.objectives import RewardSection, RewardTraining
 from modpo.experiment.rules import check_sections
-from modpo.experiment.sections import Experiment, ExperimentFile, Sections, TrainingSection
+from modpo.experiment.sections import Experiment, ExperimentFile, ModelSection, Sections, TrainingSection
 from modpo.experiment.sweep_sections import SweepChoice, SweepMethod, SweepSection
 from modpo.experiment.vectors import expand_sweep
 from modpo.experiment.yaml_nodes import TEXT_TAG, compose, line_of, override, seen
 from modpo.experiment.yaml_reader import NUMBER, SectionReader
 
 EXPERIMENT_FILE = "experiment.yaml"  # the complete file, beside the results
-ALL_WEIGHTS = "float32"  # `model.dtype` where all are trained: in 16 bits most steps would be rounded away
 REFUSED = {"trust_remote_code": "give `trust_remote_code` to the call, where you see what you trust"}
 # reward: "package.module:function"; train: reward_model
 SHORTHAND: dict[type, str] = {RewardSection: "function", RewardTraining: "kind"}
@@ -64,16 +63,22 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = (), *, trust_re
     if reader.problems:
         raise InputError(reader.problems)
     given = {f.name: getattr(shape, f.name) for f in dataclasses.fields(Sections)}
-    model = dataclasses.replace(shape.model, trust_remote_code=trust_remote_code)
-    if shape.lora is None and "model.dtype" not in reader.lines:
-        model = dataclasses.replace(model, dtype=ALL_WEIGHTS)
     given |= {
-        "model": model,
+        "model": dataclasses.replace(_model(shape, reader), trust_remote_code=trust_remote_code),
         "sweep": _sweep(shape.sweep or SweepChoice(), vectors),
         "output_dir": Path(shape.output_dir or f"runs/{Path(path).stem}").expanduser(),
         "cache_dir": Path(shape.cache_dir or os.environ.get("MODPO_CACHE") or "~/.cache/modpo").expanduser(),
     }
     return Experiment(**given, source=source, lines=reader.lines)
+
+
+def _model(shape: ExperimentFile, reader: SectionReader) -> ModelSection:
+    """The model, in float32 where all weights are trained and the file names no number format.
+
+    In 16 bits a weight does not move by steps as small as training all weights takes: they are rounded away.
+    """
+    whole = shape.lora is None and "model.dtype" not in reader.lines
+    return dataclasses.replace(shape.model, dtype="float32") if whole else shape.model
 
 
 def _sweep(choice: SweepChoice, vectors: list[Weights]) -> SweepSection:

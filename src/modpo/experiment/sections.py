@@ -19,6 +19,7 @@ from modpo.experiment.yaml_nodes import place
 
 SAVING = ("save_steps", "save_total_limit")  # of `training`: they change no number
 LOSS_TYPES = ("sigmoid", "hinge")
+AUTO = "auto"  # of `training.packing`
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class ModelSection:
     """a local folder, a name on the Hub, or `smollm2-135m-instruct`, the embedded default: four-bit weights from the
     Python package index (`modpo[quickstart]`), turned into bfloat16"""
     dtype: Annotated[str, one_of(DTYPES)] = "bfloat16"
-    """`bfloat16`, `float16` (not on a CPU) or `float32`; if not set, `float32` where all weights are trained
-    (`lora: null`): in 16 bits they hardly move at usual learning rates"""
+    """`bfloat16`, `float16` (not on a CPU) or `float32`. If not set, `float32` where all weights are trained
+    (`lora: null`): in 16 bits they would not move by small steps"""
     revision: str | None = None
     """branch, tag or commit on the Hub"""
     trust_remote_code: bool = False
@@ -172,9 +173,9 @@ class TrainingSection:
     """`sigmoid` or `hinge`"""
     scale_loss_by_weight: bool = True
     """multiply the loss by w_k: the same optimum, and a gradient that stays bounded as w_k gets small"""
-    packing: bool = True
-    """read each prompt once for all its responses, without padding; `false` for models that cannot, such as those with
-    sliding windows"""
+    packing: Annotated[bool | str, that_is("`auto`, true or false", (True, False, AUTO).__contains__)] = AUTO
+    """read each prompt once for all its responses, without padding. `auto`: where the model can, else padded, which is
+    said with the reason; `true` refuses such a model, for instance one with sliding windows"""
     learning_rate: Annotated[float, above(0)] = 5e-4
     """for adapters; training all weights wants a far smaller one"""
     lr_scheduler_type: str = "cosine"
@@ -207,6 +208,12 @@ class TrainingSection:
     """checkpoints that stay; they go when the policy is finished"""
     arguments: dict[str, Any] = field(default_factory=dict)
     """any other field of `modpo.MODPOConfig`, by its name"""
+
+    @property
+    def packs(self) -> bool:
+        """`packing` of an experiment in which `auto` has been made true or false."""
+        assert self.packing != AUTO, "see modpo.forward.packing_choice.with_packing"
+        return bool(self.packing)
 
     def deciding(self) -> dict[str, Any]:
         """What decides the numbers of a training, by name: all but how it is saved."""

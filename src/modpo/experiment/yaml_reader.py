@@ -121,6 +121,8 @@ class SectionReader:
         if node.tag == NULL_TAG and types.NoneType in members:
             return types.NoneType
         kinds = [kind for kind in members if kind is not types.NoneType]
+        if node.tag == TEXT_TAG and str in kinds:
+            kinds = [kind for kind in kinds if kind is not bool]  # `auto` beside true and false
         for kind in kinds:
             is_mapping = dataclasses.is_dataclass(kind) or get_origin(kind) is dict
             is_list = get_origin(kind) is list

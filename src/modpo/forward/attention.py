@@ -59,11 +59,12 @@ def packed_attention_forward(
     """softmax(q k / sqrt(d)) v with each response seeing its prompt and itself.
 
     Args:
-        query: (1, H, T, D). key, value: (1, H_kv, T, D), H a multiple of H_kv.
+        query: (1, H, T, D). key: (1, H_kv, T, D), H a multiple of H_kv. value: (1, H_kv, T, D_v); in multi-head latent
+            attention (DeepSeek) D_v is another size than D.
         packed: the row's layout, passed through the model's forward.
 
     Returns:
-        (1, T, H, D), None.
+        (1, T, H, D_v), None.
 
     Raises:
         ValueError: no layout, attention dropout, a mask or another argument that block attention does not know.
@@ -85,18 +86,18 @@ def packed_attention_forward(
         return _flex_attention(query, key, value, packed, scaling), None
     # Under autocast, rotary embeddings leave q and k in float32 beside a bfloat16 v.
     q, k = (query[0] * scaling).to(value.dtype), key[0].to(value.dtype)
-    out: Tensor = BlockAttention.apply(q, k, value[0], packed)  # (T, H, D)
+    out: Tensor = BlockAttention.apply(q, k, value[0], packed)  # (T, H, D_v)
     return out[None], None
 
 
 class BlockAttention(torch.autograd.Function):
-    """Exact attention in blocks of rows: q (H, T, D), already scaled, k and v (H_kv, T, D) -> (T, H, D)."""
+    """Exact attention in blocks of rows, q already scaled; see `forward`."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> Tensor:
-        """q (H, T, D), k and v (H_kv, T, D) -> (T, H, D)."""
-        H, T, D = q.shape
-        out = q.new_empty(T, H, D)
+        """q (H, T, D), k (H_kv, T, D), v (H_kv, T, D_v) -> (T, H, D_v)."""
+        H, T, _ = q.shape
+        out = q.new_empty(T, H, v.shape[-1])
         for block in blocks(layout, q.device):
             k_b, v_b = _gather(k, block.keys), _gather(v, block.keys)
             probs = _probabilities(_by_kv_head(q, block.rows, len(k)), k_b, block)
@@ -107,17 +108,17 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """d_out (T, H, D) -> gradients of q (H, T, D), k and v (H_kv, T, D)."""
+        """d_out (T, H, D_v) -> gradients of q (H, T, D), k (H_kv, T, D), v (H_kv, T, D_v)."""
         q, k, v = ctx.saved_tensors
-        H = len(q)
-        d_out_heads = d_out.transpose(0, 1)  # (H, T, D)
-        dq = torch.empty_like(d_out)  # (T, H, D)
+        H, T, D = q.shape
+        d_out_heads = d_out.transpose(0, 1)  # (H, T, D_v)
+        dq = q.new_empty(T, H, D)
         # Many blocks add to a prompt's keys: in float32, so that their sum is rounded once.
         sum_dtype = torch.promote_types(k.dtype, torch.float32)
         dk, dv = torch.zeros_like(k, dtype=sum_dtype), torch.zeros_like(v, dtype=sum_dtype)
         for block in blocks(ctx.layout, q.device):
             q_b = _by_kv_head(q, block.rows, len(k))  # (H_kv, G R, D)
-            g_b = _by_kv_head(d_out_heads, block.rows, len(k))
+            g_b = _by_kv_head(d_out_heads, block.rows, len(k))  # (H_kv, G R, D_v)
             k_b, v_b = _gather(k, block.keys), _gather(v, block.keys)
             probs = _probabilities(q_b, k_b, block)
             d_probs = g_b @ v_b.transpose(1, 2)
@@ -200,10 +201,10 @@ def _flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scali
     """The same on a GPU, where flex_attention skips hidden tiles inside one kernel.
 
     Args:
-        q: (1, H, T, D), not scaled yet. k, v: (1, H_kv, T, D).
+        q: (1, H, T, D), not scaled yet. k: (1, H_kv, T, D). v: (1, H_kv, T, D_v).
 
     Returns:
-        (1, T, H, D).
+        (1, T, H, D_v).
     """
     from torch.nn.attention.flex_attention import flex_attention
 

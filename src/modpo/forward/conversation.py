@@ -18,7 +18,7 @@ class Conversation:
     Args:
         room: most tokens of it; the oldest exchanges go first.
         template_kwargs: variables that the chat template gets besides the messages.
-        own_ends: ids that end an answer by the model's own generation settings.
+        ends: ids that end an answer; default: those of the tokenizer.
     """
 
     def __init__(
@@ -27,13 +27,13 @@ class Conversation:
         room: int,
         *,
         template_kwargs: Mapping[str, Any] | None = None,
-        own_ends: Sequence[int] = (),
+        ends: Sequence[int] | None = None,
     ) -> None:
         self.exchanges: list[tuple[str, str]] = []  # prompt and answer
         self._tokenizer, self._room, self._kwargs = tokenizer, room, template_kwargs
         self._templated = bool(tokenizer.chat_template)
-        # What ends an answer.
-        self.ends = stop_ids(tokenizer, conversational=self._templated, template_kwargs=self._kwargs, own=own_ends)
+        own = stop_ids(tokenizer, conversational=self._templated, template_kwargs=self._kwargs)
+        self.ends = list(ends or own)
 
     def ids(self, prompt: str) -> list[int]:
         """Token ids of the conversation up to the answer to a new prompt."""

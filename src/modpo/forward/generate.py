@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from modpo.base.costs import count
 from modpo.base.progress import Progress
 from modpo.forward.low_rank import causal_lm, evaluating
+from modpo.forward.rope import fixed_up_to, forget_longer_rows, read_together
 
 
 @torch.no_grad()
@@ -32,8 +33,9 @@ def generate(
 ) -> list[list[int]]:
     """Sample one answer to each prompt from softmax(logits / temperature), nothing cut off.
 
-    Prompts of like length share a batch. Each batch is seeded by itself, so its answers depend on `seed` and the
-    prompts alone. An answer ends with its end token unless `max_new_tokens` cut it.
+    Prompts of like length share a batch; of one length, where they may grow so long that rope depends on it. Each
+    batch is seeded by itself, so its answers depend on `seed` and the prompts alone. An answer ends with its end token
+    unless `max_new_tokens` cut it.
 
     Args:
         prompts_ids: see `modpo.data.tokens.tokenize_prompt`.
@@ -43,12 +45,17 @@ def generate(
         Token ids of the answers, in the prompts' order.
     """
     order = sorted(range(len(prompts_ids)), key=lambda i: len(prompts_ids[i]))
+    limit = fixed_up_to(model.config)
     answers: dict[int, list[int]] = {}
     pad = int(tokenizer.pad_token_id)
     with evaluating(model), Progress(label, len(order), "answers") as progress:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        while len(answers) < len(order):
+            start = len(answers)
+            longest = [len(prompts_ids[i]) + max_new_tokens for i in order[start : start + batch_size]]
+            batch = order[start : start + len(read_together(longest, limit)[0])]
             torch.manual_seed(seed + start)
+            if limit is not None:
+                forget_longer_rows(model)
             prompts = [prompts_ids[i] for i in batch]
             sampled = _sample(model, prompts, ends, pad, max_new_tokens=max_new_tokens, temperature=temperature)
             answers.update(zip(batch, sampled, strict=True))

@@ -5,29 +5,24 @@ Both give log pi(y|x) summed over the response's tokens, in nats, float32 at lea
 
 from __future__ import annotations
 
-import itertools
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from modpo.base.costs import count
-from modpo.base.errors import InputError, Problem
-from modpo.forward.attention import packed_attention
-from modpo.forward.head import head_logps, head_readings, wide
-from modpo.forward.low_rank import causal_lm, evaluating
-from modpo.forward.packing import PackedRow, pack, packed_tokens, runs
-
-PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to a response's log-prob
-PROBE_TOLERANCE_16_BIT = 0.02  # rounding makes 0.2 %; everything attending to everything before it 6 %
-TOKENS_PER_FORWARD = 4096  # packed tokens that are read at a time where nothing is trained
-PACKABLE_LAYER_TYPES = {"full_attention"}
+from modpo.forward.head import head_logps, head_readings, logits_readings, wide
+from modpo.forward.packing import PackedRow
+from modpo.forward.packing_needs import beyond, unpackable
+from modpo.forward.rope import fixed_up_to, forget_longer_rows, read_together
 
 
 def packed_logps(model: nn.Module, row: PackedRow) -> Tensor:
@@ -64,18 +59,36 @@ def attach_packed_forward(model: PreTrainedModel) -> None:
     ) -> Any:
         if packed_row is None:
             return plain_forward(*args, **kwargs)
+        _require_fixed_rope(self, packed_row)
         hidden = self.base_model(
             input_ids=packed_row.input_ids,
             position_ids=packed_row.position_ids,
             use_cache=False,
             packed=packed_row.layout,
         ).last_hidden_state[0]  # (T, hidden size)
-        head = self.get_output_embeddings()
-        read = head_readings if readings else head_logps
-        return read(hidden[packed_row.predictors], head.weight, head.bias, packed_row.labels)
+        read_head = head_readings if readings else head_logps
+        head, hidden = self.get_output_embeddings(), hidden[packed_row.predictors]
+        if has_plain_weights(head):
+            return read_head(hidden, head.weight, head.bias, packed_row.labels)
+        found = logits_readings(head(hidden), packed_row.labels)
+        return found if readings else found.logps
 
     forward.__dict__["takes_packed_rows"] = True
     model.forward = types.MethodType(forward, model)
+
+
+def _require_fixed_rope(model: PreTrainedModel, row: PackedRow) -> None:
+    """Refuse responses so long that others beside them would be read in another way."""
+    limit = fixed_up_to(model.config)
+    if limit is not None and int(row.position_ids.max()) + 2 > limit:  # a response's last token is not read
+        raise unpackable(model.config, beyond(limit))
+
+
+def has_plain_weights(head: nn.Module) -> bool:
+    """Whether a head is its weight and bias and nothing more. Of others, such as one with adapters, logits are made."""
+    if isinstance(head, ModulesToSaveWrapper):  # shows the weights of the module that it calls
+        head = head.modules_to_save[head.active_adapters[0]] if head.active_adapters else head.original_module
+    return type(head).forward is nn.Linear.forward and not head._forward_hooks and not head._forward_pre_hooks
 
 
 def detach_packed_forward(model: PreTrainedModel) -> None:
@@ -96,20 +109,58 @@ def padded_logps(
 
 
 def padded_logits(
-    model: nn.Module, prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[Sequence[int]]]
+    model: nn.Module,
+    prompts_ids: Sequence[Sequence[int]],
+    responses_ids: Sequence[Sequence[Sequence[int]]],
+    pad_to_multiple_of: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The padded path's logits that predict the N response tokens, (N, V), these (N,), and where, (M, S-1) bool."""
     alone = [(p, r) for p, group in zip(prompts_ids, responses_ids, strict=True) for r in group]
+    of_texts = text_logits(model, [[*p, *r] for p, r in alone], pad_to_multiple_of)
+    logits = torch.cat([of_text[len(p) - 1 : -1] for of_text, (p, _) in zip(of_texts, alone, strict=True)])
+    labels = torch.tensor([token for _, r in alone for token in r], device=logits.device)
+    is_response = _padded([[0] * len(p) + [1] * len(r) for p, r in alone]).bool()[:, 1:]  # (M, S-1)
+    return logits, labels, is_response.to(logits.device)
 
-    def padded(rows: Iterable[list[int]]) -> Tensor:
-        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(next(model.parameters()).device)
 
-    input_ids = padded([*p, *r] for p, r in alone)
-    attention_mask = padded([1] * (len(p) + len(r)) for p, r in alone)
-    is_response = padded([0] * len(p) + [1] * len(r) for p, r in alone).bool()[:, 1:]  # (M, S-1)
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
+def text_logits(
+    model: nn.Module, texts: Sequence[Sequence[int]], pad_to_multiple_of: int | None = None
+) -> list[Tensor]:
+    """Logits of M texts, read as padded rows: of each one (its tokens, V).
+
+    One forward pass; more where a row's rope would depend on the others, see `modpo.forward.rope`.
+    """
+    inner = extract_model_from_parallel(model)
+    limit, virtual = fixed_up_to(inner.config), virtual_tokens(inner)
+    found: dict[int, Tensor] = {}
+    for places in read_together([virtual + len(text) for text in texts], limit):
+        if limit is not None:
+            forget_longer_rows(model)
+        logits = _logits_together(model, [texts[place] for place in places], pad_to_multiple_of or 1)
+        found |= {place: of_row[: len(texts[place])] for place, of_row in zip(places, logits, strict=True)}
+    return [found[place] for place in range(len(texts))]
+
+
+def _logits_together(model: nn.Module, texts: Sequence[Sequence[int]], multiple: int) -> Tensor:
+    """Logits of M texts of at most S tokens, read in one forward pass, (M, S, V)."""
+    device = next(model.parameters()).device
+    input_ids = _padded(texts, multiple).to(device)
+    attention_mask = _padded([[1] * len(text) for text in texts], multiple).to(device)
+    logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     count_pass()
-    return logits[is_response], input_ids[:, 1:][is_response], is_response
+    return logits[:, -input_ids.shape[1] :]  # prompt tuning puts tokens of its own before every row
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """How many tokens of its own a model's adapter (prompt, prefix, p-tuning) puts before every row; 0 for most."""
+    mine = [model.peft_config[name] for name in model.active_adapters] if isinstance(model, PeftModel) else []
+    return sum(adapter.num_virtual_tokens for adapter in mine if adapter.is_prompt_learning)
+
+
+def _padded(rows: Sequence[Sequence[int]], multiple: int = 1) -> Tensor:
+    """Rows of integers -> (M, S), filled up with 0; S is a multiple of `multiple`."""
+    together = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    return nn.functional.pad(together, (0, -together.shape[1] % multiple))
 
 
 def sum_padded(of_tokens: Tensor, is_response: Tensor) -> Tensor:
@@ -121,97 +172,3 @@ def sum_padded(of_tokens: Tensor, is_response: Tensor) -> Tensor:
 def count_pass() -> None:
     """Count a forward pass, and with it a backward pass where gradients are computed."""
     count(forward_passes=1, backward_passes=int(torch.is_grad_enabled()))
-
-
-def require_packable(model: PreTrainedModel) -> None:
-    """Check that a model can read packed rows, by its configuration and by reading one.
-
-    Raises:
-        InputError: naming what stands in the way; `packing: false` is the way out.
-    """
-    attached = getattr(model.forward, "takes_packed_rows", False)
-    if reason := _known_obstacle(model) or _probe(model):
-        if not attached:
-            detach_packed_forward(model)
-        where, problem = f"model ({model.config.model_type})", f"cannot read packed rows: {reason}"
-        raise InputError(Problem(where, "packing", problem, "set `packing: false`"))
-
-
-def _known_obstacle(model: PreTrainedModel) -> str | None:
-    config = model.config.get_text_config()
-    if other_layers := set(getattr(config, "layer_types", None) or ()) - PACKABLE_LAYER_TYPES:
-        return f"it has layers of type {', '.join(sorted(other_layers))}"
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return f"its attention slides over a window of {config.sliding_window} tokens"
-    if not getattr(model, "_supports_attention_backend", False):
-        return "its attention does not go through transformers' AttentionInterface"
-    return None
-
-
-@torch.no_grad()
-def _probe(model: PreTrainedModel) -> str | None:
-    """Read a tiny row packed and padded: catches ignored position ids and attention of another kind."""
-    vocabulary = model.config.get_text_config().vocab_size
-    tokens = (vocabulary // 3 + 7 * i for i in itertools.count())  # words, not the special tokens at either end
-
-    def text(length: int) -> list[int]:
-        return [token % vocabulary for token in itertools.islice(tokens, length)]
-
-    prompts = [text(6), text(1)]
-    responses = [[text(24), text(16)], [text(24), text(16)]]  # long enough for rounding to average out
-    try:
-        with evaluating(model):
-            expected = padded_logps(model, prompts, responses)
-            if not _head_gives_logits(model, torch.tensor([prompts[0]], device=expected.device)):
-                return "it scales or caps the logits behind its head"
-            attach_packed_forward(model)
-            with packed_attention(model):
-                found = packed_logps(model, pack(prompts, responses).to(expected.device))
-    except (TypeError, ValueError, KeyError) as error:
-        return str(error).splitlines()[0].partition("; fix:")[0]
-    tolerance = PROBE_TOLERANCE.get(model.dtype, PROBE_TOLERANCE_16_BIT)
-    off = ((found - expected).abs() / expected.abs().clamp(min=1)).mean().item()
-    return f"its log-probs come out {off:.1%} off" if off > tolerance else None
-
-
-def _head_gives_logits(model: PreTrainedModel, input_ids: Tensor) -> bool:
-    """Whether the logits of a text, (1, T), are the head's output and nothing more: the same numbers in any dtype."""
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    return torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-2, atol=1e-3, equal_nan=True)
-
-
-@torch.no_grad()
-def reference_logps(
-    model: PreTrainedModel | PeftModel,
-    prompts_ids: Sequence[Sequence[int]],
-    responses_ids: Sequence[Sequence[Sequence[int]]],
-    *,
-    packing: bool,
-) -> list[float]:
-    """Log-probs of all M responses under a model that is not being trained, a list of M. Without dropout."""
-    if not packing:
-        alone = zip(prompts_ids, responses_ids, strict=True)
-        with evaluating(model):
-            return [logp for prompt, group in alone for logp in padded_logps(model, [prompt], [group]).tolist()]
-    inner = causal_lm(model)
-    if not getattr(inner.forward, "takes_packed_rows", False):
-        require_packable(inner)
-    with evaluating(model), packed_attention(inner):
-        row = pack(prompts_ids, responses_ids).to(next(model.parameters()).device)
-        return packed_logps(model, row).tolist()
-
-
-def logps_by_group(
-    model: PreTrainedModel | PeftModel,
-    prompts_ids: Sequence[Sequence[int]],
-    responses_ids: Sequence[Sequence[Sequence[int]]],
-    *,
-    packing: bool,
-) -> Iterator[list[float]]:
-    """`reference_logps` of any number of groups, one list each, read in passes of at most TOKENS_PER_FORWARD."""
-    sizes = [packed_tokens(prompt, group) for prompt, group in zip(prompts_ids, responses_ids, strict=True)]
-    for part in runs(sizes, TOKENS_PER_FORWARD):
-        flat = iter(reference_logps(model, prompts_ids[part], responses_ids[part], packing=packing))
-        for group in responses_ids[part]:
-            yield [next(flat) for _ in group]

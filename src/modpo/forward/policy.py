@@ -62,14 +62,14 @@ class Policy:
 
         Args:
             merged: an adapter is merged into a copy of its base. On a CPU an adapter beside its base halves the speed
-                of generation.
+                of generation. Into a quantised base it is not: the sum would be rounded.
         """
         reference = self.reference_model
         if self.folder is None:
             yield reference.model
         elif not self.is_adapter:
             yield self.own_model.model
-        elif merged and not is_quantized(reference.model):  # merged into 4 bits, an adapter would be rounded away
+        elif merged and not is_quantized(reference.model):
             from modpo.forward.logprobs import detach_packed_forward
 
             require_adapter(self.folder, self._where, self._field)
@@ -131,6 +131,6 @@ def flat_logps(
     packing: bool,
 ) -> list[float]:
     """log pi(y|x) of all responses of N prompts, one flat list, nats."""
-    from modpo.forward.logprobs import logps_by_group
+    from modpo.forward.frozen import logps_by_group
 
     return [x for group in logps_by_group(model, prompts_ids, responses_ids, packing=packing) for x in group]

@@ -31,10 +31,14 @@ def packed_readings(model: nn.Module, row: PackedRow) -> ResponseReadings:
 
 
 def padded_readings(
-    model: nn.Module, prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[Sequence[int]]]
+    model: nn.Module,
+    prompts_ids: Sequence[Sequence[int]],
+    responses_ids: Sequence[Sequence[Sequence[int]]],
+    *,
+    pad_to_multiple_of: int | None = None,
 ) -> ResponseReadings:
     """Of all M responses, each read as a padded sequence of its own, see `padded_logps`."""
-    logits, labels, is_response = padded_logits(model, prompts_ids, responses_ids)
+    logits, labels, is_response = padded_logits(model, prompts_ids, responses_ids, pad_to_multiple_of)
     return _sums(logits_readings(logits, labels), lambda of_tokens: sum_padded(of_tokens, is_response))
 
 

@@ -75,7 +75,7 @@ def expected_cost(
         paired,
         batch_size=training.per_device_train_batch_size,
         most_tokens=most_packed_tokens(training.max_packed_tokens, where),
-        packing=training.packing,
+        packing=training.packs,
         seed=experiment.seed,
     )
     largest = max(passes, key=lambda work: work.read)
@@ -92,7 +92,7 @@ def expected_cost(
             shape,
             largest,
             longest=max(prompt + max(responses) for prompt, responses in paired),
-            packing=training.packing,
+            packing=training.packs,
             gradient_checkpointing=checkpointing,
             heap_share=HEAP_SHARE if where == "cpu" else 0,
             process=psutil.Process().memory_info().rss if where == "cpu" else 0,
@@ -135,7 +135,7 @@ def _shape(experiment: Experiment, reference: ReferenceModel) -> ModelShape:
     lora = experiment.lora
     if lora and experiment.sweep.mode == CONTINUOUS:  # an adapter per objective takes what one of all their ranks takes
         lora = replace(lora, r=lora.r * len(experiment.objectives))
-    return model_shape(reference.folder, experiment.model, lora, experiment.where("lora"))
+    return model_shape(reference.folder, experiment.model, lora, experiment.where("lora.target_modules"))
 
 
 def _steps(experiment: Experiment, trained: int) -> tuple[int, float]:

@@ -22,6 +22,7 @@ from modpo.evaluation.scorers import scorer_warnings
 from modpo.experiment.primary import Margins, choose
 from modpo.experiment.sections import Experiment, resolved
 from modpo.forward.packing import pack
+from modpo.forward.packing_choice import expected_packing
 from modpo.inspection.cost import expected_cost
 from modpo.inspection.inspection import Example, Inspection
 from modpo.inspection.reward_statistics import (
@@ -37,7 +38,8 @@ from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import probe, quick_rewards
 from modpo.scored.equal_tokens import EqualTokens, differing, first_equal
 from modpo.scored.labels import draw_bradley_terry
-from modpo.scored.scorer import GROUPS_PER_REWARD_CALL, load_ready_rewards
+from modpo.scored.of_experiment import load_ready_rewards
+from modpo.scored.scorer import GROUPS_PER_REWARD_CALL
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized and scored; of more, a sample
 BOUNDARY_TOKENS = 3  # shown one by one on either side of the prompt's end
@@ -62,6 +64,7 @@ def look(experiment: Experiment) -> Inspection:
     train, held_out = load_groups(experiment)
     rewards = quick_rewards(experiment.objectives, load_ready_rewards(experiment))
     reference = ReferenceModel.of(experiment, writes=False)
+    experiment = expected_packing(experiment, reference)
     indices = sample_indices(len(train), experiment.seed)
     tokens = _tokenize(experiment, train, indices, reference)
     require_readable(place_in(train.select(indices)), map(longest_of, tokens), reference.positions, LOWER_MAX_LENGTH)

@@ -102,7 +102,7 @@ def _token_lines(inspection: Inspection) -> list[str]:
         f"texts that spell out a special token: {tokens.special_in_text:,}",
     ]
     if reading.packed:
-        lines.append(_reading(reading, inspection.experiment.training.packing))
+        lines.append(_reading(reading, inspection.experiment.training.packs))
     return lines
 
 

@@ -22,6 +22,7 @@ from modpo.data.tokens import answer_text, tokenize_prompt
 from modpo.experiment.chat_settings import FIELD
 from modpo.experiment.primary import active_objectives
 from modpo.experiment.sections import Experiment
+from modpo.forward.packing_choice import require_fixed_rope
 from modpo.methods.point import point_parts, train_policy
 from modpo.methods.run import Maker, Run
 from modpo.models.folders import lora_config
@@ -73,6 +74,10 @@ def check_settings(experiment: Experiment, weights: Weights) -> None:
         InputError: it does not.
     """
     training_arguments(experiment, weights, experiment.output_dir)
+    new = max_completion_length(experiment)
+    longest = experiment.data.prompt_room(new) + new
+    reference = ReferenceModel.of(experiment, writes=False)
+    require_fixed_rope(reference, longest, experiment.where("data"), "data.max_length")
 
 
 def train(run: Run, weights: Weights, folder: Path) -> None:
@@ -108,7 +113,7 @@ def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
         processing_class=run.reference.tokenizer,
         peft_config=lora_config(experiment.lora) if experiment.lora else None,
         callbacks=[FiniteGradients()],
-        reading=Reading(room, answer_ends(run.reference, prompts), experiment.training.packing),
+        reading=Reading(room, answer_ends(run.reference, prompts), experiment.training.packs),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

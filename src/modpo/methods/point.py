@@ -118,7 +118,7 @@ def give_base_back(trainer: MODPOTrainer | OnPolicy, reference: ReferenceModel) 
         base = trainer.model.unload()
         detach_packed_forward(base)
         for parameter in base.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())  # quantised weights are integers
+            parameter.requires_grad_(parameter.is_floating_point())  # weights in 4 bit are whole numbers
         base.eval()
     else:
         reference.release()  # its own weights were trained

@@ -31,11 +31,12 @@ from modpo.experiment.file import EXPERIMENT_FILE, read_experiment, to_yaml
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.proxy import without_proxies
 from modpo.experiment.sections import Experiment, resolved
+from modpo.forward.packing_choice import with_packing
 from modpo.methods.run import Run, maker
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.policies.point import SweptPoint
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 
 
 def run_sweep(experiment: Experiment) -> list[str]:
@@ -101,6 +102,7 @@ def _started(experiment: Experiment, output: Path | None = None) -> Iterator[Run
             claim_folder(experiment.asked)
             remove_unfinished(experiment.output_dir)
         reference = ReferenceModel.of(experiment)
+        experiment = with_packing(experiment, reference)
         scorer = experiment_scorer(experiment, reference)
         yield Run(experiment, scorer.score(train), reference, train, scorer.rewards)
 
@@ -143,9 +145,14 @@ def _differences(path: Path, after: Experiment) -> list[str]:
     }
     sections["objectives"] = (_deciding_objectives(before), _deciding_objectives(after))
     sections["model"] = (before.model, replace(after.model, trust_remote_code=False))
-    sections["training"] = (before.training.deciding(), after.training.deciding())
+    sections["training"] = (_deciding_training(before), _deciding_training(after))
     sections["sweep.method"] = (before.sweep.method, after.sweep.method)
     return [name for name, (old, new) in sections.items() if old != new]
+
+
+def _deciding_training(experiment: Experiment) -> Any:
+    """`training` as it is written, but for `packing`: where `auto` comes out the same as before, nothing is other."""
+    return {name: value for name, value in experiment.training.deciding().items() if name != "packing"}
 
 
 def _deciding_objectives(experiment: Experiment) -> Any:

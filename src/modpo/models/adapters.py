@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import sha256_file
 from modpo.base.finite import nonfinite_tensors
+from modpo.base.progress import say_once
 from modpo.base.text import first_line
 from modpo.experiment.sections import LoraSection
 from modpo.models.folders import ADAPTER_CONFIG, lora_config, read_object, tensor_shapes
+from modpo.models.quantized import dequantized, is_quantized
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -26,6 +29,10 @@ HEAD_PROBLEM = (
     "puts an adapter on the output head (`lm_head`), whose weights are read past it: it would never be trained"
 )
 HEAD_FIX = "take `lm_head` out of `target_modules`"
+TIED = (
+    "the model's embeddings and output head are one tensor, of which the adapters change one use: a merged policy has "
+    "two; fix: leave the embeddings out if you mean them to stay one"
+)
 
 
 def adapter_config(folder: Path, where: str, field: str) -> dict[str, Any]:
@@ -74,24 +81,35 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """A saved adapter merged into the weights of its base, which is changed."""
+    """A saved adapter merged into the weights of its base, which is changed; into whole weights if it is quantised."""
     from peft import PeftModel
 
-    merged: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
+    base = dequantized(model) if is_quantized(model) else model
+    merged: PreTrainedModel = PeftModel.from_pretrained(base, folder).merge_and_unload().eval()
     return merged
+
+
+def merged_adapters(model: PeftModel) -> PreTrainedModel:
+    """A model with its adapters merged into the weights of its base, see `merge_adapter`."""
+    if not is_quantized(model):
+        merged: PreTrainedModel = model.merge_and_unload()
+        return merged
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return merge_adapter(model.unload(), Path(folder))
 
 
 def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> PeftModel:
     """New adapters on the skeleton of a model.
 
     Raises:
-        InputError: some fit no module of the model.
+        InputError: some fit no module of the model, or are of its head.
     """
     import torch
     from peft import get_peft_model
 
     try:
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        with torch.device("meta"), warnings.catch_warnings(record=True, action="always") as warned:
             adapted: PeftModel = get_peft_model(outline, lora_config(section))
     except ValueError as error:
         problem = f"do not fit the model: {first_line(error)}"
@@ -99,6 +117,8 @@ def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> 
         raise InputError(Problem(where, "lora", problem, fix)) from error
     if adapts_head(adapted):
         raise InputError(Problem(where, "lora.target_modules", HEAD_PROBLEM, HEAD_FIX))
+    if any("tie_word_embeddings" in str(warning.message) for warning in warned):
+        say_once(f"warning: {where}:lora: {TIED}")
     return adapted
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.base.files import sha256_file
 from modpo.base.text import first_line
 from modpo.experiment.sections import Experiment, LoraSection, ModelSection
+from modpo.models.quantized import keep_differentiable, require_quantizer
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -87,6 +87,7 @@ def require_model(folder: Path, where: str, field: str = FIELD) -> None:
         raise InputError(Problem(where, field, f"{folder} has no .safetensors weights", fix))
     _require_own_weights(folder, where, field)
     _require_own_attention(folder, where, field)
+    require_quantizer(read_object(folder / "config.json", where, field), folder, where, field)
 
 
 def _require_own_weights(folder: Path, where: str, field: str) -> None:
@@ -165,18 +166,27 @@ def model_fingerprint(folder: Path) -> dict[str, Any]:
     weights = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
     config = read_object(folder / "config.json", str(folder), "")
     return {
-        "config": as_finite({name: value for name, value in sorted(config.items()) if name not in PROVENANCE}),
+        "config": decisive(config),
         "weights": [sha256_file(path) for path in weights],
     }
 
 
-def as_finite(value: Any) -> Any:
-    """A setting as JSON can say it: an infinite bound, such as a state-space model's `time_step_limit`, as text."""
-    if isinstance(value, Mapping):
-        return {str(name): as_finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's configuration decides what it computes, as plain JSON."""
+    kept: dict[str, Any] = plain_json({name: value for name, value in sorted(config.items()) if name not in PROVENANCE})
+    return kept
+
+
+def plain_json(value: Any) -> Any:
+    """What is nearly JSON as JSON: of a set its sorted texts, of other objects their text.
+
+    Infinity is text too, for JSON has no such number, and some models have a limit that is none (Mamba's time steps).
+    """
+    return json.loads(json.dumps(value, default=_as_json), parse_constant=str)
+
+
+def _as_json(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, set) else str(value)
 
 
 def end_ids(generation: Mapping[str, Any]) -> list[int]:
@@ -251,22 +261,18 @@ def read_model(
 
     Raises:
         InputError: the files are damaged, or lack a parameter, which transformers would draw at random.
-        EnvironmentFault: a package that they need is not installed.
     """
     from safetensors import SafetensorError
 
     try:
         model, info = auto.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **arguments)
-    except ImportError as error:
-        problem = f"{folder} cannot be read here ({first_line(error)})"
-        fix = "install what it asks for; of bitsandbytes: pip install 'modpo[quantization]'"
-        raise EnvironmentFault(str(Problem(where, field, problem, fix))) from error
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         problem = f"{folder} cannot be read ({first_line(error)})"
         raise InputError(Problem(where, field, problem, f"name a complete model for {auto.__name__}")) from error
     if missing := sorted(set(info["missing_keys"]) - set(brought)):
         problem = f"{folder} lacks {len(missing)} of the model's tensors ({missing[0]})"
         raise InputError(Problem(where, field, problem, f"name a complete model for {auto.__name__}"))
+    keep_differentiable(model)
     return model.eval()
 
 

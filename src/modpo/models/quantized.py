@@ -1,97 +1,79 @@
-"""Models whose folder holds quantised weights, such as 4-bit ones of bitsandbytes: adapters are trained beside them."""
+"""Bases whose weights are quantised, for instance to 4 bit (QLoRA): adapters are trained on them, and merged elsewhere.
+
+An adapter that is merged into 4 bit is rounded with the sum. So such a base is measured with its adapter beside it,
+and made whole again, in the number format of its other weights, where a policy is to be one model.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modpo.base.errors import EnvironmentFault, InputError, Problem
+from modpo.base.errors import EnvironmentFault
 from modpo.base.text import first_line
-from modpo.models.folders import read_object
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
     from transformers import PreTrainedModel
 
-    from modpo.experiment.sections import Experiment
 
-SETTING = "quantization_config"
-INSTALL = "pip install 'modpo[quantization]'"
-
-
-def quantization(folder: Path, where: str, field: str) -> dict[str, Any] | None:
-    """How the weights of a model's folder are quantised; None where they are not."""
-    config = read_object(folder / "config.json", where, field)
-    found = config.get(SETTING) or (config.get("text_config") or {}).get(SETTING)
-    return found if isinstance(found, dict) else None
+def is_quantized(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether weights of a model, or of the base of its adapters, are quantised."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(base, "hf_quantizer", None) is not None
 
 
-def require_dequantizer(folder: Path, where: str, field: str) -> None:
-    """Refuse quantised weights that this installation cannot read, before anything is read.
+def require_quantizer(config: dict[str, Any], folder: Path, where: str, field: str) -> None:
+    """Check that what reads the quantised weights of a model is installed, if they are quantised.
+
+    Args:
+        config: what the folder's config.json says.
 
     Raises:
-        EnvironmentFault: the package that reads them is not installed, or does not work on this machine.
+        EnvironmentFault: it is not, or it lacks a device.
     """
-    settings = quantization(folder, where, field)
-    if settings is None:
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict):
         return
     from transformers.quantizers import AutoHfQuantizer
 
-    method = settings.get("quant_method") or "bitsandbytes"
     try:
         AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment()
-    except Exception as error:  # each way of quantising raises its own
-        fix = (
-            INSTALL if method == "bitsandbytes" else "install what it asks for, or take the model that is not quantised"
-        )
-        problem = f"{folder} holds weights quantised by {method}, which cannot be read here ({first_line(error)})"
-        raise EnvironmentFault(str(Problem(where, field, problem, fix))) from error
+    except Exception as error:  # each method has checks of its own
+        method = settings.get("quant_method", "an unknown method")
+        problem = f"{folder} is quantised by {method}, which cannot be used here: {first_line(error)}"
+        raise EnvironmentFault(f"{where}:{field}: {problem}; fix: {_install(str(method))}") from error
 
 
-def check_quantized(experiment: Experiment, folder: Path, where: str, field: str) -> None:
-    """Refuse what cannot be trained from quantised weights, or whose result could not be saved.
+def _install(method: str) -> str:
+    if method == "bitsandbytes":
+        return 'install `"modpo[quantization]"`, or name the model without quantisation'
+    return "install what it needs, or name the model without quantisation"
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Let gradients pass through the 4-bit layers of a model, on a CPU too.
+
+    There bitsandbytes keeps the weights of a layer that is read without a gradient in a layout of 16 bits that has no
+    backward pass: adapters would be trained by what reaches them past the layers, without an error.
 
     Raises:
-        InputError: all weights are to be trained, or adapters are to be merged into the base.
-        EnvironmentFault: see `require_dequantizer`.
+        EnvironmentFault: it was read so already. The way back is not exact.
     """
-    if quantization(folder, where, field) is None:
-        return
-    require_dequantizer(folder, where, field)
-    if experiment.lora is None:
-        problem, fix = "is null, and quantised weights cannot be trained", "leave it out, or take a base that is not"
-        raise InputError(Problem(experiment.where("lora"), "lora", problem, fix))
-    fix = "make it with the base that is not quantised, and name what it made"
-    if experiment.sft is not None:
-        problem = "would be merged into quantised weights, which would round it away"
-        raise InputError(Problem(experiment.where("sft"), "sft", problem, fix))
-    for name, objective in experiment.objectives.items():
-        for role in ("reward", "proxy"):
-            section = getattr(objective, role)
-            if section is not None and section.train is not None and section.train.kind == "reward_model":
-                path, problem = f"objectives.{name}.{role}.train", "would be merged into quantised weights"
-                raise InputError(Problem(experiment.where(path), path, problem, fix))
-
-
-def is_quantized(model: Any) -> bool:
-    """Whether the weights of a model in memory are quantised."""
-    return bool(getattr(model, "is_quantized", False))
-
-
-def keep_trainable_layout(model: Any) -> None:
-    """Keep bitsandbytes from laying weights out anew for inference on a CPU; where it has, lay them out as before.
-
-    It does so at the first pass without a gradient, on CPUs with AVX512-BF16. The product with weights in that layout
-    is not differentiable: adapters below it would get no gradient, and training would go on without a word.
-    """
-    laid_out = False
+    module: Any  # bitsandbytes' own layers
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
+        if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
-            laid_out |= getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False)
-    if laid_out:
-        model.state_dict()  # saving lays them out as before
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                problem = "its 4-bit weights were read on this CPU already, and bitsandbytes passes no gradient since"
+                raise EnvironmentFault(f"model: {problem}; fix: load it anew, and let training read it first")
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model with plain weights, into which adapters can be merged; the model itself where they are plain."""
-    return model.dequantize() if is_quantized(model) else model
+    """A quantised model with weights in its number format, which computes the same; it is changed, and can be saved."""
+    keep_differentiable(model)
+    whole: PreTrainedModel = model.dequantize(dtype=model.dtype)
+    for name in ("_weight_conversions", "hf_quantizer", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        whole.__dict__.pop(name, None)  # transformers and PEFT would still take it for what its files are
+    return whole

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,22 +14,22 @@ from modpo.data.groups import PromptGroups
 from modpo.experiment.sections import Experiment, ModelSection
 from modpo.models.folders import (
     FIELD,
-    PROVENANCE,
-    as_finite,
+    decisive,
     device,
     end_ids,
     find_folder,
     model_fingerprint,
     own_end_ids,
+    plain_json,
     read_model,
     read_tokenizer,
     require_model,
     skeleton,
 )
 from modpo.models.positions import VOCABULARY_FIX, most_positions, vocabulary_size
-from modpo.models.quantized import keep_trainable_layout, quantization
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -46,6 +45,8 @@ class Reference(Protocol):
     def model(self) -> PreTrainedModel: ...
     @property
     def own_ends(self) -> list[int]: ...
+    @property
+    def autocast(self) -> torch.dtype | None: ...
     @property
     def positions(self) -> int | None: ...
     @property
@@ -68,7 +69,12 @@ class ReferenceModel:
     Args:
         where, field: what an error names: the experiment's file and line, and the field that names the model.
         clock: the date that the chat template sees.
+
+    Attributes:
+        autocast: the number format of mixed precision in which it is read: none, it is read in its own.
     """
+
+    autocast: torch.dtype | None = None
 
     def __init__(
         self,
@@ -133,7 +139,6 @@ class ReferenceModel:
         import torch
         from transformers import AutoModelForCausalLM
 
-        quantized = quantization(self.folder, self.where, self.field) is not None
         model = read_model(
             AutoModelForCausalLM,
             self.folder,
@@ -141,10 +146,8 @@ class ReferenceModel:
             self.field,
             dtype=getattr(torch, self.section.dtype),
             trust_remote_code=self.section.trust_remote_code,
-            **({"device_map": {"": device()}} if quantized else {}),
         )
-        keep_trainable_layout(model)
-        return model if quantized else model.to(device())
+        return model.to(device())
 
     def release(self) -> None:
         """Forget the weights; whoever needs them next reads them again."""
@@ -156,14 +159,19 @@ class LoadedModel:
 
     Args:
         clock: the date that the chat template sees.
+        autocast: the number format of mixed precision in which it is read; None: its own.
     """
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, clock: Clock = TODAY
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        clock: Clock = TODAY,
+        autocast: torch.dtype | None = None,
     ) -> None:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self.model, self.tokenizer = model, clock.stop(tokenizer)
+        self.model, self.tokenizer, self.autocast = model, clock.stop(tokenizer), autocast
 
     @property
     def own_ends(self) -> list[int]:
@@ -189,21 +197,18 @@ class LoadedModel:
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        config = {k: v for k, v in sorted(self.model.config.to_dict().items()) if k not in PROVENANCE}
         adapters = {
             name: {k: v for k, v in adapter.to_dict().items() if k != "base_model_name_or_path"}
             for name, adapter in getattr(self.model, "peft_config", {}).items()
         }
         active = getattr(self.model, "active_adapters", []) if adapters else []
-        about = {"config": config, "adapters": adapters, "active": active}
-        return {
-            **json.loads(json.dumps(as_finite(about), default=_as_json, allow_nan=False)),
-            "weights": digest.hexdigest(),
-        }
-
-
-def _as_json(value: Any) -> Any:
-    return sorted(map(str, value)) if isinstance(value, set) else str(value)
+        about: dict[str, Any] = {"adapters": adapters, "active": active}
+        if self.autocast is not None:
+            about["autocast"] = str(self.autocast)
+        if any(getattr(module, "disable_adapters", False) is True for module in self.model.modules()):
+            about["adapters_disabled"] = True
+        config = decisive(self.model.config.to_dict())
+        return {"config": config, **plain_json(about), "weights": digest.hexdigest()}
 
 
 def _require_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path, where: str, field: str) -> None:

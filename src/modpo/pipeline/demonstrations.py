@@ -15,18 +15,19 @@ from modpo.base.errors import InputError, Problem, Problems
 from modpo.base.files import sha256_json
 from modpo.base.progress import say
 from modpo.data.groups import PromptGroups, group_rows
-from modpo.data.preference_row import BlankTextError, read_preference_row
+from modpo.data.preference_row import BlankTextError, PreferenceRow, read_preference_row
 from modpo.data.prompt_group import Text
 from modpo.data.row_fields import CHANGE_MEANING
 from modpo.data.row_reader import LeftOut
 from modpo.data.rows import Row, Rows
 from modpo.data.sources import open_rows
+from modpo.experiment.chat_settings import FIELD
 from modpo.experiment.sections import SftSection
 
 DEMONSTRATIONS = "demonstrations"  # the format of rows that are demonstrations already
 LAYOUTS = "give `prompt` and `completion`, or `messages`"
 
-Demonstration = dict[str, Text]  # {prompt, completion} or {messages}
+Demonstration = dict[str, Any]  # {prompt, completion} or {messages}, and variables of the chat template
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,12 @@ class Demonstrations:
 
 
 def load_demonstrations(
-    section: SftSection, *, never: PromptGroups, seed: int, skip_empty: bool = False
+    section: SftSection,
+    *,
+    never: PromptGroups,
+    seed: int,
+    skip_empty: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> Demonstrations:
     """Read and split the demonstrations of an experiment.
 
@@ -56,6 +62,7 @@ def load_demonstrations(
         never: prompts on which policies are measured; their demonstrations are left out.
         seed: which prompts are held out; all demonstrations of a prompt stand on one side.
         skip_empty: whether rows with a blank text are left out, and counted.
+        template_kwargs: variables of the chat template for all rows; a row's own go before them.
 
     Raises:
         InputError: bad rows, up to 20 at once; nothing to learn from; more held-out prompts than there are.
@@ -65,6 +72,7 @@ def load_demonstrations(
         found = read_demonstrations(rows, skip_empty=skip_empty)
     else:
         found = preferred_answers(group_rows(rows, format=section.format, skip_empty=skip_empty))
+    found = _with_variables(found, template_kwargs or {})
     measured = {json.dumps(group.prompt) for group in never}
     keyed = [(key, row) for row in found if (key := json.dumps(_prompt(row))) not in measured]
     prompts = {key for key, _ in keyed}
@@ -83,8 +91,17 @@ def preferred_answers(groups: PromptGroups) -> list[Demonstration]:
         pairs = [pair for labels in group.pairs.values() for pair in labels]
         rejected = {loser for _, loser in pairs}
         chosen = dict.fromkeys(winner for winner, _ in pairs if winner not in rejected)
-        found += [{"prompt": group.prompt, "completion": group.responses[i]} for i in chosen]
+        found += [{**group.prompt_row, "completion": group.responses[i]} for i in chosen]
     return found
+
+
+def _with_variables(rows: list[Demonstration], everywhere: Mapping[str, Any]) -> list[Demonstration]:
+    """Each conversation with all variables of the chat template that some row has, as TRL reads them from a table."""
+    merged = [{**everywhere, **row.get(FIELD, {})} for row in rows]
+    names = dict.fromkeys(name for given in merged for name in given)
+    if not names or isinstance(_prompt(rows[0]), str):
+        return rows
+    return [{**row, FIELD: {name: given.get(name) for name in names}} for row, given in zip(rows, merged, strict=True)]
 
 
 def read_demonstrations(rows: Rows, *, skip_empty: bool = False) -> list[Demonstration]:
@@ -120,42 +137,47 @@ def _read(row: Row, where: str) -> Demonstration:
         missing = [name for name in ("prompt", "completion") if row.get(name) is None]
         if missing:
             raise InputError([Problem(where, name, "missing field", LAYOUTS) for name in missing])
-        prompt, completion = _checked(row, row["prompt"], row["completion"], where, {"responses[0]": "completion"})
-        return {"prompt": prompt, "completion": completion}
+        read = _checked(row, row["prompt"], row["completion"], where, {"responses[0]": "completion"})
+        return {"prompt": read.prompt, "completion": read.responses[0], **_variables(read)}
     if not isinstance(messages, list) or len(messages) < 2:
         fix = "give a list of messages that ends with the assistant's"
         raise InputError(Problem(where, "messages", "holds no prompt and answer", fix))
     last = f"messages[{len(messages) - 1}]"
     names = {"responses[0][0]": last, "responses[0]": last, "prompt": "messages"}
-    before, (answer, *_) = _checked(row, messages[:-1], messages[-1:], where, names)
-    return {"messages": [*before, answer]}
+    read = _checked(row, messages[:-1], messages[-1:], where, names)
+    return {"messages": [*read.prompt, *read.responses[0]], **_variables(read)}
 
 
-def _checked(row: Row, prompt: Any, completion: Any, where: str, names: Mapping[str, str]) -> tuple[Any, Any]:
+def _variables(read: PreferenceRow) -> dict[str, Any]:
+    return {FIELD: read.template_kwargs} if read.template_kwargs else {}
+
+
+def _checked(row: Row, prompt: Any, completion: Any, where: str, names: Mapping[str, str]) -> PreferenceRow:
     """Prompt and completion, checked as a preference row with one response.
 
     Args:
         names: what fields of a preference row are called in this one, by their beginning.
     """
     try:
-        beside = {name: row[name] for name in CHANGE_MEANING if name in row}
-        checked = {**beside, "prompt": prompt, "responses": [completion]}
-        read = read_preference_row(checked, where)
+        beside = {name: row[name] for name in (*CHANGE_MEANING, FIELD) if name in row}
+        return read_preference_row({**beside, "prompt": prompt, "responses": [completion]}, where)
     except InputError as error:
         problems = list(error.problems)
         for i, problem in enumerate(problems):
             if known := next((name for name in names if problem.field.startswith(name)), None):
                 problems[i] = replace(problem, field=names[known] + problem.field.removeprefix(known))
         raise type(error)(problems) from None
-    return read.prompt, read.responses[0]
 
 
 def _require_same_layout(first: Demonstration, row: Demonstration, where: str) -> None:
     """TRL reads all rows as it reads the first."""
-    if row.keys() != first.keys() or isinstance(_prompt(row), str) != isinstance(_prompt(first), str):
+    if row.keys() - {FIELD} != first.keys() - {FIELD} or isinstance(_prompt(row), str) != isinstance(
+        _prompt(first), str
+    ):
         problem, fix = "is laid out otherwise than the rows before", "use one layout throughout the file"
         raise InputError(Problem(where, next(iter(row)), problem, fix))
 
 
 def _prompt(row: Demonstration) -> Text:
-    return row["prompt"] if "prompt" in row else row["messages"][:-1]
+    prompt: Text = row["prompt"] if "prompt" in row else row["messages"][:-1]
+    return prompt

@@ -11,23 +11,23 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from modpo.base.errors import EnvironmentFault
-from modpo.base.progress import say, say_once
+from modpo.base.errors import EnvironmentFault, InputError, Problem
+from modpo.base.progress import say
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
 from modpo.data.loading import check_layouts, load_groups
 from modpo.data.tokens import require_usable, tokenize_groups
 from modpo.experiment.sections import Experiment, resolved
+from modpo.forward.packing_choice import with_packing
 from modpo.models.adapters import add_adapters
-from modpo.models.folders import require_device_dtype, skeleton, tensor_shapes
+from modpo.models.folders import read_object, require_device_dtype, skeleton, tensor_shapes
 from modpo.models.positions import LOWER_MAX_LENGTH, longest_of, place_in, require_readable
-from modpo.models.quantized import check_quantized
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.sample import require_room, sample_prompts
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import PROBE_ROWS, probe, quick_rewards
 from modpo.scored.equal_tokens import EqualTokens
-from modpo.scored.scorer import load_proxies, load_ready_rewards
+from modpo.scored.of_experiment import load_proxies, load_ready_rewards
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized here; the rest is found out when it is scored
 
@@ -51,7 +51,6 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
         require_same_experiment(resolved(experiment).asked)
     check_experiment(experiment)
     _check_adapters(experiment)
-    _warn_of_16_bits(experiment)
     training_arguments(experiment, weights, experiment.output_dir)
     check_settings(experiment, weights)
 
@@ -60,7 +59,8 @@ def check_experiment(experiment: Experiment) -> None:
     """Check data, model, tokens and rewards, in the order of what it costs. Says what a user should know of them.
 
     Raises:
-        InputError: bad rows; a model or reward that cannot be had or used; texts that cannot be tokenized.
+        InputError: bad rows; a model or reward that cannot be had or used; texts that cannot be tokenized; packing that
+            the model's configuration rules out.
         NumericError: a reward that is not finite. EnvironmentFault: see `require_writable`; a dtype the device lacks.
     """
     require_writable(experiment.cache_dir, "cache_dir")
@@ -68,8 +68,9 @@ def check_experiment(experiment: Experiment) -> None:
     groups = None if experiment.sample is not None else load_groups(experiment)[0]
     require_device_dtype(experiment)
     reference = ReferenceModel.of(experiment, writes=False)
-    check_quantized(experiment, reference.folder, reference.where, reference.field)
     tensor_shapes(sorted(reference.folder.glob("*.safetensors")), reference.where, reference.field)  # whole files
+    if experiment.training.packing is True:
+        with_packing(experiment, reference)
     tokenizer = reference.tokenizer
     if groups is not None:
         kwargs = groups.template_kwargs
@@ -129,24 +130,30 @@ def _probe(experiment: Experiment, groups: PromptGroups, rewards: Mapping[str, R
 
 
 def _check_adapters(experiment: Experiment) -> None:
-    """Put adapters on the model's skeleton: some settings fit no module of it."""
+    """Put adapters on the model's skeleton: some settings fit no module of it. Without, its weights must be whole."""
+    reference = ReferenceModel.of(experiment, writes=False)
     if experiment.lora is None:
+        _require_whole_weights(experiment, reference)
         return
     from transformers import AutoModelForCausalLM
 
-    reference = ReferenceModel.of(experiment, writes=False)
     trust = experiment.model.trust_remote_code
     outline = skeleton(
         AutoModelForCausalLM, reference.folder, reference.where, reference.field, trust_remote_code=trust
     )
-    add_adapters(outline, experiment.lora, experiment.where("lora"))
+    add_adapters(outline, experiment.lora, experiment.where("lora.target_modules"))
 
 
-def _warn_of_16_bits(experiment: Experiment) -> None:
-    dtype = experiment.model.dtype
-    if experiment.lora is None and dtype != "float32":
-        problem = f"all weights are trained in {dtype}: steps that are small beside a weight are rounded away"
-        say_once(f"warning: {experiment.where('model.dtype')}:model.dtype: {problem}; fix: leave it out, for float32")
+def _require_whole_weights(experiment: Experiment, reference: ReferenceModel) -> None:
+    """Refuse to train all weights of a model that is quantised, and warn of number formats of 16 bits."""
+    if experiment.sweep.method == "best_of_n":
+        return
+    if "quantization_config" in read_object(reference.folder / "config.json", reference.where, reference.field):
+        problem = f"is null, but the weights of {reference.folder} are quantised, which cannot be trained"
+        raise InputError(Problem(experiment.where("lora"), "lora", problem, "give `lora` its fields back"))
+    if experiment.model.dtype != "float32":
+        problem = f"all weights are trained in {experiment.model.dtype}, where small steps are rounded away"
+        say(f"warning: {experiment.where('model.dtype')}:model.dtype: {problem}; fix: leave it out, for float32")
 
 
 def _warn(experiment: Experiment, groups: PromptGroups) -> None:

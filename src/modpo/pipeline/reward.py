@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from modpo.data.tokens import require_usable
 from modpo.experiment.objectives import DRAWN, RewardSection, RewardTraining
 from modpo.experiment.proxy import PROXY, REWARD
 from modpo.experiment.sections import Experiment
+from modpo.forward.packing_choice import require_fixed_rope, with_packing
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.reward_training import (
@@ -40,7 +42,7 @@ from modpo.pipeline.sample import held_out_prompts
 from modpo.rewards.accuracy import held_out_accuracy
 from modpo.rewards.batch import RewardContext
 from modpo.rewards.loading import load_reward
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 
 if TYPE_CHECKING:
     from trl import RewardConfig
@@ -75,6 +77,11 @@ def train_reward(experiment: Experiment, name: str, role: str = REWARD) -> Path:
         where=reference.where,
         template_kwargs=task.learned.template_kwargs,
     )
+    if task.training.kind == "implicit":  # a policy, trained as policies are
+        task = replace(task, experiment=with_packing(experiment, reference))
+        config = _config(task)
+    else:
+        require_fixed_rope(reference, config.max_length or sys.maxsize, experiment.where("data"), "data.max_length")
     trained = Artifact(task.folder, _parts(task, config, reference), task.label, guarded=True)
     if trained.there() is None:
         with locked(experiment.output_dir):

@@ -25,7 +25,7 @@ from modpo.models.reference import ReferenceModel
 from modpo.pipeline.sft import save_model
 from modpo.rewards.accuracy import reward_folder
 from modpo.rewards.classifier_input import ClassifierInput
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 from modpo.training.arguments import (
     ELSEWHERE,
     modest_batches,

@@ -18,6 +18,8 @@ from modpo.data.clock import save_tokenizer
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.data.tokens import require_usable
 from modpo.experiment.sections import Experiment
+from modpo.forward.packing_choice import require_fixed_rope
+from modpo.models.adapters import merged_adapters
 from modpo.models.folders import TRAINING_LOG, lora_config, require_device_dtype
 from modpo.models.positions import LOWER_MAX_LENGTH, require_readable
 from modpo.models.reference import ReferenceModel
@@ -61,9 +63,16 @@ def train_sft(experiment: Experiment) -> Path:
     folder = experiment.output_dir / "sft"
     config = _config(experiment, experiment.sft.arguments, folder.with_name(".work-sft"))
     never, seed = held_out_prompts(experiment), experiment.data.split_seed
-    data = load_demonstrations(experiment.sft, never=never, seed=seed, skip_empty=experiment.data.skip_empty)
+    skip, kwargs = experiment.data.skip_empty, experiment.data.chat_template_kwargs
+    data = load_demonstrations(experiment.sft, never=never, seed=seed, skip_empty=skip, template_kwargs=kwargs)
     reference = ReferenceModel.of(experiment)
-    require_usable(reference.tokenizer, conversational=data.conversational, where=reference.where)
+    require_usable(
+        reference.tokenizer,
+        conversational=data.conversational,
+        where=reference.where,
+        template_kwargs=kwargs if data.conversational else None,  # it is for the preferences then
+    )
+    require_fixed_rope(reference, experiment.data.max_length, experiment.where("data"), "data.max_length")
     decisive = {  # of the weights
         "data": data.fingerprint,
         "model": reference.fingerprint,
@@ -147,7 +156,7 @@ def save_model(trainer: Trainer, experiment: Experiment, tokenizer: PreTrainedTo
     """Save a model that was trained, adapters merged, in the experiment's number format; its tokenizer and log too."""
     import torch
 
-    model = trainer.model.merge_and_unload() if experiment.lora else trainer.model
+    model = merged_adapters(trainer.model) if experiment.lora else trainer.model
     model.to(getattr(torch, experiment.model.dtype)).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     write_json(folder / TRAINING_LOG, trainer.state.log_history)

@@ -66,12 +66,10 @@ def run_pipeline(experiment: Experiment, *, evaluate: bool = True) -> None:
         count.begin(REPORT)
         write_report(experiment.output_dir)
     if failed:
-        from modpo.methods.sweep import failures
-
-        reasons = [record["reason"] for record in failures(experiment)]
+        fix = fix_of([experiment.output_dir / FAILED / f"{name}.json" for name in failed])
         raise PartialFailure(
             f"{experiment.output_dir}: {len(failed)} of {vectors} points failed: {', '.join(failed)}; "
-            f"fix: {fix_of(reasons, experiment.output_dir / FAILED)}"
+            f"fix: {fix}; finished points are kept"
         )
 
 

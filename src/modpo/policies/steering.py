@@ -18,6 +18,7 @@ from modpo.base.errors import InputError, Problem
 from modpo.base.files import new_folder, read_manifest
 from modpo.base.progress import say
 from modpo.base.simplex import Weights
+from modpo.data.chat_template import stop_ids
 from modpo.data.clock import Clock, save_tokenizer
 from modpo.experiment.chat_settings import FIELD
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment
@@ -29,7 +30,7 @@ from modpo.front.schema import Front, Point
 from modpo.models.adapters import ADAPTER_WEIGHTS, attach_adapter, merge_adapter, require_adapter
 from modpo.models.combine import combine_adapters, plain_config, steer
 from modpo.models.folders import ADAPTER_CONFIG, is_adapter
-from modpo.models.quantized import dequantized, is_quantized
+from modpo.models.quantized import is_quantized
 from modpo.models.reference import ReferenceModel
 from modpo.policies.interpolate import coefficients, hull_problem
 
@@ -88,6 +89,13 @@ class Steering:
     def reference(self) -> ReferenceModel:
         """The model from which all policies start."""
         return ReferenceModel(self.experiment.model, self.experiment.cache_dir, clock=Clock(self.folder))
+
+    @property
+    def ends(self) -> list[int]:
+        """The ids that end an answer, in a conversation if the model has a chat template."""
+        tokenizer, kwargs = self.reference.tokenizer, self.experiment.data.chat_template_kwargs
+        conversational, own = bool(tokenizer.chat_template), self.reference.own_ends
+        return stop_ids(tokenizer, conversational=conversational, template_kwargs=kwargs, own=own)
 
     def vector(self, weights: Weights) -> Weights:
         """A preference vector over the front's objectives, checked."""
@@ -189,19 +197,21 @@ class Steering:
         return Policy(self.reference, folder).own_model.model
 
     def _write_merged(self, source: Source, output: Path) -> None:
-        quantized = False
         if source.whole_model:
             merged = self.whole_model(source.whole_model)
         else:
             adapter = output / "adapter"
             adapter.mkdir()
             _write_adapter(source, adapter)
-            quantized = is_quantized(self.reference.model)
-            merged = merge_adapter(dequantized(self.reference.model), adapter)
+            if is_quantized(self.reference.model):
+                dtype = self.reference.model.dtype
+                say(f"the base is quantised; a merged policy is not, but has its weights in {dtype}")
+            merged = merge_adapter(self.reference.model, adapter)
             shutil.rmtree(adapter)
             self.reference.release()  # its weights are the policy's now
-        # What was read in 4 bits cannot be turned into the layout that it was read from.
-        merged.save_pretrained(output, save_original_format=not quantized)
+        if merged.generation_config is not None:  # whoever serves it stops where policies were measured to stop
+            merged.generation_config.eos_token_id = self.ends
+        merged.save_pretrained(output)
         save_tokenizer(self.reference.tokenizer, output)
 
 
@@ -225,8 +235,8 @@ class SteeredPolicy:
 
     def conversation(self, room: int) -> Conversation:
         """A new conversation of at most so many tokens, read as in training."""
-        kwargs, reference = self._steering.experiment.data.chat_template_kwargs, self._steering.reference
-        return Conversation(self.tokenizer, room, template_kwargs=kwargs, own_ends=reference.own_ends)
+        kwargs = self._steering.experiment.data.chat_template_kwargs
+        return Conversation(self.tokenizer, room, template_kwargs=kwargs, ends=self._steering.ends)
 
     def steer(self, weights: Weights) -> str:
         """Make `model` the policy at a vector, and return what it is built from. The base is not read again.

@@ -16,7 +16,7 @@ from modpo.data.clock import TODAY, Clock
 from modpo.data.groups import PromptGroups
 from modpo.data.preference_row import finite, is_number
 from modpo.data.prompt_group import PromptGroup, Text, plain_text
-from modpo.experiment.sections import Experiment, ModelSection
+from modpo.experiment.sections import AUTO, Experiment, ModelSection, resolved
 
 FINITE = "let the reward give every answer a finite number"
 
@@ -87,7 +87,7 @@ class RewardContext:
     cache_dir: Path
     max_length: int
     max_prompt_length: int | None = None
-    packing: bool = True
+    packing: bool | str = AUTO  # as it is asked for: each model may need its own
     beta: float = 0.1
     clock: Clock = TODAY
 
@@ -100,7 +100,7 @@ class RewardContext:
             experiment.cache_dir,
             data.max_length,
             data.max_prompt_length,
-            training.packing,
+            resolved(experiment).asked.training.packing,
             training.beta,
             Clock(experiment.output_dir),
         )

@@ -14,6 +14,7 @@ from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.base.progress import say
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.experiment.sections import RewardSection
+from modpo.forward.rope import fixed_up_to, forget_longer_rows, read_together
 from modpo.models.folders import device
 from modpo.rewards.batch import RewardBatch, RewardContext, check_scores
 from modpo.rewards.classifier_checkpoint import ClassifierCheckpoint
@@ -104,6 +105,16 @@ class ClassifierReward:
         return model
 
     def _score(self, encoded: Sequence[Encoded]) -> list[float]:
+        """Scores, (b,): of one forward pass, or more where a text's rope would depend on the others."""
+        limit = fixed_up_to(self._model.config)
+        scores: dict[int, float] = {}
+        for places in read_together([len(text.input_ids) for text in encoded], limit):
+            if limit is not None:
+                forget_longer_rows(self._model)
+            scores |= dict(zip(places, self._score_together([encoded[i] for i in places]), strict=True))
+        return [scores[i] for i in range(len(encoded))]
+
+    def _score_together(self, encoded: Sequence[Encoded]) -> list[float]:
         """Scores of one forward pass, (b,)."""
         import torch
 

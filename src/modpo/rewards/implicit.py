@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import read_manifest
-from modpo.data.chat_template import turn_end
+from modpo.data.chat_template import TurnEnd, turn_end
 from modpo.data.prompt_group import PromptGroup, plain_text
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.data.tokens import require_usable, tokenize_group, tokenize_prompt
 from modpo.experiment.sections import RewardSection
 from modpo.forward.packing import runs
+from modpo.forward.packing_choice import packing_of
+from modpo.forward.packing_needs import Needs
 from modpo.forward.policy import Policy
 from modpo.models.adapters import ADAPTER_WEIGHTS, adapter_config, fit_adapter
 from modpo.models.folders import find_folder, skeleton, tensor_shapes
@@ -68,12 +70,10 @@ class ImplicitReward:
             other = replace(model, model_name_or_path=section.reference, revision=None)
             reference = ReferenceModel(other, context.cache_dir, where, f"{field}.reference", context.clock)
         self._tokenizer = reference.tokenizer
-        self._packing = context.packing
         self._policy = Policy(reference, folder, where, f"{field}.implicit")
-        if self._policy.is_adapter:
-            # Packed reading takes the head's plain weights, without what an adapter adds to them.
-            self._packing = context.packing and not adapts_head(folder, reference, where, f"{field}.implicit")
-        else:
+        # Of a head that an adapter changes, packed reading would make all logits, as padded reading does.
+        self._adapts_head = self._policy.is_adapter and adapts_head(folder, reference, where, f"{field}.implicit")
+        if not self._policy.is_adapter:
             _require_one_vocabulary(self._policy.own_model, reference, where, f"{field}.implicit")
         self._open = ExitStack()  # what is loaded until it is released
 
@@ -100,6 +100,15 @@ class ImplicitReward:
             "tokenizer": tokenizer_identity(self._tokenizer, *lengths),
             "packing": self._packing,
         }
+
+    @cached_property
+    def _packing(self) -> bool:
+        """Whether both models are read packed."""
+        context, policy = self._context, self._policy
+        asked = False if self._adapts_head else context.packing
+        models = [policy.reference_model, *([] if policy.is_adapter else [policy.own_model])]
+        needs = Needs(context.max_length)
+        return all([packing_of(asked, model, needs, context.cache_dir) for model in models])
 
     @cached_property
     def _model(self) -> PreTrainedModel | PeftModel:
@@ -139,22 +148,23 @@ class ImplicitReward:
             longest, kwargs = max_prompt_length or max_length - 1, group.template_kwargs
             prompt_ids = tokenize_prompt(group.prompt, self._tokenizer, kwargs, longest=longest)
             texts_ids = iter([])
-        end = [_end(group, self._tokenizer)]
+        end = _end(group, self._tokenizer)
         return prompt_ids, [next(texts_ids) if plain_text(response).strip() else end for response in group.responses]
 
 
 def _parts(prompt_ids: list[int], responses_ids: list[list[int]]) -> Iterator[Group]:
     """A group in parts that one forward pass can read: evaluation may bring very many answers to a prompt."""
-    from modpo.forward.logprobs import TOKENS_PER_FORWARD
+    from modpo.forward.frozen import TOKENS_PER_FORWARD
 
     for part in runs([len(ids) for ids in responses_ids], TOKENS_PER_FORWARD - len(prompt_ids)):
         yield prompt_ids, responses_ids[part]
 
 
-def _end(group: PromptGroup, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends a response: the first one that the chat template writes behind it, else end-of-text."""
-    tokens = [] if isinstance(group.prompt, str) else turn_end(tokenizer, group.template_kwargs).tokens
-    return next(iter(tokens), tokenizer.eos_token_id)
+def _end(group: PromptGroup, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a response: what the chat template writes behind it, else end-of-text."""
+    turn = TurnEnd() if isinstance(group.prompt, str) else turn_end(tokenizer, group.template_kwargs)
+    ids: list[int] = tokenizer(turn.text, add_special_tokens=False)["input_ids"] if turn.tokens else []
+    return ids or [tokenizer.eos_token_id]
 
 
 # --- models that belong together ----------------------------------------------------------------------------

@@ -12,31 +12,30 @@ or another seed computes only what is really new:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modpo.base.errors import NumericError
 from modpo.base.progress import Progress, say
-from modpo.data.clock import TODAY, Clock
-from modpo.data.groups import PromptGroups, group_rows
-from modpo.data.loading import load_groups
+from modpo.data.groups import PromptGroups
 from modpo.data.prompt_group import UNNAMED
-from modpo.data.rows import rows_from_dataset
 from modpo.data.text_notes import COUNTED, text_notes
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
 from modpo.data.tokens import identity as tokenizer_identity
-from modpo.experiment.proxy import PROXY, REWARD, is_proxied
-from modpo.experiment.sections import DRAWN, Experiment, ModelSection, Objective, Resolved, RewardSection, resolved
-from modpo.models.folders import default_cache_dir
+from modpo.experiment.sections import (
+    DRAWN,
+    Objective,
+)
+from modpo.forward.packing_choice import packing_of
+from modpo.forward.packing_needs import Needs
 from modpo.models.positions import place_in, require_embedded, require_readable
-from modpo.models.reference import LoadedModel, Reference, ReferenceModel
+from modpo.models.reference import Reference
 from modpo.rewards.batch import Reward, RewardContext, reward_batch
-from modpo.rewards.loading import load_reward, probe
+from modpo.rewards.loading import probe
 from modpo.scored.calibration import Calibration
 from modpo.scored.calibrator import AnswerSettings, Calibrator
 from modpo.scored.columns import Column, Row, column
@@ -45,9 +44,7 @@ from modpo.scored.equal_tokens import EqualTokens, differing, first_equal
 from modpo.scored.labels import draw_bradley_terry
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 GROUPS_PER_REWARD_CALL = 32
 TOKEN_FIELDS = 2  # raised whenever a row of tokens says more of the same ids
@@ -197,14 +194,16 @@ class Scorer:
         return _fill(self._column("reward", identity, len(groups)), f"reward {name}", compute)
 
     def _reference(self, tokens: Column) -> Column:
-        dataset, packing = tokens.open(), self.context.packing
+        dataset, needs = tokens.open(), Needs(self.context.max_length)
+        packing = packing_of(self.context.packing, self.reference, needs, self.context.cache_dir)
 
         def compute(indices: range) -> Iterator[Row]:
-            from modpo.forward.logprobs import logps_by_group
+            from modpo.forward.frozen import logps_by_group
 
             rows = dataset.select(indices)
             prompts_ids, responses_ids = rows["prompt_ids"][:], rows["responses_ids"][:]
-            for logps in logps_by_group(self.reference.model, prompts_ids, responses_ids, packing=packing):
+            model, autocast = self.reference.model, self.reference.autocast
+            for logps in logps_by_group(model, prompts_ids, responses_ids, packing=packing, autocast=autocast):
                 if not np.isfinite(logps).all():
                     fix = "check the model's weights and dtype"
                     raise NumericError(f"a reference log-prob is not finite: {logps}; fix: {fix}")
@@ -230,102 +229,6 @@ def _fill(target: Column, label: str, compute: Callable[[range], Iterator[Row]])
                 return target
     say(f"{label}: {target.rows} of {target.rows} prompts, in the cache")
     return target
-
-
-def load_rewards(experiment: Resolved) -> dict[str, Reward]:
-    """The scorer of every objective that has one, found and checked."""
-    return {
-        name: _load(experiment, name, objective.reward, PROXY if is_proxied(experiment, name) else REWARD)
-        for name, objective in experiment.objectives.items()
-        if objective.reward is not None
-    }
-
-
-def load_ready_rewards(experiment: Experiment) -> dict[str, Reward]:
-    """`load_rewards` without those that are still to be trained."""
-    ready = {n: o for n, o in experiment.objectives.items() if o.reward is None or o.reward.train is None}
-    return load_rewards(resolved(replace(experiment, objectives=ready)))
-
-
-def load_proxies(experiment: Experiment) -> dict[str, Reward]:
-    """The proxy of every objective that has one that is not to be trained, found and checked."""
-    return {
-        name: _load(experiment, name, objective.proxy, PROXY)
-        for name, objective in experiment.objectives.items()
-        if objective.proxy is not None and objective.proxy.train is None
-    }
-
-
-def _load(experiment: Experiment, name: str, section: RewardSection, role: str) -> Reward:
-    context, where = RewardContext.of(experiment), experiment.where(f"objectives.{name}")
-    return load_reward(section, context, where=where, name=name, field=f"objectives.{name}.{role}")
-
-
-def experiment_scorer(experiment: Experiment, reference: Reference | None = None) -> Scorer:
-    """The scorer that an experiment describes."""
-    sampled = experiment.sample is not None  # then the data are the reference's own answers
-    return Scorer(
-        reference=reference or ReferenceModel.of(experiment),
-        rewards=load_rewards(resolved(experiment)),
-        context=RewardContext.of(experiment),
-        label_sets=experiment.label_sets,
-        objectives=experiment.objectives,
-        answers=None if sampled else AnswerSettings(),
-        where=experiment.where,
-    )
-
-
-def score_experiment(experiment: Experiment) -> ScoredData:
-    """Score an experiment's training data into its cache; what is there already is kept."""
-    train, _ = load_groups(experiment)
-    return experiment_scorer(experiment).score(train)
-
-
-def score_dataset(
-    rows: Dataset,
-    *,
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    objectives: Mapping[str, Objective],
-    label_sets: Mapping[str, str],
-    max_length: int,
-    cache_dir: Path | None = None,
-    max_prompt_length: int | None = None,
-    packing: bool = True,
-    skip_empty: bool = False,
-    template_kwargs: Mapping[str, Any] | None = None,
-    clock: Clock = TODAY,
-) -> Dataset:
-    """Preference rows in memory -> scored data, with `model` as the reference policy.
-
-    An objective without a reward and without pairs is a column of the rows: `chosen_<name>`, `rejected_<name>`.
-
-    Args:
-        template_kwargs: variables of the chat template for all rows. clock: the date that the template sees.
-    """
-    sections = {
-        name: objective.reward or RewardSection(column=name)
-        for name, objective in objectives.items()
-        if objective.reward or name not in label_sets
-    }
-    columns = [section.column for section in sections.values() if section.column and section.missing == "error"]
-    section = ModelSection(str(model.config._name_or_path))
-    context = RewardContext(
-        section, cache_dir or default_cache_dir(), max_length, max_prompt_length, packing, clock=clock
-    )
-    scorer = Scorer(
-        reference=LoadedModel(model, tokenizer, clock),
-        rewards={n: load_reward(s, context, where="objectives", name=n) for n, s in sections.items()},
-        context=context,
-        label_sets={name: label_set for name, label_set in label_sets.items() if label_set != DRAWN},
-        objectives={name: objective for name, objective in objectives.items() if objective.calibration == "none"},
-    )
-    groups = group_rows(
-        rows_from_dataset(rows), columns=columns, skip_empty=skip_empty, template_kwargs=template_kwargs
-    )
-    for warning in groups.warnings:
-        say(f"warning: {warning}")
-    return scorer.score(groups).dataset()
 
 
 def _token_row(group: TokenizedGroup) -> Row:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from peft import PeftConfig
 from trl import DPOConfig
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights, read_weights
 from modpo.experiment.chat_settings import FIELD, reserved
 from modpo.experiment.primary import smallest_primary_weight
-from modpo.training.loss import LOSS_TYPES
+from modpo.experiment.sections import AUTO
+from modpo.forward.packing_needs import Needs
+from modpo.training.trl_settings import refused
+
+ONLY_OBJECTIVE = "preference"  # what the objective of the pairs is called where none is named
 
 
 @dataclass
@@ -26,7 +32,11 @@ class MODPOConfig(DPOConfig):
     """
 
     weights: dict[str, float] | str | None = field(
-        default=None, metadata={"help": "Weight of each objective, by name; at least 0, sum 1."}
+        default=None,
+        metadata={
+            "help": "Weight of each objective, by name; at least 0, sum 1. A command line gives it as JSON. Default: 1 "
+            "for the one objective that the pairs are labelled by, which is DPO."
+        },
     )
     objective: str | None = field(
         default=None,
@@ -54,8 +64,12 @@ class MODPOConfig(DPOConfig):
         default=True,
         metadata={"help": "Multiply the loss by w_k: the same optimum, and a gradient bounded as w_k gets small."},
     )
-    packing: bool = field(
-        default=True, metadata={"help": "Read each prompt once for all its responses, without padding."}
+    packing: Literal["auto", True, False] = field(
+        default="auto",
+        metadata={
+            "help": "Read each prompt once for all its responses, without padding. 'auto': where the model can, else "
+            "padded, which is said with the reason; True refuses such a model."
+        },
     )
     max_packed_tokens: int | None = field(
         default=None,
@@ -68,7 +82,8 @@ class MODPOConfig(DPOConfig):
     max_prompt_length: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens; a longer prompt loses its beginning. Default: what the responses leave, half at least."
+            "help": "Tokens; a longer prompt loses its beginning. Default: prompts are kept whole, as in TRL, and rows "
+            "whose prompt fills `max_length` are left out."
         },
     )
     skip_empty: bool = field(
@@ -86,13 +101,14 @@ class MODPOConfig(DPOConfig):
         default=None,
         metadata={"help": "Where reference log-probs and rewards are kept. Default: ~/.cache/modpo."},
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Stays off: the collator reads columns that the model does not."}
-    )
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             self.use_cpu = True  # bf16 on a CPU has to be asked for
+        if self.weights is None:
+            self.weights = {self.objective or ONLY_OBJECTIVE: 1.0}
+        for name in ("weights", FIELD):
+            setattr(self, name, _read_json(name, getattr(self, name)))
         super().__post_init__()
         if not isinstance(self.weights, dict) or not self.weights:
             raise InputError(Problem("MODPOConfig", "weights", f"is {self.weights!r}", "give {objective: weight, ...}"))
@@ -110,27 +126,16 @@ class MODPOConfig(DPOConfig):
         if self.objective is not None and self.objective not in self.vector:
             fix = f"use one of: {', '.join(self.vector)}"
             yield Problem("MODPOConfig", "objective", f"unknown objective {self.objective!r}", fix)
-        if len(self.loss_type) != 1 or self.loss_type[0] not in LOSS_TYPES:
-            fix = f"use one of {', '.join(LOSS_TYPES)}: the others divide or reorder, so the margin would be lost"
-            yield Problem("MODPOConfig", "loss_type", f"is {self.loss_type}", fix)
         if self.regression_below is not None and not 0 <= self.regression_below <= 1:
             yield Problem("MODPOConfig", "regression_below", f"is {self.regression_below}", "give a weight from 0 to 1")
+        if self.packing not in (True, False, AUTO):
+            yield Problem("MODPOConfig", "packing", f"is {self.packing!r}", "give True, False or 'auto'")
         if not 0 <= self.anchor < math.inf:
             yield Problem("MODPOConfig", "anchor", f"is {self.anchor}", "give a number of 0 or more")
         if self.router_aux_loss_coef:
             fix = "leave it out: the router's auxiliary loss is no part of MODPO's loss, and stays off"
             yield Problem("MODPOConfig", "router_aux_loss_coef", f"is {self.router_aux_loss_coef}", fix)
-        for name, neutral in {
-            "loss_weights": None,
-            "f_divergence_type": "reverse_kl",
-            "ld_alpha": None,
-            "use_weighting": False,
-            "sync_ref_model": False,
-            "truncation_mode": "keep_start",  # all responses of a prompt share what is kept of it
-        }.items():
-            if getattr(self, name) != neutral:
-                fix = f"leave it at {neutral!r}: with another value the loss would not be MODPO's"
-                yield Problem("MODPOConfig", name, f"is {getattr(self, name)!r}", fix)
+        yield from refused(self)
 
     def smallest_primary_weight(self) -> float:
         """The weight from which on the pairs of objective k are read, where there is a choice."""
@@ -141,8 +146,34 @@ class MODPOConfig(DPOConfig):
         """Variables of the chat template for all rows."""
         return self.chat_template_kwargs if isinstance(self.chat_template_kwargs, dict) else {}
 
+    def needs(self, adapter: PeftConfig | None) -> Needs:
+        """What training with an adapter that is still to be put on the model needs of how it is read."""
+        adapters = () if adapter is None else (adapter,)
+        return Needs(self.max_length, self.neftune_noise_alpha, adapters, not self.disable_dropout)
+
+    @property
+    def packs(self) -> bool:
+        """`packing` of a trainer's arguments, where 'auto' has been made True or False."""
+        assert self.packing != AUTO
+        return bool(self.packing)
+
     @property
     def vector(self) -> Weights:
         """The preference vector, read: objectives in the order of `weights`."""
         assert isinstance(self.weights, dict)
         return self.weights
+
+
+def _read_json(name: str, value: Any) -> Any:
+    """A field's value; of text, as command lines give it, what it says.
+
+    Raises:
+        InputError: the text is no JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        fix = """write it as JSON, in quotes: '{"name": value}'"""
+        raise InputError(Problem("MODPOConfig", name, f"is {value!r}", fix)) from None

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -97,18 +96,12 @@ class ContinuousTrainer(MODPOTrainer):
     data_collator: Any
 
     def __init__(
-        self,
-        model: str | PreTrainedModel,
-        args: ContinuousConfig,
-        train_dataset: Dataset,
-        *,
-        peft_config: PeftConfig,
-        **kwargs: Any,
+        self, model: str | PreTrainedModel, *, args: ContinuousConfig, peft_config: PeftConfig, **kwargs: Any
     ) -> None:
         if problem := not_plain(peft_config.to_dict()):
             fix = "give a plain LoraConfig: nothing but low-rank updates of linear layers can be steered"
             raise InputError(Problem("ContinuousTrainer", "peft_config", problem, fix))
-        super().__init__(model, args, train_dataset, peft_config=peft_config, **kwargs)
+        super().__init__(model, args=args, peft_config=peft_config, **kwargs)
         self.adapters = adapter_names(list(args.vector))
         for adapter in list(self.adapters.values())[1:]:
             self.model.add_adapter(adapter, peft_config)
@@ -134,7 +127,8 @@ class ContinuousTrainer(MODPOTrainer):
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The batch's loss at `args.weights`: the same vector each time, so that two evaluations compare."""
-        return super().prediction_step(model, self._at_vector(inputs["rows"]), *args, **kwargs)
+        inputs.update(self._at_vector(inputs["rows"]))
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def steer(self, weights: Tensor) -> None:
         """Scale the adapters for the policy at a preference vector, (K,)."""

@@ -10,9 +10,9 @@ from modpo.base.progress import say_once
 from modpo.forward.low_rank import causal_lm
 from modpo.models.adapters import HEAD_FIX, HEAD_PROBLEM, adapts_head, would_adapt_head
 from modpo.models.positions import most_positions, require_embedded, require_readable, vocabulary_size
+from modpo.models.quantized import is_quantized, keep_differentiable
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
@@ -29,36 +29,41 @@ def require_trainable(model: PreTrainedModel | PeftModel, peft_config: PeftConfi
     if adapts_head(model) or (peft_config is not None and would_adapt_head(model, peft_config)):
         field = "model" if peft_config is None else "peft_config.target_modules"
         raise InputError(Problem("MODPOTrainer", field, HEAD_PROBLEM, HEAD_FIX))
+    keep_differentiable(model)
     if peft_config is not None:
+        if peft_config.inference_mode:
+            problem, fix = "is True, so nothing would be trained", "leave it out"
+            raise InputError(Problem("MODPOTrainer", "peft_config.inference_mode", problem, fix))
         return
     if not any(parameter.requires_grad for parameter in model.parameters()):
         problem, fix = "no parameter of it asks for a gradient, so nothing would be trained", _fix(model)
         raise InputError(Problem("MODPOTrainer", "model", problem, fix))
-    if getattr(model, "is_quantized", False) and not hasattr(model, "peft_config"):
+    if is_quantized(model) and not hasattr(model, "peft_config"):
         problem, fix = "its weights are quantised, and cannot be trained", "give `peft_config`, such as a LoraConfig"
         raise InputError(Problem("MODPOTrainer", "model", problem, fix))
 
 
-def require_readable_rows(scored: Mapping[str, Dataset], model: PreTrainedModel | PeftModel) -> None:
+def require_readable_rows(scored: Mapping[str, Any], model: PreTrainedModel | PeftModel) -> None:
     """Refuse scored rows that the model has no positions or no embeddings for: another model may have read them.
 
     Args:
-        scored: by "train" and "eval". Rows that are streamed are passed by.
+        scored: by the trainer's argument; several data sets by their names.
 
     Raises:
         InputError: naming the first such row.
     """
-    from datasets import Dataset
-
     positions, vocabulary = most_positions(model), vocabulary_size(model)
     for name, rows in scored.items():
-        if not isinstance(rows, Dataset):
+        if rows is None:
+            continue
+        if isinstance(rows, Mapping):
+            require_readable_rows({f"{name}[{part}]": of_part for part, of_part in rows.items()}, model)
             continue
         ids = rows.select_columns(["prompt_ids", "responses_ids"]).with_format("numpy")
         lengths, highest = zip(*(part for batch in ids.iter(1000) for part in _extents(batch)), strict=True)
 
         def place(i: int, name: str = name) -> str:
-            return f"{name}_dataset:{i}"
+            return f"{name}:row {i}"
 
         require_readable(place, lengths, positions)
         if vocabulary is not None:

@@ -25,8 +25,9 @@ from modpo.data.tokens import tokenize_prompt
 from modpo.experiment.chat_settings import FIELD
 from modpo.forward.attention import packed_attention
 from modpo.forward.generate import bare_generation, folded_head
-from modpo.forward.logprobs import attach_packed_forward, detach_packed_forward, packed_token_logps, require_packable
+from modpo.forward.logprobs import attach_packed_forward, detach_packed_forward, packed_token_logps
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
+from modpo.forward.packability import require_packable
 from modpo.forward.packing import pack
 from modpo.models.quantized import is_quantized
 from modpo.training.arguments import disable_functional_dropout
@@ -107,8 +108,8 @@ class OnPolicy(Resumable):
     def _sampling_model(self) -> Iterator[None]:
         """Within it, what TRL samples from is the policy and nothing else, in the form that is fastest."""
         wrapped = self.model_wrapped
-        merges = isinstance(self.model, PeftModel) and not is_quantized(self.model)
-        if merges and self.accelerator.device.type == "cpu":
+        on_cpu = self.accelerator.device.type == "cpu"
+        if isinstance(self.model, PeftModel) and on_cpu and not is_quantized(self.model):
             # There an adapter beside its base halves the speed of generation: as in measuring, it is merged.
             self.model_wrapped = copy.deepcopy(self.model).merge_and_unload()
             detach_packed_forward(self.model_wrapped)

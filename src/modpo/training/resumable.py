@@ -142,6 +142,7 @@ class Resumable(Trainer):
         weights = trained_tensors(self.model)
         if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
             raise NumericError(f"step {step}: {bad[0]} is not finite; fix: lower learning_rate")
+        self.store_flos()
         with self._checkpoints.new(step) as folder:
             save_file({n: t.cpu().contiguous() for n, t in weights.items()}, folder / WEIGHTS)
             self._save_optimizer_and_scheduler(str(folder))

@@ -1,70 +1,81 @@
 """`MODPOTrainer`: TRL's DPOTrainer with MODPO's loss, read from scored data by a packed forward.
 
-Model loading, PEFT, quantisation, distribution, logging and saving are TRL's and transformers'. Ours is the hot path,
-`compute_loss`. The data is tokenized and scored already, so TRL's preparation of it is passed by. What is touched of
-TRL's private surface stands in `modpo.training.trl_contract`.
+PEFT, quantisation, distribution, logging and saving are TRL's and transformers'. Ours is the hot path, `compute_loss`.
+What is touched of TRL's private surface stands in `modpo.training.trl_contract`.
 
-In the logs, `logps/chosen` may fall while training goes well: the loss rewards the difference between chosen and
-rejected, and both may lose probability to answers that stand in no pair. Watch `rewards/margins` and
-`rewards/accuracies`.
+In the logs, `rewards/*` estimate the reward of objective k and `weighted_rewards/*` the weighted sum of all; of a pair
+that is trained on by regression both are the latter. `logps/chosen` may fall while training goes well: the loss rewards
+the difference between chosen and rejected, and both may lose probability to answers that stand in no pair. Watch
+`rewards/margins` and `rewards/accuracies`.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOTrainer
 
-from modpo.base.errors import InputError, NumericError, Problem
+from modpo.base.errors import NumericError
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective
 from modpo.forward.attention import packed_attention
-from modpo.forward.logprobs import attach_packed_forward, require_packable
+from modpo.forward.logprobs import attach_packed_forward
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
+from modpo.forward.packability import choose_packing
+from modpo.forward.packing_needs import Needs
 from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
-from modpo.models.quantized import keep_trainable_layout
 from modpo.scored.calibration import Calibration
 from modpo.training.arguments import disable_functional_dropout, most_packed_tokens
 from modpo.training.callbacks import NOT_FINITE_FIX, FiniteGradients
-from modpo.training.collator import GroupCollator, require_calibrations, scored_rows, trainable_rows
+from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
+from modpo.training.kept_reference import KeptReference
+from modpo.training.loading import done_already, named_tokenizer, policy_of, reference_of, use_pad_token
 from modpo.training.logs import LOSS, MeanLogs
 from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss, weighted_rewards
 from modpo.training.metrics import margin_totals, response_totals, reward_totals, total
 from modpo.training.model_card import PAPER
 from modpo.training.model_checks import require_readable_rows, require_trainable, without_router_loss
 from modpo.training.pair_logits import pair_logits
+from modpo.training.row_inputs import RowInputs
+from modpo.training.scored_rows import RowScorer, require_objectives
+from modpo.training.splits import eval_splits, train_split
+from modpo.training.start import ReferenceAtStart, adds_nothing
+from modpo.training.trl_arguments import given_or_default, require_arguments
+from modpo.training.trl_settings import say_what_has_no_effect
 
-# At step 0 policy and reference are the same model; what they may differ by is rounding, relative to the log-prob.
-STEP_0_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-STEP_0_TOLERANCE_16_BIT = 0.05
 
-
-class MODPOTrainer(MeanLogs, DPOTrainer):
+class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
     """Train one policy for one preference vector.
 
-    Args:
-        model: a causal language model, its name or folder, or a `PeftModel`. The reference policy is this model as it
-            is given.
-        args: `MODPOConfig`.
-        train_dataset, eval_dataset: `ScoredData.dataset()`, or preference rows as TRL knows them, which are then
-            tokenized and scored into `args.cache_dir`. In rows, chosen and rejected are the pairs of `args.objective`
-            (default: the first objective) unless `objectives` says otherwise, and an objective that has neither pairs
-            nor a reward there is read from the columns `chosen_<name>` and `rejected_<name>`.
-        processing_class: the tokenizer. Default: the model's.
-        objectives: direction, scale, pairs and reward of each objective, by name.
-        calibrations: what was fitted for those that are calibrated, `ScoredData.calibrations`.
-        peft_config: adapters to add, e.g. `peft.LoraConfig`.
+    The arguments are TRL's, in TRL's order. What is more, or other:
 
-    The other arguments are those of `transformers.Trainer`.
+    Args:
+        model: a causal language model, its name or folder, or a `PeftModel`.
+        ref_model: the reference policy, or its name. Default: the model as it is given.
+        args: `MODPOConfig`. Default: DPO on the pairs of chosen and rejected.
+        data_collator: is refused; see `collator_class`.
+        train_dataset, eval_dataset: preference rows as TRL knows them, which are tokenized and scored into
+            `args.cache_dir`, or `ScoredData.dataset()`. In rows, chosen and rejected are the pairs of `args.objective`
+            (default: the first objective) unless `objectives` says otherwise, and an objective that has neither pairs
+            nor a reward there is read from the columns `chosen_<name>` and `rejected_<name>`. Streams are taken in.
+            `eval_dataset` may be several, by name.
+        processing_class: the tokenizer. Default: the model's.
+        compute_metrics: gets what `pair_logits` returns, as in TRL.
+        objectives: direction, scale, pairs and reward of each objective, by name. One without a weight counts 0.
+        calibrations: what was fitted for those that are calibrated, `ScoredData.calibrations`.
 
     Raises:
         InputError: settings or rows that cannot be trained on, before training starts.
@@ -80,57 +91,68 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        args: MODPOConfig,
-        train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
+        ref_model: str | PreTrainedModel | PeftModel | None = None,
+        args: MODPOConfig | None = None,
+        data_collator: None = None,
+        train_dataset: Dataset | IterableDataset | list[dict[str, Any]] | None = None,
+        eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
+        quantization_config: Any = None,
+        peft_config: PeftConfig | None = None,
         *,
         objectives: Mapping[str, Objective] | None = None,
         calibrations: Mapping[str, Calibration] | None = None,
-        peft_config: PeftConfig | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        **kwargs: Any,
     ) -> None:
-        if isinstance(model, str):
-            safe = {"use_safetensors": True, "trust_remote_code": False}
-            model = AutoModelForCausalLM.from_pretrained(model, **(safe | (args.model_init_kwargs or {})))
-        if not hasattr(model, "hf_device_map"):
-            model.to(args.device)  # scoring comes before the trainer would move it
-        require_trainable(model, peft_config)
-        keep_trainable_layout(model)
-        without_router_loss(model, args)
-        processing_class = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
-        if args.packing:
-            require_packable(causal_lm(model))
+        args = copy.copy(given_or_default(args, model))  # the next trainer may be given them with another model
+        require_arguments(model, ref_model, data_collator, processing_class)
         objectives = dict(objectives or {})
-        with args.main_process_first(local=False, desc="scoring"):  # the others find its columns in the cache
-            scored = {
-                name: scored_rows(rows, args, objectives, model, processing_class)
-                for name, rows in (("train", train_dataset), ("eval", eval_dataset))
-                if rows is not None
-            }
-        require_readable_rows(scored, model)
         collator = self._new_collator(args, objectives, calibrations or {})
-        require_calibrations(objectives, collator)
-        started_as_peft = isinstance(model, PeftModel)
-        # Without PEFT, TRL would load a second model to be the reference; ours is in the data already.
-        args.precompute_ref_log_probs = not started_as_peft and peft_config is None
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=collator,
-            train_dataset=trainable_rows(scored["train"], collator, "train_dataset"),
-            eval_dataset=trainable_rows(scored["eval"], collator, "eval_dataset") if "eval" in scored else None,
-            processing_class=processing_class,
-            peft_config=peft_config,
-            callbacks=[FiniteGradients(), *(callbacks or [])],
-            **kwargs,
-        )
-        if started_as_peft and "ref" in self.model.peft_config:
+        require_objectives(objectives, collator)
+        self._in_order = isinstance(train_dataset, IterableDataset)
+        train_rows = train_split(train_dataset, args)
+        eval_rows = None if eval_dataset is None else eval_splits(eval_dataset, args)
+
+        policy, read_again = policy_of(model, args, quantization_config)
+        require_trainable(policy, peft_config)
+        without_router_loss(policy, args)
+        reference = None if ref_model is None else reference_of(ref_model, args, quantization_config)
+        tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
+        use_pad_token(tokenizer, args.pad_token)
+        self._asked_packing, self._needs = args.packing, args.needs(peft_config)
+        args.packing = choose_packing(args.packing, policy, self._needs)
+        if reference is not None and args.packing:  # one way to read both
+            args.packing = choose_packing(self._asked_packing, reference, Needs(args.max_length))
+        collator.packing = args.packing
+        self._kept_reference = KeptReference(reference, peft_config, read_again)
+        self._row_scorer = RowScorer(args, objectives, collator, tokenizer)
+        score = partial(self._row_scorer.scored, nullcontext(policy if reference is None else reference))
+        with args.main_process_first(local=False, desc="scoring"):  # the others find its columns in the cache
+            train = score(train_rows, "train_dataset")
+            held_out = None if eval_rows is None else score(eval_rows, "eval_dataset")
+        require_readable_rows({"train_dataset": train, "eval_dataset": held_out}, policy)
+        with done_already(args, policy, peft_config, by_name=isinstance(model, str)):
+            super().__init__(
+                model=policy,
+                args=args,
+                data_collator=collator,
+                train_dataset=train,
+                eval_dataset=held_out,
+                processing_class=tokenizer,
+                compute_metrics=compute_metrics,
+                callbacks=[FiniteGradients(), *(callbacks or [])],
+                optimizers=optimizers,
+                peft_config=peft_config,
+            )
+        self.ref_model = reference
+        if isinstance(policy, PeftModel) and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
+        self._kept_reference.remember(self.model)
         self._prepare_model()
-        adds_nothing = getattr(peft_config, "init_lora_weights", True) is not False
-        self._starts_at_reference = args.disable_dropout and adds_nothing  # with dropout they differ at every step
+        say_what_has_no_effect(args, packing=bool(self.args.packing))
+        self._starts_at_reference = reference is None and adds_nothing(peft_config)
 
     def _new_collator(
         self, args: MODPOConfig, objectives: Mapping[str, Objective], calibrations: Mapping[str, Calibration]
@@ -141,7 +163,6 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
             calibrations=calibrations,
             objective=args.objective,
             regression_below=args.smallest_primary_weight(),
-            packing=args.packing,
             # Gradients and metrics meet after every pass: with unequal numbers of them, processes would wait.
             max_packed_tokens=(
                 sys.maxsize if args.world_size > 1 else most_packed_tokens(args.max_packed_tokens, args.device.type)
@@ -154,14 +175,11 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
         join_adapters(self)
         if self.args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
+        if self.args.packing and isinstance(self.model, PeftModel):  # its adapters may stand in the way
+            self.args.packing = choose_packing(self._asked_packing, self.model, self._needs)
+            self.data_collator.packing = self.args.packing
         if self.args.packing:
             attach_packed_forward(self._causal_lm)
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # scored data is tokenized
-
-    def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # scored data holds them
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -206,10 +224,10 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
         loss = torch.stack(losses).sum() / self.accelerator.num_processes
         if prediction_loss_only:
             return loss, None, None
-        tokenizer = self.processing_class
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         with torch.no_grad(), self.compute_loss_context_manager():
-            return loss, *pair_logits(model, parts, pad)
+            logits, tokens = pair_logits(model, parts, self.processing_class.pad_token_id)
+        inputs["input_ids"] = tokens  # where transformers looks for what `include_for_metrics` asks for
+        return loss, logits, tokens
 
     @contextmanager
     def _hot_path(self) -> Iterator[None]:
@@ -232,8 +250,7 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
         """
         readings = self._read(model, inputs)
         logps = readings.logps  # (M,)
-        if self.state.global_step == 0 and self.model.training and self._starts_at_reference:
-            self._require_reference_at_start(logps.detach(), inputs["ref_logps"])
+        self.require_reference_at_start(model, inputs, logps)
         losses, *rewards = self._pair_losses(logps, inputs)
         if self.args.anchor:
             four = pair_logps(logps, inputs["ref_logps"], inputs["pairs"])
@@ -253,7 +270,8 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
         """What the model says of a part's M responses."""
         if self.args.packing:
             return packed_readings(model, inputs["packed_row"].to(self.accelerator.device))
-        return padded_readings(model, inputs["prompts_ids"], inputs["responses_ids"])
+        multiple = self.args.pad_to_multiple_of
+        return padded_readings(model, inputs["prompts_ids"], inputs["responses_ids"], pad_to_multiple_of=multiple)
 
     def _pair_losses(self, logps: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Loss and implicit rewards of each pair, (B,) each: MODPO's with its primary objective, or regression."""
@@ -274,17 +292,6 @@ class MODPOTrainer(MeanLogs, DPOTrainer):
                     computed = (computed[0] * weights[k], *computed[1:])
             found = [total.masked_scatter(mine, part) for total, part in zip(found, computed, strict=True)]
         return found[0], found[1], found[2]
-
-    def _require_reference_at_start(self, logps: Tensor, ref_logps: Tensor) -> None:
-        """Refuse log-probs of the responses, (M,), that are not those of the reference, (M,)."""
-        tolerance = STEP_0_TOLERANCE.get(self._causal_lm.dtype, STEP_0_TOLERANCE_16_BIT)
-        if self.accelerator.mixed_precision in ("bf16", "fp16"):
-            tolerance = STEP_0_TOLERANCE_16_BIT
-        off = ((logps - ref_logps).abs() / ref_logps.abs().clamp(min=10)).mean().item()
-        if off > tolerance:
-            problem = f"at step 0 policy and reference should be one model, but their log-probs are {off:.1%} apart"
-            fix = "score the data again with the model that training starts from"
-            raise InputError(Problem("train_dataset", "ref_logps", problem, fix))
 
     def _record(
         self, readings: ResponseReadings, losses: Tensor, rewards: list[Tensor], inputs: dict[str, Any]

@@ -46,6 +46,10 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
             "ignore_keys",
             "metric_key_prefix",
         ),
+        "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
+        "predict": ("test_dataset", "ignore_keys", "metric_key_prefix"),
+        "_get_train_sampler": ("train_dataset",),
+        "_set_signature_columns_if_needed": (),
         "floating_point_ops": ("inputs",),
         "_track_num_input_tokens": ("inputs",),
     },
@@ -55,7 +59,7 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
 _ON_POLICY_ATTRIBUTES = ("_metrics", "_step", "_buffered_inputs", "_tokenizer")
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "Trainer": ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged"),
-    "DPOTrainer": ("_metrics", "_total_train_tokens"),
+    "DPOTrainer": ("_metrics", "_total_train_tokens", "_signature_columns"),
     "RLOOTrainer": _ON_POLICY_ATTRIBUTES,
     "GRPOTrainer": _ON_POLICY_ATTRIBUTES,
 }

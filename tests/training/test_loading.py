@@ -1,0 +1,172 @@
+"""A trainer's model and tokenizer by name: as TRL loads them, and in one line where they cannot be."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from trl import DPOConfig, DPOTrainer
+
+from modpo.base.errors import InputError
+from modpo.training import loading
+from modpo.training.config import MODPOConfig
+from modpo.training.trainer import MODPOTrainer
+from tests.kit import edit_json
+from tests.training.runs import LORA, log_column
+
+ROWS = Dataset.from_list(
+    [{"prompt": f"Question {i}: ", "chosen": "because", "rejected": "no" * i} for i in range(1, 5)]
+)
+# A tokenizer and a model of a kind that only their own code knows.
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def make(tmp_path: Path, plain_descent: dict[str, Any]) -> Callable[..., DPOTrainer]:
+    def make(model: Any, kind: type[DPOTrainer] = MODPOTrainer, **given: Any) -> DPOTrainer:
+        names = {"model_init_kwargs", "trust_remote_code", "pad_token", "bf16"}
+        settings = plain_descent | {name: given.pop(name) for name in names & given.keys()}
+        settings["output_dir"] = str(tmp_path / kind.__name__)
+        args = (
+            MODPOConfig(**settings, cache_dir=str(tmp_path / "cache"))
+            if kind is MODPOTrainer
+            else DPOConfig(**settings)
+        )
+        return kind(model, args=args, train_dataset=ROWS, **given)
+
+    return make
+
+
+@pytest.fixture
+def in_bf16(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model in bfloat16, as checkpoints usually are."""
+    folder = tmp_path / "bf16"
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def own_code(tiny_model: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "own"
+    shutil.copytree(tiny_model, folder)
+    (folder / "own.py").write_text(OWN_CODE)
+    edit_json(
+        folder / "config.json",
+        model_type="own",
+        architectures=["OwnModel"],
+        auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+    )
+    return folder
+
+
+def test_a_model_by_name_is_float32(make, in_bf16: Path) -> None:
+    ours, theirs = make(str(in_bf16)), make(str(in_bf16), DPOTrainer)
+    assert ours.model.dtype == theirs.model.dtype == torch.float32
+    for trainer in (ours, theirs):
+        trainer.train()
+    assert log_column(ours, "loss") == pytest.approx(log_column(theirs, "loss"), abs=1e-5)
+    assert log_column(ours, "loss")[-1] < log_column(ours, "loss")[0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16, "auto"])
+def test_model_init_kwargs_are_heeded_and_nothing_else_is_said(make, in_bf16: Path, dtype: Any, caplog) -> None:
+    trainer = make(str(in_bf16), model_init_kwargs={"dtype": dtype})
+    assert trainer.model.dtype == torch.bfloat16
+    assert "already instantiated" not in caplog.text
+    assert trainer.args.model_init_kwargs == {"dtype": dtype}
+
+
+def test_code_of_a_model_runs_only_where_it_is_trusted(make, own_code: Path) -> None:
+    with pytest.raises(InputError, match=r"^MODPOTrainer:model: .* cannot be loaded .*; fix: set trust_remote_code"):
+        make(str(own_code))
+    assert not any(name.startswith("transformers_modules.own") for name in sys.modules)
+    assert type(make(str(own_code), trust_remote_code=True).model).__name__ == "OwnModel"
+
+
+def test_the_revision_is_the_tokenizer_s_too(make, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    class Tokenizers:
+        @staticmethod
+        def from_pretrained(name: str, **arguments: Any) -> Any:
+            asked.update(arguments)
+            return AutoTokenizer.from_pretrained(name)
+
+    monkeypatch.setattr(loading, "AutoTokenizer", Tokenizers)
+    make(str(tiny_model), model_init_kwargs={"revision": "main"}, trust_remote_code=True)
+    assert asked == {"revision": "main", "trust_remote_code": True}
+
+
+def test_pickled_weights_are_one_line_and_read_where_they_are_asked_for(make, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_model, folder)
+    torch.save(AutoModelForCausalLM.from_pretrained(tiny_model).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"MODPOTrainer:model: .*; fix: convert it: .*'use_safetensors': False"):
+        make(str(folder))
+    assert make(str(folder), model_init_kwargs={"use_safetensors": False}).model.dtype == torch.float32
+
+
+def test_what_cannot_be_loaded_is_one_line(make, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^MODPOTrainer:model: .*nowhere' cannot be loaded .*; fix: name a folder"):
+        make(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=r"^MODPOTrainer:ref_model: .*nowhere' cannot be loaded"):
+        make(str(tiny_model), ref_model=str(tmp_path / "nowhere"))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.config._name_or_path = str(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"MODPOTrainer:processing_class: is left out, and .*; fix: give the model's"):
+        make(model)
+
+
+QUANTIZED = BitsAndBytesConfig(load_in_4bit=True)
+
+
+def test_quantization_beside_a_loaded_model_is_refused(make, tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with pytest.raises(ValueError, match="MODPOTrainer:quantization_config: is given beside a model that is loaded"):
+        make(model, quantization_config=QUANTIZED)
+    given = {"quantization_config": QUANTIZED}
+    with pytest.raises(ValueError, match=r"quantization_config: is in `args\.model_init_kwargs` too"):
+        make(str(tiny_model), model_init_kwargs=given, **given)
+
+
+def test_a_quantized_base_trains_adapters_or_is_one_line(make, tiny_model: Path) -> None:
+    """TRL's recipe for QLoRA; without bitsandbytes it ends before anything is scored."""
+    given = {"quantization_config": QUANTIZED, "peft_config": LoraConfig(**LORA), "bf16": True}
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        with pytest.raises(InputError, match=r"MODPOTrainer:model: .* cannot be loaded \(.*bitsandbytes"):
+            make(str(tiny_model), **given)
+        return
+    trainer = make(str(tiny_model), **given)
+    assert trainer.model.get_base_model().is_loaded_in_4bit
+    trainer.train()
+    assert log_column(trainer, "loss")[0] == pytest.approx(0.693147, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:`pad_token` is deprecated")
+def test_pad_token(make, tiny_model: Path) -> None:
+    ours, theirs = (make(str(tiny_model), kind, pad_token="<turn>") for kind in (MODPOTrainer, DPOTrainer))
+    for trainer in (ours, theirs):
+        assert trainer.processing_class.pad_token == "<turn>"
+        assert trainer.model.config.pad_token_id == trainer.processing_class.pad_token_id == 1
+    with pytest.raises(ValueError, match=r"MODPOConfig:pad_token: the specified `pad_token` \('<none>'\) is not found"):
+        make(str(tiny_model), pad_token="<none>")
