@@ -45,7 +45,7 @@ class Stages:
         self.replace(monkeypatch, "modpo.methods.sweep", "run_sweep", "train_point", "train_continuous")
         self.replace(monkeypatch, "modpo.evaluation.evaluate", "evaluate_sweep", "require_measurable")
         self.replace(monkeypatch, "modpo.report", "write_report")
-        self.replace(monkeypatch, "modpo.scored.scorer", "score_experiment")
+        self.replace(monkeypatch, "modpo.scored.of_experiment", "score_experiment")
         self.replace(monkeypatch, "modpo.inspection.facts", "inspect_experiment")
         self.replace(monkeypatch, "modpo.quickstart", "run_quickstart")
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from modpo.experiment.file import read_experiment
-from modpo.scored.scorer import score_experiment
+from modpo.scored.of_experiment import score_experiment
 from tests.end_to_end.bad_inputs import (
     CATALOGUE,
     GOLDEN,

@@ -23,7 +23,7 @@ from modpo.models.reference import ReferenceModel, answer_ends
 from modpo.pipeline.preflight import check_experiment
 from modpo.policies.steered_front import load_front
 from modpo.policies.steering import SteeredPolicy, Steering
-from modpo.scored.scorer import score_experiment
+from modpo.scored.of_experiment import score_experiment
 from tests.kit import build_model, edit_json, write_experiment, write_rows
 
 TEMPLATE = (

@@ -21,7 +21,7 @@ from modpo.front.ledger import Ledger, read_ledger
 from modpo.front.schema import Front
 from modpo.pipeline.reward import _task
 from modpo.policies.steered_front import load_front
-from modpo.scored.scorer import load_rewards, score_experiment
+from modpo.scored.of_experiment import load_rewards, score_experiment
 from tests.kit import SAMPLE, SAMPLED_DATA, WORDS, prompt_rows, write_experiment, write_rows
 
 METHODS = ("modpo", "best_of_n", "morlhf")

@@ -36,7 +36,7 @@ from modpo.methods.run import Run
 from modpo.methods.sweep import point_folder, run_sweep, train_point
 from modpo.models.reference import ReferenceModel
 from modpo.scored.data import ScoredData
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 from modpo.training.checkpoints import WEIGHTS, Checkpoints, trained_tensors
 from modpo.training.trainer import MODPOTrainer
 from tests.kit import WORDS, flip_a_bit, write_experiment, write_rows
@@ -450,7 +450,7 @@ def test_what_cannot_be_is_refused(experiment_file: Path, option: str) -> None:
 def test_killed_before_the_policy_is_published(experiment_file: Path, undisturbed, fault) -> None:
     experiment = read_experiment(experiment_file)
     folder = point_folder(experiment, experiment.sweep.weights[0])
-    fault("folder.filled:5:raise")  # after checkpoints 5, 10, 15 and 20
+    fault("folder.filled:6:raise")  # after how rows are read, and checkpoints 5, 10, 15 and 20
     run_sweep(experiment)
     assert checkpoints(work_folder(experiment)) == [15, 20]
     assert not folder.exists()

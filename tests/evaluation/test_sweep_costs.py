@@ -18,7 +18,7 @@ from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
 from modpo.front.ledger import FILE, Ledger, read_ledger
 from modpo.methods.sweep import finished_points
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 from tests.kit import SAMPLE, SAMPLED_DATA, WORDS, manifest_of, prompt_rows, write_experiment, write_rows
 
 

@@ -60,6 +60,10 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "Mistral": ({"num_key_value_heads": 2}, "its attention slides over a window of 4096 tokens"),
     "Gemma2": ({"num_key_value_heads": 2, "head_dim": 8}, "it has layers of type sliding_attention"),
     "Granite": ({"logits_scaling": 4.0}, "it scales or caps the logits behind its head"),
+    "NanoChat": (
+        {"num_key_value_heads": 2},
+        "it scales or caps the logits behind its head",
+    ),  # by less than rounding, here
     "Bloom": ({"n_layer": 2, "n_head": 4}, "its attention does not go through transformers' AttentionInterface"),
     "Doge": ({}, "packed attention does not know attention_mask"),  # masks by content
 }

@@ -22,13 +22,14 @@ from modpo.data.loading import load_groups
 from modpo.data.tokens import tokenize_prompt
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
+from modpo.forward.packing_choice import with_packing
 from modpo.methods.morlhf import new_trainer, reward_functions, train, training_arguments
 from modpo.methods.point import give_base_back
 from modpo.methods.run import Run
 from modpo.methods.sweep import point_folder, run_sweep, train_point
 from modpo.models.folders import save_policy
 from modpo.models.reference import ReferenceModel
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 from modpo.training.checkpoints import Checkpoints
 from tests.kit import CHAT_TEMPLATE, manifest_of, write_experiment, write_rows
 
@@ -80,6 +81,7 @@ def run_of(experiment: Experiment) -> Run:
     """As a sweep makes it."""
     prompts, _ = load_groups(experiment)
     reference = ReferenceModel(experiment.model, experiment.cache_dir)
+    experiment = with_packing(experiment, reference)
     scorer = experiment_scorer(experiment, reference)
     return Run(experiment, scorer.score(prompts), reference, prompts, scorer.rewards)
 

@@ -195,9 +195,9 @@ def test_many_answers_to_one_prompt_are_read_in_parts(tiny_model, policy, monkey
     monkeypatch.setattr("modpo.forward.frozen.TOKENS_PER_FORWARD", 40)
     read: list[int] = []
 
-    def recorded(model: Any, prompts_ids: Any, responses_ids: Any, *, packing: bool) -> list[float]:
+    def recorded(model: Any, prompts_ids: Any, responses_ids: Any, *, packing: bool, **more: Any) -> list[float]:
         read.append(sum(map(packed_tokens, prompts_ids, responses_ids)))
-        return reference_logps(model, prompts_ids, responses_ids, packing=packing)
+        return reference_logps(model, prompts_ids, responses_ids, packing=packing, **more)
 
     monkeypatch.setattr(frozen, "reference_logps", recorded)
     batch = texts(["Say hi: "] * 30 + ["Count: "], [f"hello {i}" for i in range(30)] + ["1"])

@@ -29,7 +29,7 @@ from modpo.experiment.sections import (
 from modpo.models.reference import ReferenceModel
 from modpo.scored import scorer as scoring
 from modpo.scored.data import ScoredData
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 from tests.kit import flip_a_bit, write_rows
 
 SCORER = """

@@ -14,7 +14,7 @@ from modpo.base.errors import InputError
 from modpo.cli import main
 from modpo.experiment.sections import DRAWN, Objective, RewardSection
 from modpo.scored.equal_tokens import differing, first_equal
-from modpo.scored.scorer import score_dataset
+from modpo.scored.of_rows import score_dataset
 from modpo.training.collator import GroupCollator, trainable_rows
 from tests.kit import write_experiment, write_rows
 

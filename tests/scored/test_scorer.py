@@ -32,7 +32,8 @@ from modpo.scored import columns
 from modpo.scored import scorer as scoring
 from modpo.scored.columns import SHARD_GROUPS, column
 from modpo.scored.labels import draw_bradley_terry
-from modpo.scored.scorer import experiment_scorer, score_dataset, score_experiment
+from modpo.scored.of_experiment import experiment_scorer, score_experiment
+from modpo.scored.of_rows import score_dataset
 from tests.kit import write_rows
 from tests.scored.house import (
     Counted,
@@ -391,7 +392,7 @@ KILLED_IN_REFERENCE = """
 import os, signal, sys
 import modpo.forward.frozen
 from modpo.experiment.file import read_experiment
-from modpo.scored.scorer import score_experiment
+from modpo.scored.of_experiment import score_experiment
 
 real, groups = modpo.forward.frozen.reference_logps, 0
 

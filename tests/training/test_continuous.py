@@ -21,7 +21,7 @@ from modpo.base.errors import InputError
 from modpo.base.simplex import Weights, spread_out
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective, RewardSection
-from modpo.scored.scorer import score_dataset
+from modpo.scored.of_rows import score_dataset
 from modpo.training.config import MODPOConfig
 from modpo.training.continuous import GRID, ContinuousConfig, ContinuousTrainer, draw, steer
 from modpo.training.trainer import MODPOTrainer

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modpo.base.errors import InputError
 from modpo.experiment.sections import Objective
 from modpo.forward.logprobs import padded_logps
-from modpo.scored.scorer import score_dataset
+from modpo.scored.of_rows import score_dataset
 from modpo.training.config import MODPOConfig
 from modpo.training.loss import modpo_loss
 from modpo.training.loss_weighting import LossWeightingTrainer, pair_weights

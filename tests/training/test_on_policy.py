@@ -10,11 +10,12 @@ from torch import Tensor
 
 from modpo.data.loading import load_groups
 from modpo.experiment.file import read_experiment
+from modpo.forward.packing_choice import with_packing
 from modpo.methods.morlhf import new_trainer
 from modpo.methods.point import give_base_back
 from modpo.methods.run import Run
 from modpo.models.reference import ReferenceModel
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 from modpo.training.checkpoints import trained_tensors
 from modpo.training.on_policy import OnPolicy
 from tests.kit import write_experiment, write_rows
@@ -51,6 +52,7 @@ def trained_by(path: Path, *overrides: str) -> tuple[OnPolicy, dict[str, Tensor]
     experiment = read_experiment(path, list(overrides))
     prompts, _ = load_groups(experiment)
     reference = ReferenceModel(experiment.model, experiment.cache_dir)
+    experiment = with_packing(experiment, reference)
     scorer = experiment_scorer(experiment, reference)
     run = Run(experiment, scorer.score(prompts), reference, prompts, scorer.rewards)
     trainer = new_trainer(run, experiment.sweep.weights[0], path.parent / "work")

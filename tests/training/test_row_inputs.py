@@ -299,3 +299,33 @@ def test_the_tokenizer_of_the_trainer_is_the_user_s(make, tiny_model: Path) -> N
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = "{{ messages }}"
     assert make(processing_class=tokenizer).processing_class is tokenizer
+
+
+# --- prompts that leave no room ------------------------------------------------------------------------------------
+
+LONG = {"prompt": "A question that goes on and on: ", "chosen": "because ", "rejected": "no"}
+
+
+def test_a_prompt_that_fills_max_length_is_left_out_as_in_trl(make, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = Dataset.from_list([*TRAIN[:4], LONG, *TRAIN[4:]])
+    settings = {"max_length": 18, "per_device_train_batch_size": 8}
+    ours, theirs = (make(kind, settings=settings, train_dataset=rows) for kind in (MODPOTrainer, DPOTrainer))
+    assert len(ours.train_dataset) == len(theirs.train_dataset) == len(TRAIN)
+    assert "1 prompts that fill `max_length` 18 are left out, as in TRL" in capsys.readouterr().err
+    for trainer in (ours, theirs):
+        trainer.train()
+    assert log_column(ours, "loss") == pytest.approx(log_column(theirs, "loss"), abs=1e-5)
+
+
+def test_a_prompt_is_cut_where_max_prompt_length_asks_for_it(make) -> None:
+    trainer = make(settings={"max_length": 18}, train_dataset=Dataset.from_list([*TRAIN, LONG]))
+    assert max(map(len, trainer.train_dataset["prompt_ids"])) < 18
+    cut = MODPOConfig(max_length=18, max_prompt_length=10, output_dir=trainer.args.output_dir)
+    trainer = MODPOTrainer(trainer.model, args=cut, train_dataset=Dataset.from_list([*TRAIN, LONG]))
+    assert len(trainer.train_dataset) == len(TRAIN) + 1
+    assert max(map(len, trainer.train_dataset["prompt_ids"])) == 10
+
+
+def test_prompts_that_all_fill_max_length_are_refused(make) -> None:
+    with pytest.raises(InputError, match="train_dataset:max_length: every prompt has 12 tokens or more; fix: raise"):
+        make(settings={"max_length": 12}, train_dataset=Dataset.from_list([LONG]))

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 from modpo.base.errors import InputError
 from modpo.experiment.sections import Objective
 from modpo.forward.low_rank import causal_lm
-from modpo.scored.scorer import score_dataset
+from modpo.scored.of_rows import score_dataset
 from modpo.training.config import MODPOConfig
 from modpo.training.start import adds_nothing
 from modpo.training.trainer import MODPOTrainer
@@ -68,8 +68,8 @@ def trainer_of(
 ) -> MODPOTrainer:
     return MODPOTrainer(
         model if model is not None else AutoModelForCausalLM.from_pretrained(tiny_model),
-        args,
-        rows,
+        args=args,
+        train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
         peft_config=adapter,
     )
@@ -91,6 +91,17 @@ def test_arguments_stay_as_they_were_given(tiny_model: Path, config, scored: Dat
     sliding = AutoModelForCausalLM.from_pretrained(tiny_model)
     sliding.config.sliding_window = 8
     assert trainer_of(tiny_model, args, scored, LoraConfig(**LORA), sliding).args.packing is False
+
+
+def test_a_reference_of_its_own_decides_too(tiny_model: Path, config, tmp_path: Path):
+    """Policy and reference are read in one way: padded, where one of them cannot be packed."""
+    sliding = AutoModelForCausalLM.from_pretrained(tiny_model)
+    sliding.config.sliding_window = 8
+    same = {"train_dataset": preference_rows(), "processing_class": AutoTokenizer.from_pretrained(tiny_model)}
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert MODPOTrainer(model, sliding, args=config(), **same).args.packing is False
+    with pytest.raises(InputError, match="slides over a window of 8 tokens; fix: set `packing: false`"):
+        MODPOTrainer(model, sliding, args=config(packing=True), **same)
 
 
 @virtual

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from modpo.base.errors import InputError, NumericError
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective, RewardSection
-from modpo.scored.scorer import score_dataset
+from modpo.scored.of_rows import score_dataset
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
 from modpo.training.trainer import MODPOTrainer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,9 +268,13 @@ def test_packed_rows_have_no_padding_and_it_is_said(make: Make, capsys: pytest.C
 
 def test_max_length_cuts(make: Make) -> None:
     longest = {
-        n: max(len(row["prompt_ids"]) for row in make(settings={"max_length": n}).train_dataset) for n in (16, 64)
+        n: max(
+            len(row["prompt_ids"]) + max(map(len, row["responses_ids"]))
+            for row in make(settings={"max_length": n}).train_dataset
+        )
+        for n in (16, 64)
     }
-    assert longest[16] < longest[64]
+    assert longest[16] == 16 < longest[64]
     whole = make(settings={"max_length": None})
     assert max(len(row["responses_ids"][0]) for row in whole.train_dataset) == len("because " * 3) + 1
 
@@ -352,3 +357,10 @@ def test_predict_returns_logits(make: Make) -> None:
     found = trainer.predict(Dataset.from_list(ROWS))
     assert found.predictions.shape[:2] == found.label_ids.shape
     assert found.metrics["test_loss"] == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_what_is_refused_or_without_effect_is_documented() -> None:
+    """docs/trl.md: each has its place in a table of it."""
+    text = (Path(__file__).parents[2] / "docs" / "trl.md").read_text("utf-8")
+    named = {name for line in text.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
+    assert {*REFUSED, *WITHOUT_EFFECT, *dpo_fields.ARGUMENTS, "loss_type", "pad_to_multiple_of"} <= named

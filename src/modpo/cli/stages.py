@@ -103,7 +103,7 @@ def _reward(experiment: Experiment) -> None:
 def _score(experiment: Experiment) -> None:
     from modpo.pipeline.preflight import check_experiment
     from modpo.pipeline.stages import prepare
-    from modpo.scored.scorer import score_experiment
+    from modpo.scored.of_experiment import score_experiment
 
     check_experiment(experiment)
     score_experiment(prepare(experiment))

@@ -43,7 +43,7 @@ def text_notes(
 
     prompts, responses = totals["prompt_truncated"], totals["responses_truncated"]
     found = {
-        f"{prompts} prompts lost their beginning and {responses} responses their end; fix: raise `data.max_length`": (
+        f"{prompts} prompts lost their beginning and {responses} responses their end; fix: raise `max_length`": (
             prompts + responses
         ),
         f"{totals['merged_boundary']} responses share a token with the end of their prompt, which is cut before it; "

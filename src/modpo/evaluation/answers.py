@@ -13,6 +13,7 @@ from modpo.data.tokens import answer_text, tokenize_prompt
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.experiment.sections import EvaluationSection
 from modpo.forward.policy import Policy
+from modpo.models.positions import require_answerable
 from modpo.models.reference import ReferenceModel, answer_ends
 from modpo.policies.best_of_n import BestOfN
 from modpo.rewards.batch import Reward, answer_batch, check_scores
@@ -112,6 +113,20 @@ class Questions:
         """What generation starts from, by prompt."""
         tokenizer, longest = self.reference.tokenizer, self.max_prompt_length
         return [tokenize_prompt(g.prompt, tokenizer, g.template_kwargs, longest=longest) for g in self.prompts]
+
+    def require_room(self, where: str) -> None:
+        """Refuse answers that could be longer, with their prompt, than the model has positions.
+
+        Args:
+            where: of `evaluation.max_new_tokens`.
+
+        Raises:
+            InputError: they could.
+        """
+        tokens, positions = self.settings.max_new_tokens, self.reference.positions
+        if positions is not None and self.max_prompt_length + tokens > positions:
+            field = "evaluation.max_new_tokens"
+            require_answerable(self.prompts, self.prompts_ids, positions, tokens, where, field)
 
     @cached_property
     def ends(self) -> list[int]:

@@ -38,7 +38,8 @@ from modpo.policies.point import REFERENCE_POINT, SweptPoint
 from modpo.rewards.accuracy import held_out_accuracies
 from modpo.scored.calibration import UNCALIBRATED
 from modpo.scored.data import REWARD_PREFIX, ScoredData
-from modpo.scored.scorer import Scorer, experiment_scorer, load_ready_rewards
+from modpo.scored.of_experiment import experiment_scorer, load_ready_rewards
+from modpo.scored.scorer import Scorer
 
 SCORES = "scores.jsonl"
 
@@ -70,8 +71,7 @@ def _measure(experiment: Resolved, trained: list[SweptPoint]) -> Front:
     rewards = measuring_rewards(experiment, scorer.rewards)
     prompts = _measured_prompts(experiment, held_out, rewards)
     answered = scorer.score(prompts, scored.calibrations) if len(rewards) < len(experiment.objectives) else None
-    room = experiment.data.prompt_room(experiment.evaluation.max_new_tokens)
-    questions = Questions(reference, prompts, experiment.evaluation, room, experiment.training.packs)
+    questions = questions_of(experiment, reference, prompts, packing=experiment.training.packs)
     measurer = Measurer(experiment, questions, rewards, answered, scored.calibrations, scorer.rewards)
     measured = [measurer.measure(REFERENCE_POINT)]
     measurer = replace(measurer, audited=_audited(scorer, measurer, measured[0]))
@@ -98,7 +98,23 @@ def require_measurable(experiment: Experiment) -> None:
     _, held_out = load_groups(experiment)
     to_train = {n for n, o in experiment.objectives.items() if o.reward is not None and o.reward.train is not None}
     scoring = set(measuring_rewards(resolved(experiment), load_ready_rewards(experiment))) | to_train
-    probe_evaluation_rewards(resolved(experiment), _measured_prompts(experiment, held_out, scoring))
+    prompts = _measured_prompts(experiment, held_out, scoring)
+    probe_evaluation_rewards(resolved(experiment), prompts)
+    questions_of(experiment, ReferenceModel.of(experiment, writes=False), prompts)
+
+
+def questions_of(
+    experiment: Experiment, reference: ReferenceModel, prompts: PromptGroups, *, packing: bool = False
+) -> Questions:
+    """The prompts as every policy is asked them.
+
+    Raises:
+        InputError: answers could be longer than the model has positions.
+    """
+    room = experiment.data.prompt_room(experiment.evaluation.max_new_tokens)
+    questions = Questions(reference, prompts, experiment.evaluation, room, packing)
+    questions.require_room(experiment.where("evaluation.max_new_tokens"))
+    return questions
 
 
 def _measured_prompts(experiment: Experiment, held_out: PromptGroups, rewards: Container[str]) -> PromptGroups:

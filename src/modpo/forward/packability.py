@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to a response's log-prob
 PROBE_TOLERANCE_16_BIT = 0.02  # rounding makes 0.2 %; everything attending to everything before it 6 %
+LARGE_LOGIT = 1000.0  # beyond what any cap leaves as it is
 PACKABLE_LAYER_TYPES = {"full_attention"}
 
 
@@ -107,7 +108,27 @@ def _probe(model: PreTrainedModel | PeftModel) -> str | None:
 
 
 def _head_gives_logits(model: PreTrainedModel, input_ids: Tensor) -> bool:
-    """Whether the logits of a text, (1, T), are the head's output and nothing more: the same numbers in any dtype."""
+    """Whether the logits of a text, (1, T), are the head's output and nothing more: the same numbers in any dtype.
+
+    Looked at twice, as they are and made large: a cap bends small logits by less than rounding does.
+    """
+    head = model.get_output_embeddings()
     hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    return torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-2, atol=1e-3, equal_nan=True)
+    expected = head(hidden)
+    factor = LARGE_LOGIT / expected.abs().amax().item() if expected.any() else 1.0
+    seen: list[Tensor] = []
+    hooks = [
+        head.register_forward_pre_hook(lambda _module, inputs: (inputs[0] * factor, *inputs[1:])),
+        head.register_forward_hook(lambda _module, _inputs, output: seen.append(output)),
+    ]
+    try:
+        large = model(input_ids=input_ids, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    plain = model(input_ids=input_ids, use_cache=False).logits
+    return _close(plain, expected) and bool(seen) and _close(large, seen[-1])
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-2, atol=1e-3, equal_nan=True)

@@ -17,6 +17,7 @@ from modpo.data.loading import load_groups
 from modpo.data.prompt_group import Pair
 from modpo.data.text_notes import COUNTED, text_notes
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group, tokenize_groups
+from modpo.evaluation.evaluate import questions_of
 from modpo.evaluation.scorers import scorer_warnings
 from modpo.experiment.primary import Margins, choose
 from modpo.experiment.sections import Experiment, resolved
@@ -31,12 +32,14 @@ from modpo.inspection.reward_statistics import (
     reward_warnings,
 )
 from modpo.inspection.token_statistics import lengths_of, reading, token_statistics
+from modpo.models.positions import LOWER_MAX_LENGTH, longest_of, place_in, require_readable
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import probe, quick_rewards
 from modpo.scored.equal_tokens import EqualTokens, differing, first_equal
 from modpo.scored.labels import draw_bradley_terry
-from modpo.scored.scorer import GROUPS_PER_REWARD_CALL, load_ready_rewards
+from modpo.scored.of_experiment import load_ready_rewards
+from modpo.scored.scorer import GROUPS_PER_REWARD_CALL
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized and scored; of more, a sample
 BOUNDARY_TOKENS = 3  # shown one by one on either side of the prompt's end
@@ -64,6 +67,8 @@ def look(experiment: Experiment) -> Inspection:
     experiment = expected_packing(experiment, reference)
     indices = sample_indices(len(train), experiment.seed)
     tokens = _tokenize(experiment, train, indices, reference)
+    require_readable(place_in(train.select(indices)), map(longest_of, tokens), reference.positions, LOWER_MAX_LENGTH)
+    questions_of(experiment, reference, held_out)
     scores = {name: _score(train, indices, name, reward) for name, reward in rewards.items()}
     margins = {name: margin_rewards(experiment.objectives[name], scores[name]) for name in scores}
     equal = EqualTokens.of_tokenized(train.select(indices), tokens, experiment.label_sets)

@@ -18,7 +18,7 @@ from modpo.base import simplex
 from modpo.base.errors import InputError, Problem
 from modpo.base.simplex import Weights
 from modpo.data.groups import PromptGroups
-from modpo.data.tokens import answer_text
+from modpo.data.tokens import answer_text, tokenize_prompt
 from modpo.experiment.chat_settings import FIELD
 from modpo.experiment.primary import active_objectives
 from modpo.experiment.sections import Experiment
@@ -26,6 +26,7 @@ from modpo.forward.packing_choice import require_fixed_rope
 from modpo.methods.point import point_parts, train_policy
 from modpo.methods.run import Maker, Run
 from modpo.models.folders import lora_config
+from modpo.models.positions import require_answerable
 from modpo.models.reference import ReferenceModel, answer_ends
 from modpo.rewards.batch import answer_batch, check_scores
 from modpo.scored.calibration import Calibration
@@ -100,6 +101,7 @@ def new_trainer(run: Run, weights: Weights, work: Path) -> OnPolicy:
     from modpo.training.on_policy import OnPolicyGRPO, OnPolicyRLOO, Reading
 
     experiment, prompts = run.experiment, run.prompts
+    require_room(experiment, run.reference, prompts)
     arguments = training_arguments(experiment, weights, work)
     _require_prompts(experiment, arguments, len(prompts))
     room = experiment.data.prompt_room(max_completion_length(experiment))
@@ -196,6 +198,21 @@ def _require_prompts(experiment: Experiment, arguments: RLOOConfig | GRPOConfig,
         fix = "lower `morlhf.per_device_train_batch_size`, or raise `morlhf.num_generations`"
         where = experiment.where("morlhf")
         raise InputError(Problem(where, "morlhf.per_device_train_batch_size", problem, fix))
+
+
+def require_room(experiment: Experiment, reference: ReferenceModel, prompts: PromptGroups) -> None:
+    """Refuse answers that could be longer, with their prompt, than the model has positions.
+
+    Raises:
+        InputError: they could.
+    """
+    tokens, positions = max_completion_length(experiment), reference.positions
+    room = experiment.data.prompt_room(tokens)
+    if positions is not None and room + tokens > positions:
+        own = experiment.morlhf.max_completion_length is not None
+        field = "morlhf.max_completion_length" if own else "evaluation.max_new_tokens"
+        ids = (tokenize_prompt(g.prompt, reference.tokenizer, g.template_kwargs, longest=room) for g in prompts)
+        require_answerable(prompts, ids, positions, tokens, experiment.where(field), field)
 
 
 def max_completion_length(experiment: Experiment) -> int:

@@ -36,7 +36,7 @@ from modpo.methods.run import Run, maker
 from modpo.models.folders import require_device_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.policies.point import SweptPoint
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 
 
 def run_sweep(experiment: Experiment) -> list[str]:

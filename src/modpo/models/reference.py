@@ -24,7 +24,9 @@ from modpo.models.folders import (
     read_model,
     read_tokenizer,
     require_model,
+    skeleton,
 )
+from modpo.models.positions import VOCABULARY_FIX, most_positions, vocabulary_size
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +47,10 @@ class Reference(Protocol):
     def own_ends(self) -> list[int]: ...
     @property
     def autocast(self) -> torch.dtype | None: ...
+    @property
+    def positions(self) -> int | None: ...
+    @property
+    def vocabulary(self) -> int | None: ...
 
 
 def answer_ends(reference: Reference, prompts: PromptGroups) -> list[int]:
@@ -114,6 +120,20 @@ class ReferenceModel:
         return own_end_ids(self.folder, self.where, self.field)
 
     @cached_property
+    def positions(self) -> int | None:
+        """Tokens of the longest sequence that it reads, see `most_positions`; no weight is read for it."""
+        from transformers import AutoModelForCausalLM
+
+        trust = self.section.trust_remote_code
+        outline = skeleton(AutoModelForCausalLM, self.folder, self.where, self.field, trust_remote_code=trust)
+        return most_positions(outline)
+
+    @property
+    def vocabulary(self) -> None:
+        """Not to be asked: a tokenizer with ids that the model lacks is refused as it is read."""
+        return None
+
+    @cached_property
     def model(self) -> PreTrainedModel:
         """The weights in `dtype`, in evaluation mode, on the accelerator where there is one."""
         import torch
@@ -158,6 +178,16 @@ class LoadedModel:
         """The ids that end an answer by the model's own generation settings."""
         return end_ids(self.model.generation_config.to_dict() if self.model.generation_config else {})
 
+    @property
+    def positions(self) -> int | None:
+        """Tokens of the longest sequence that it reads, see `most_positions`."""
+        return most_positions(self.model)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many token ids it has embeddings for."""
+        return vocabulary_size(self.model)
+
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """The configuration, the adapters' configurations, and a hash of all tensors."""
@@ -192,5 +222,4 @@ def _require_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path, where:
     size, largest = getattr(config, "vocab_size", None), max(tokenizer.get_vocab().values(), default=-1)
     if size is not None and largest >= size:
         problem = f"the tokenizer of {folder} has ids up to {largest}, but the model's vocabulary ends at {size - 1}"
-        fix = "take the model's own tokenizer, or give the model more: resize_token_embeddings, then save_pretrained"
-        raise InputError(Problem(where, field, problem, fix))
+        raise InputError(Problem(where, field, problem, VOCABULARY_FIX))

@@ -21,11 +21,13 @@ from modpo.experiment.sections import Experiment, resolved
 from modpo.forward.packing_choice import with_packing
 from modpo.models.adapters import add_adapters
 from modpo.models.folders import read_object, require_device_dtype, skeleton, tensor_shapes
+from modpo.models.positions import LOWER_MAX_LENGTH, longest_of, place_in, require_readable
 from modpo.models.reference import ReferenceModel
+from modpo.pipeline.sample import require_room, sample_prompts
 from modpo.rewards.batch import Reward, reward_batch
 from modpo.rewards.loading import PROBE_ROWS, probe, quick_rewards
 from modpo.scored.equal_tokens import EqualTokens
-from modpo.scored.scorer import load_proxies, load_ready_rewards
+from modpo.scored.of_experiment import load_proxies, load_ready_rewards
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized here; the rest is found out when it is scored
 
@@ -77,13 +79,30 @@ def check_experiment(experiment: Experiment) -> None:
         tokens = tokenize_groups(
             groups[:MOST_GROUPS], tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
         )
+        require_readable(place_in(groups), map(longest_of, tokens), reference.positions, LOWER_MAX_LENGTH)
         if len(groups) <= MOST_GROUPS:
             EqualTokens.of_tokenized(groups, tokens, experiment.label_sets).refuse(tokenizer, data.max_length)
+    _require_room(experiment, reference, groups)
     rewards = load_ready_rewards(experiment)
     load_proxies(experiment)
     if groups is not None:
         _probe(experiment, groups, rewards)
         _warn(experiment, groups)
+
+
+def _require_room(experiment: Experiment, reference: ReferenceModel, groups: PromptGroups | None) -> None:
+    """Refuse answers to the prompts of training that could be longer, with their prompt, than the model's positions.
+
+    Args:
+        groups: None where they are to be sampled.
+    """
+    from modpo.methods import morlhf
+
+    prompts = (sample_prompts(experiment)[0] if groups is None else groups)[:MOST_GROUPS]
+    if groups is None:
+        require_room(experiment, reference, prompts)
+    if experiment.method.module == "morlhf":
+        morlhf.require_room(experiment, reference, prompts)
 
 
 def require_writable(folder: Path, field: str) -> None:

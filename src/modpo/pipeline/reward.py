@@ -42,7 +42,7 @@ from modpo.pipeline.sample import held_out_prompts
 from modpo.rewards.accuracy import held_out_accuracy
 from modpo.rewards.batch import RewardContext
 from modpo.rewards.loading import load_reward
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 
 if TYPE_CHECKING:
     from trl import RewardConfig

@@ -20,11 +20,12 @@ from modpo.data.groups import PromptGroups
 from modpo.experiment.objectives import RewardSection, RewardTraining
 from modpo.experiment.sections import Experiment
 from modpo.models.folders import TRAINING_LOG, lora_config
+from modpo.models.positions import LOWER_MAX_LENGTH, require_readable
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.sft import save_model
 from modpo.rewards.accuracy import reward_folder
 from modpo.rewards.classifier_input import ClassifierInput
-from modpo.scored.scorer import experiment_scorer
+from modpo.scored.of_experiment import experiment_scorer
 from modpo.training.arguments import (
     ELSEWHERE,
     modest_batches,
@@ -138,11 +139,14 @@ def _trainer(task: RewardTask, config: RewardConfig, reference: ReferenceModel) 
 
     from modpo.training.callbacks import CountPasses, FiniteGradients
 
-    lora = task.experiment.lora
+    lora, rows = task.experiment.lora, pair_rows(task, reference.tokenizer)
+    lengths = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    where = task.experiment.where(task.field)
+    require_readable(lambda _: f"{where}:{task.field}", lengths, reference.positions, LOWER_MAX_LENGTH)
     trainer = RewardTrainer(
         model=str(reference.folder),
         args=config,
-        train_dataset=Dataset.from_list(pair_rows(task, reference.tokenizer)),
+        train_dataset=Dataset.from_list(rows),
         processing_class=reference.tokenizer,
         peft_config=classifier_lora_config(lora) if lora else None,
         callbacks=[FiniteGradients(), CountPasses()],

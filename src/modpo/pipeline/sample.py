@@ -12,8 +12,9 @@ from modpo.data.formats import PROMPTS
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.loading import check_layouts, load_groups, load_held_out
 from modpo.data.sources import open_rows
-from modpo.data.tokens import require_usable
+from modpo.data.tokens import require_usable, tokenize_prompt
 from modpo.experiment.sections import Experiment, SampleSection
+from modpo.models.positions import require_answerable
 from modpo.models.reference import ReferenceModel
 from modpo.scored.answers import SampleSettings, require_ours, sample_responses, write_prompts
 
@@ -36,6 +37,7 @@ def sample_experiment(experiment: Experiment) -> None:
         where=reference.where,
         template_kwargs=answered.template_kwargs,
     )
+    require_room(experiment, reference, answered)
     if prompts_path is not None:
         write_prompts(held_out, prompts_path)
     seed = experiment.seed if section.seed is None else section.seed
@@ -81,6 +83,17 @@ def held_out_prompts(experiment: Experiment) -> PromptGroups:
     if len(unanswered):
         return unanswered
     return answered.split_held_out(experiment.data.eval_prompts, experiment.data.split_seed)[1]
+
+
+def require_room(experiment: Experiment, reference: ReferenceModel, prompts: PromptGroups) -> None:
+    """Refuse answers that could be longer, with their prompt, than the model has positions.
+
+    Raises:
+        InputError: they could.
+    """
+    tokens, field = _section(experiment).max_new_tokens, "sample.max_new_tokens"
+    ids = (tokenize_prompt(group.prompt, reference.tokenizer, group.template_kwargs) for group in prompts)
+    require_answerable(prompts, ids, reference.positions, tokens, experiment.where(field), field)
 
 
 def _section(experiment: Experiment) -> SampleSection:

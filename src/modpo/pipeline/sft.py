@@ -21,6 +21,7 @@ from modpo.experiment.sections import Experiment
 from modpo.forward.packing_choice import require_fixed_rope
 from modpo.models.adapters import merged_adapters
 from modpo.models.folders import TRAINING_LOG, lora_config, require_device_dtype
+from modpo.models.positions import LOWER_MAX_LENGTH, require_readable
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.demonstrations import Demonstrations, load_demonstrations
 from modpo.pipeline.sample import held_out_prompts
@@ -134,6 +135,10 @@ def _trainer(experiment: Experiment, reference: ReferenceModel, config: SFTConfi
         callbacks=[FiniteGradients(), CountPasses()],
     )
     _say_what_was_left_out(data, trainer, config)
+    lengths = map(len, trainer.train_dataset["input_ids"])
+    require_readable(
+        lambda _: str(experiment.sft and experiment.sft.path), lengths, reference.positions, LOWER_MAX_LENGTH
+    )
     return trainer
 
 

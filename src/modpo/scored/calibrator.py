@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modpo.data.groups import PromptGroups
+from modpo.data.tokens import tokenize_prompt
 from modpo.experiment.sections import Objective
 from modpo.models.reference import Reference
 from modpo.rewards.batch import Reward, RewardBatch, answer_batch
@@ -68,8 +69,9 @@ class Calibrator:
         reward, answers = self.rewards[name], None
         if self.answers is not None and reward.scores_new_text:
             groups = groups.select(range(min(self.answers.prompts, len(groups))))
-            one = SampleSettings(responses_per_prompt=1, max_new_tokens=self.answers.max_new_tokens)
-            answers = sample_column(self.reference, groups, one, cache_dir=self.cache_dir)
+            if (tokens := self._room(groups, self.answers.max_new_tokens)) > 0:
+                one = SampleSettings(responses_per_prompt=1, max_new_tokens=tokens)
+                answers = sample_column(self.reference, groups, one, cache_dir=self.cache_dir)
 
         def fit() -> Calibration:
             if answers is None:
@@ -85,6 +87,14 @@ class Calibrator:
         found, cost = read_or_fit(self.cache_dir, identity, fit)
         costs: Costs = {CALIBRATED_ON: answers.cost} if answers else {}
         return found, {**costs, f"calibration {name}": cost}
+
+    def _room(self, groups: PromptGroups, tokens: int) -> int:
+        """Most tokens of an answer: so many, or what the longest prompt leaves of the reference's positions."""
+        positions, tokenizer = self.reference.positions, self.reference.tokenizer
+        if positions is None:
+            return tokens
+        longest = max(len(tokenize_prompt(group.prompt, tokenizer, group.template_kwargs)) for group in groups)
+        return min(tokens, positions - longest)
 
     def _fit_bradley_terry(self, objective: Objective, own: Column, pairs: Column) -> tuple[Calibration, Costs]:
         def fit() -> Calibration:

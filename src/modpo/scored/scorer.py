@@ -12,41 +12,30 @@ or another seed computes only what is really new:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modpo.base.errors import NumericError
 from modpo.base.progress import Progress, say
-from modpo.data.clock import TODAY, Clock
-from modpo.data.groups import PromptGroups, group_rows
-from modpo.data.loading import load_groups
+from modpo.data.groups import PromptGroups
 from modpo.data.prompt_group import UNNAMED
-from modpo.data.rows import rows_from_dataset, rows_from_list
 from modpo.data.text_notes import COUNTED, text_notes
 from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
 from modpo.data.tokens import identity as tokenizer_identity
-from modpo.experiment.proxy import PROXY, REWARD, is_proxied
 from modpo.experiment.sections import (
-    AUTO,
     DRAWN,
-    Experiment,
-    ModelSection,
     Objective,
-    Resolved,
-    RewardSection,
-    resolved,
 )
 from modpo.forward.packing_choice import packing_of
 from modpo.forward.packing_needs import Needs
-from modpo.models.folders import default_cache_dir
-from modpo.models.reference import LoadedModel, Reference, ReferenceModel
+from modpo.models.positions import place_in, require_embedded, require_readable
+from modpo.models.reference import Reference
 from modpo.rewards.batch import Reward, RewardContext, reward_batch
-from modpo.rewards.loading import load_reward, probe
+from modpo.rewards.loading import probe
 from modpo.scored.calibration import Calibration
 from modpo.scored.calibrator import AnswerSettings, Calibrator
 from modpo.scored.columns import Column, Row, column
@@ -55,10 +44,7 @@ from modpo.scored.equal_tokens import EqualTokens, differing, first_equal
 from modpo.scored.labels import draw_bradley_terry
 
 if TYPE_CHECKING:
-    import torch
-    from datasets import Dataset
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 GROUPS_PER_REWARD_CALL = 32
 TOKEN_FIELDS = 2  # raised whenever a row of tokens says more of the same ids
@@ -95,6 +81,7 @@ class Scorer:
         for reward in self.rewards.values():
             probe(reward, reward_batch(groups, range(min(4, len(groups)))))
         tokens = self._tokens(groups)
+        self._require_readable(groups, tokens)
         pairs = {name: self._data_pairs(groups, label_set, tokens) for name, label_set in self.label_sets.items()}
         fits = calibrations is None  # so these are not measured on, but trained on
         if fits:
@@ -140,6 +127,16 @@ class Scorer:
         _fill(tokens, "tokens", lambda indices: (_token_row(read(groups[i])) for i in indices))
         _say_what_was_lost(tokens, groups, tokenizer)
         return tokens
+
+    def _require_readable(self, groups: PromptGroups, tokens: Column) -> None:
+        """Refuse rows that the reference has no positions or no embeddings for; where none can be, none is read."""
+        positions, vocabulary = self.reference.positions, self.reference.vocabulary
+        if positions is not None and self.context.max_length > positions:
+            lengths = (len(r["prompt_ids"]) + max(map(len, r["responses_ids"])) for r in tokens.open())
+            require_readable(place_in(groups), lengths, positions)
+        if vocabulary is not None and max(self.reference.tokenizer.get_vocab().values(), default=0) >= vocabulary:
+            highest = (max(map(max, [r["prompt_ids"], *r["responses_ids"]])) for r in tokens.open())
+            require_embedded(place_in(groups), highest, vocabulary)
 
     def _data_pairs(self, groups: PromptGroups, label_set: str, tokens: Column) -> Column:
         identity = {"source": "data", "label_set": label_set, "texts": groups.fingerprint}
@@ -232,105 +229,6 @@ def _fill(target: Column, label: str, compute: Callable[[range], Iterator[Row]])
                 return target
     say(f"{label}: {target.rows} of {target.rows} prompts, in the cache")
     return target
-
-
-def load_rewards(experiment: Resolved) -> dict[str, Reward]:
-    """The scorer of every objective that has one, found and checked."""
-    return {
-        name: _load(experiment, name, objective.reward, PROXY if is_proxied(experiment, name) else REWARD)
-        for name, objective in experiment.objectives.items()
-        if objective.reward is not None
-    }
-
-
-def load_ready_rewards(experiment: Experiment) -> dict[str, Reward]:
-    """`load_rewards` without those that are still to be trained."""
-    ready = {n: o for n, o in experiment.objectives.items() if o.reward is None or o.reward.train is None}
-    return load_rewards(resolved(replace(experiment, objectives=ready)))
-
-
-def load_proxies(experiment: Experiment) -> dict[str, Reward]:
-    """The proxy of every objective that has one that is not to be trained, found and checked."""
-    return {
-        name: _load(experiment, name, objective.proxy, PROXY)
-        for name, objective in experiment.objectives.items()
-        if objective.proxy is not None and objective.proxy.train is None
-    }
-
-
-def _load(experiment: Experiment, name: str, section: RewardSection, role: str) -> Reward:
-    context, where = RewardContext.of(experiment), experiment.where(f"objectives.{name}")
-    return load_reward(section, context, where=where, name=name, field=f"objectives.{name}.{role}")
-
-
-def experiment_scorer(experiment: Experiment, reference: Reference | None = None) -> Scorer:
-    """The scorer that an experiment describes."""
-    sampled = experiment.sample is not None  # then the data are the reference's own answers
-    return Scorer(
-        reference=reference or ReferenceModel.of(experiment),
-        rewards=load_rewards(resolved(experiment)),
-        context=RewardContext.of(experiment),
-        label_sets=experiment.label_sets,
-        objectives=experiment.objectives,
-        answers=None if sampled else AnswerSettings(),
-        where=experiment.where,
-    )
-
-
-def score_experiment(experiment: Experiment) -> ScoredData:
-    """Score an experiment's training data into its cache; what is there already is kept."""
-    train, _ = load_groups(experiment)
-    return experiment_scorer(experiment).score(train)
-
-
-def score_dataset(
-    rows: Dataset | list[Row],
-    *,
-    name: str = "data set",
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    objectives: Mapping[str, Objective],
-    label_sets: Mapping[str, str],
-    max_length: int,
-    cache_dir: Path | None = None,
-    max_prompt_length: int | None = None,
-    packing: bool | str = AUTO,
-    skip_empty: bool = False,
-    template_kwargs: Mapping[str, Any] | None = None,
-    clock: Clock = TODAY,
-    autocast: torch.dtype | None = None,
-) -> Dataset:
-    """Preference rows in memory -> scored data, with `model` as the reference policy.
-
-    An objective without a reward and without pairs is a column of the rows: `chosen_<name>`, `rejected_<name>`.
-
-    Args:
-        name: what messages call the rows.
-        template_kwargs: variables of the chat template for all rows. clock: the date that the template sees.
-        autocast: the number format of mixed precision in which the model is read; None: its own.
-    """
-    sections = {
-        name: objective.reward or RewardSection(column=name)
-        for name, objective in objectives.items()
-        if objective.reward or name not in label_sets
-    }
-    columns = [section.column for section in sections.values() if section.column and section.missing == "error"]
-    section = ModelSection(str(model.config._name_or_path))
-    context = RewardContext(
-        section, cache_dir or default_cache_dir(), max_length, max_prompt_length, packing, clock=clock
-    )
-    scorer = Scorer(
-        reference=LoadedModel(model, tokenizer, clock, autocast),
-        rewards={n: load_reward(s, context, where="objectives", name=n) for n, s in sections.items()},
-        context=context,
-        label_sets={name: label_set for name, label_set in label_sets.items() if label_set != DRAWN},
-        objectives={name: objective for name, objective in objectives.items() if objective.calibration == "none"},
-    )
-    read = rows_from_list(rows, name) if isinstance(rows, list) else rows_from_dataset(rows, name)
-    groups = group_rows(read, columns=columns, skip_empty=skip_empty, template_kwargs=template_kwargs)
-    for warning in groups.warnings:
-        say(f"warning: {warning}")
-    return scorer.score(groups).dataset()
 
 
 def _token_row(group: TokenizedGroup) -> Row:

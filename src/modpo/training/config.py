@@ -82,7 +82,8 @@ class MODPOConfig(DPOConfig):
     max_prompt_length: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens; a longer prompt loses its beginning. Default: what the responses leave, half at least."
+            "help": "Tokens; a longer prompt loses its beginning. Default: prompts are kept whole, as in TRL, and rows "
+            "whose prompt fills `max_length` are left out."
         },
     )
     skip_empty: bool = field(

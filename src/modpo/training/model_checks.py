@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.progress import say_once
 from modpo.forward.low_rank import causal_lm
 from modpo.models.adapters import HEAD_FIX, HEAD_PROBLEM, adapts_head, would_adapt_head
+from modpo.models.positions import most_positions, require_embedded, require_readable, vocabulary_size
 from modpo.models.quantized import is_quantized, keep_differentiable
 
 if TYPE_CHECKING:
@@ -39,6 +41,39 @@ def require_trainable(model: PreTrainedModel | PeftModel, peft_config: PeftConfi
     if is_quantized(model) and not hasattr(model, "peft_config"):
         problem, fix = "its weights are quantised, and cannot be trained", "give `peft_config`, such as a LoraConfig"
         raise InputError(Problem("MODPOTrainer", "model", problem, fix))
+
+
+def require_readable_rows(scored: Mapping[str, Any], model: PreTrainedModel | PeftModel) -> None:
+    """Refuse scored rows that the model has no positions or no embeddings for: another model may have read them.
+
+    Args:
+        scored: by the trainer's argument; several data sets by their names.
+
+    Raises:
+        InputError: naming the first such row.
+    """
+    positions, vocabulary = most_positions(model), vocabulary_size(model)
+    for name, rows in scored.items():
+        if rows is None:
+            continue
+        if isinstance(rows, Mapping):
+            require_readable_rows({f"{name}[{part}]": of_part for part, of_part in rows.items()}, model)
+            continue
+        ids = rows.select_columns(["prompt_ids", "responses_ids"]).with_format("numpy")
+        lengths, highest = zip(*(part for batch in ids.iter(1000) for part in _extents(batch)), strict=True)
+
+        def place(i: int, name: str = name) -> str:
+            return f"{name}:row {i}"
+
+        require_readable(place, lengths, positions)
+        if vocabulary is not None:
+            require_embedded(place, highest, vocabulary)
+
+
+def _extents(batch: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """Length and highest token id of each row."""
+    for prompt, responses in zip(batch["prompt_ids"], batch["responses_ids"], strict=True):
+        yield len(prompt) + max(map(len, responses)), int(max(max(prompt), *map(max, responses)))
 
 
 def _fix(model: PreTrainedModel | PeftModel) -> str:

@@ -46,7 +46,9 @@ class RowInputs(Trainer):
 
     def _scored_later(self, rows: Any, name: str) -> Any:
         reference = self._kept_reference.at(self.model, moved=self.state.global_step > 0)
-        return self._row_scorer.scored(reference, eval_splits(rows, self.args, name), name, self.train_dataset)
+        splits = eval_splits(rows, self.args, name)
+        with self.args.main_process_first(local=False, desc="scoring"):  # the others find its columns in the cache
+            return self._row_scorer.scored(reference, splits, name, self.train_dataset)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # scored data is tokenized

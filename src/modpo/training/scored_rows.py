@@ -14,19 +14,21 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from modpo.base.errors import InputError, Problem
+from modpo.base.progress import say
 from modpo.data.clock import TODAY, Clock
 from modpo.data.prompt_group import UNNAMED
 from modpo.experiment.sections import Objective
 from modpo.forward.frozen import reference_logps
 from modpo.forward.low_rank import causal_lm
 from modpo.scored.data import PAIRS_PREFIX, REWARD_PREFIX
-from modpo.scored.scorer import score_dataset
+from modpo.scored.of_rows import score_dataset
 from modpo.training.collator import GroupCollator
 from modpo.training.config import MODPOConfig
 from modpo.training.kept_reference import OTHER_FIX, apart, rounding
 from modpo.training.splits import Split, Splits, over_splits
 from modpo.training.trl_arguments import WHERE, ArgumentValueError, Model
 
+NO_LIMIT = 1 << 30
 TOKENS = ("prompt_ids", "responses_ids")
 DECIDING = ("ref_logps", "first_equal")  # fields that, beside pairs and rewards, decide what is trained on
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by `mixed_precision`
@@ -150,9 +152,13 @@ def score_rows(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Dataset:
-    """Preference rows, tokenized and scored by the reference policy, `model`, in the number format of training."""
+    """Preference rows, tokenized and scored by the reference policy, `model`, in the number format of training.
+
+    Without `max_prompt_length` they are cut as in TRL: the end is, and a prompt that fills `max_length` is left out.
+    """
     labelled = {n: o.pairs for n, o in objectives.items() if o.pairs is not None and n in args.vector}
-    return score_dataset(
+    longest, longest_prompt = args.max_length or NO_LIMIT, args.max_prompt_length
+    scored = score_dataset(
         rows,
         name=name,
         model=model,
@@ -160,11 +166,30 @@ def score_rows(
         objectives={name: objectives.get(name, Objective(name)) for name in args.vector},
         label_sets=labelled or {args.objective or next(iter(args.vector)): UNNAMED},
         cache_dir=Path(args.cache_dir) if args.cache_dir else None,
-        max_length=args.max_length or 1 << 30,
-        max_prompt_length=args.max_prompt_length,
+        max_length=longest,
+        max_prompt_length=longest - 1 if longest_prompt is None else longest_prompt,
         packing=args.packing,
         autocast=AUTOCAST[args.mixed_precision],
         skip_empty=args.skip_empty,
         template_kwargs=args.template_kwargs,
         clock=Clock(Path(args.output_dir), writes=True) if args.output_dir else TODAY,
     )
+    return scored if longest_prompt is not None else without_filled(scored, name, longest)
+
+
+def without_filled(scored: Dataset, name: str, max_length: int) -> Dataset:
+    """The rows whose prompt leaves room for a response, where a prompt has lost its beginning only for want of any.
+
+    Raises:
+        InputError: none is left.
+    """
+    kept = [i for i, cut in enumerate(scored["prompt_truncated"]) if not cut]
+    if not kept:
+        problem, fix = f"every prompt has {max_length} tokens or more", "raise max_length, or set max_prompt_length"
+        raise InputError(Problem(name, "max_length", problem, fix))
+    if filled := len(scored) - len(kept):
+        say(
+            f"warning: {name}: {filled} prompts that fill `max_length` {max_length} are left out, as in TRL; "
+            "fix: raise max_length, or set max_prompt_length, which cuts their beginning"
+        )
+    return scored.select(kept) if filled else scored

@@ -34,6 +34,7 @@ from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward
 from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
 from modpo.forward.packability import choose_packing
+from modpo.forward.packing_needs import Needs
 from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
 from modpo.scored.calibration import Calibration
 from modpo.training.arguments import disable_functional_dropout, most_packed_tokens
@@ -46,7 +47,7 @@ from modpo.training.logs import LOSS, MeanLogs
 from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss, weighted_rewards
 from modpo.training.metrics import margin_totals, response_totals, reward_totals, total
 from modpo.training.model_card import PAPER
-from modpo.training.model_checks import require_trainable, without_router_loss
+from modpo.training.model_checks import require_readable_rows, require_trainable, without_router_loss
 from modpo.training.pair_logits import pair_logits
 from modpo.training.row_inputs import RowInputs
 from modpo.training.scored_rows import RowScorer, require_objectives
@@ -121,13 +122,17 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
         use_pad_token(tokenizer, args.pad_token)
         self._asked_packing, self._needs = args.packing, args.needs(peft_config)
-        args.packing = collator.packing = choose_packing(args.packing, policy, self._needs)
+        args.packing = choose_packing(args.packing, policy, self._needs)
+        if reference is not None and args.packing:  # one way to read both
+            args.packing = choose_packing(self._asked_packing, reference, Needs(args.max_length))
+        collator.packing = args.packing
         self._kept_reference = KeptReference(reference, peft_config, read_again)
         self._row_scorer = RowScorer(args, objectives, collator, tokenizer)
         score = partial(self._row_scorer.scored, nullcontext(policy if reference is None else reference))
         with args.main_process_first(local=False, desc="scoring"):  # the others find its columns in the cache
             train = score(train_rows, "train_dataset")
             held_out = None if eval_rows is None else score(eval_rows, "eval_dataset")
+        require_readable_rows({"train_dataset": train, "eval_dataset": held_out}, policy)
         with done_already(args, policy, peft_config, by_name=isinstance(model, str)):
             super().__init__(
                 model=policy,
