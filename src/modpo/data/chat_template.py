@@ -71,10 +71,12 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
 @lru_cache(maxsize=64)
 def template_variables(template: str) -> frozenset[str]:
     """Names that a template reads and does not set: what it can be given, and functions such as `strftime_now`."""
-    from jinja2 import Environment, TemplateError, meta
+    from jinja2 import TemplateError, meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", template))
+        sandbox = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+        tree = sandbox.parse(_GENERATION_TAG.sub("", template))
     except TemplateError:  # rendering will say what is wrong with it
         return frozenset()
     return frozenset(meta.find_undeclared_variables(tree))
