@@ -30,6 +30,7 @@ ELSEWHERE = {
     "model_init_kwargs": "model",
     "trust_remote_code": "trust_remote_code",
     "skip_empty": "data.skip_empty",
+    "chat_template_kwargs": "data.chat_template_kwargs",
 }
 
 
