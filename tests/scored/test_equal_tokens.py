@@ -15,7 +15,8 @@ from modpo.cli import main
 from modpo.experiment.sections import DRAWN, Objective, RewardSection
 from modpo.scored.equal_tokens import differing, first_equal
 from modpo.scored.of_rows import score_dataset
-from modpo.training.collator import GroupCollator, trainable_rows
+from modpo.training.collator import GroupCollator
+from modpo.training.scored_rows import trainable_rows
 from tests.kit import write_experiment, write_rows
 
 LENGTH = RewardSection(function="modpo.rewards.text:character_count")
