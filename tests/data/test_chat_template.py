@@ -248,6 +248,30 @@ def test_an_answer_is_read_without_its_end() -> None:
     assert answer_text([], ends, tokenizer) == ""
 
 
+@pytest.mark.parametrize("change", ["upper", "lower", "reverse", "truncate(9, True, '')"])
+def test_the_end_of_a_turn_is_found_where_contents_are_changed(change: str) -> None:
+    template = TEMPLATES["chatml"].replace("m.content", f"m.content | {change}")
+    tokenizer = tokenizer_for("", template)
+    assert turn_end(tokenizer).text == "<|im_end|>\n"
+    assert tokenizer.convert_ids_to_tokens(stop_ids(tokenizer, conversational=True)) == ["</s>", "<|im_end|>"]
+    made = tokenize_group(chat("yes", "no"), tokenizer, max_length=99)
+    assert [tokenizer.decode(ids)[-11:] for ids in made.responses_ids] == ["<|im_end|>\n"] * 2
+    prompt = [said("system", "Be kind."), said("user", "word " * 40)]
+    kept = tokenizer.decode(tokenize_prompt(prompt, tokenizer, longest=60))
+    assert kept.startswith(tokenizer.apply_chat_template(prompt[:1], tokenize=False))
+
+
+def test_an_answer_is_read_without_an_end_that_is_no_token() -> None:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n### End\n{% endfor %}" + ASKED
+    tokenizer = tokenizer_for("", f"{template}assistant: {{% endif %}}")
+    (trained,) = tokenize_group(chat("far"), tokenizer, max_length=99).responses_ids
+    assert tokenizer.decode(trained) == "far\n### End\n</s>"
+    ends, turn = stop_ids(tokenizer, conversational=True), turn_end(tokenizer)
+    assert answer_text(trained, ends, tokenizer, turn) == "far"
+    assert answer_text(trained, ends, tokenizer) == "far\n### End"  # plain text has no turns
+    assert answer_text(tokenizer("far, in the ### End of it")["input_ids"], ends, tokenizer, turn)[-2:] == "it"
+
+
 # --- what rows say beyond role and content ------------------------------------------------------------------
 
 
@@ -324,6 +348,19 @@ def test_several_templates_without_a_default_are_one_line() -> None:
         tokenize_group(chat("yes"), tokenizer, max_length=99)
     tokenizer.chat_template["default"] = TEMPLATES["chatml"]
     assert tokenizer.decode(tokenize_group(chat("yes"), tokenizer, max_length=99).responses_ids[0]) == "yes<|im_end|>\n"
+
+
+def test_several_templates_without_a_default_are_said_once_for_all_rows() -> None:
+    tokenizer = tokenizer_for("chatml")
+    tokenizer.chat_template = {"chat": TEMPLATES["chatml"], "tool_use": TEMPLATES["phi3"]}
+    with pytest.raises(InputError) as raised:
+        require_usable(tokenizer, conversational=True, where="model", template_kwargs={"tone": "dry"})
+    assert str(raised.value) == (
+        "model: the tokenizer has several chat templates (chat, tool_use), and none is the default; "
+        "fix: call one of them `default` in the model's folder"
+    )
+    tokenizer.chat_template |= {"default": TEMPLATES["chatml"]}
+    require_usable(tokenizer, conversational=True, where="model")
 
 
 def test_a_template_that_refuses_every_probe_says_nothing_of_ends() -> None:

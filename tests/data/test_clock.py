@@ -123,3 +123,14 @@ def test_a_damaged_date_is_refused(tmp_path: Path) -> None:
     (tmp_path / DATE_FILE).write_text("{}")
     with pytest.raises(InputError, match=r"chat_date.json:date: holds no date; fix: write"):
         Clock(tmp_path).stop(tokenizer(TODAY))
+
+
+@pytest.mark.parametrize("said", [{}, {"date_format": "%A, %-d %B %Y, day %j"}])
+def test_a_format_that_is_given_is_filled_in(said: dict[str, str], days_later: Any) -> None:
+    asks = "{{ strftime_now(date_format or '%d/%m/%y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    days_later(0)
+    moving = tokenizer(asks)
+    expected = moving.apply_chat_template(MESSAGES, tokenize=False, **said)
+    assert Clock().stop(moving).apply_chat_template(MESSAGES, tokenize=False, **said) == expected
+    days_later(1)
+    assert moving.apply_chat_template(MESSAGES, tokenize=False, **said) != expected

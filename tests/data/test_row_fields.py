@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -109,6 +111,37 @@ def test_what_has_no_effect_is_said() -> None:
 # --- content in parts ---------------------------------------------------------------------------------------
 
 
+def test_what_a_prompt_lacks_or_repeats_is_said() -> None:
+    rows = [{**PAIR, "prompt": f"Add {i} to it?", "input": f"The list {i}", "context": "Add"} for i in range(3)]
+    assert grouped(*rows, {**PAIR, "input": ""}).warnings == [
+        "3 rows have a field `input` whose text is not in their prompt: it is not trained on; "
+        "fix: write it into the prompt where it belongs there"
+    ]
+    prompt = "What is two plus two?"
+    twice = {"prompt": prompt, "chosen": f"{prompt} Four.", "rejected": f" {prompt} Five."}
+    assert grouped(twice, {**twice, "rejected": "Five."}).warnings == [
+        "1 rows have responses that begin with their prompt, which is trained on twice; fix: cut it off"
+    ]
+
+
+def test_a_pair_beside_responses_is_said() -> None:
+    row = {"prompt": "Name a colour.", "responses": ["Blue.", "Seven."], "chosen": "Blue.", "rejected": None}
+    assert grouped(row).warnings == ["1 rows have a field `chosen`, which has no effect"]
+    assert grouped({**row, "pairs": [[0, 1]]}).warnings == []
+    assert grouped({**PAIR}, format="prompts").warnings == []
+
+
+@pytest.mark.parametrize("write", [json.dumps, str, lambda said: json.dumps(said, indent=1)[:-3]])
+@pytest.mark.parametrize("row", [CHAT, WHOLE])
+def test_messages_as_text_are_refused(row: Row, write: Callable[[Any], str]) -> None:
+    with pytest.raises(
+        InputError, match=r"is a list of messages, written as text; fix: read them by json\.loads"
+    ) as raised:
+        grouped({name: write(said) for name, said in row.items()})
+    assert raised.value.problems[0].field == "prompt"
+    assert len(grouped({**PAIR, "prompt": 'Explain [{"role": "user"}] to me.'})) == 1
+
+
 def test_text_parts_are_joined() -> None:
     parts = [{"type": "text", "text": "Name a "}, {"type": "text", "text": "colour.", "image": None}]
     (group,) = grouped({**CHAT, "prompt": [{"role": "user", "content": parts}]})
@@ -183,6 +216,14 @@ def test_a_question_beside_rows_without_a_prompt_is_refused(name: str) -> None:
     asked = {side: f"Human: What is 2 + 2?\n\nAssistant: {row[side]}" for side in ("chosen", "rejected")}
     assert len(grouped({**asked, name: "What is 2 + 2?"})) == 1
     assert grouped({**WHOLE, name: "asked otherwise"})[0].prompt == [USER]
+
+
+def test_sharegpt_rows_are_told_their_format() -> None:
+    row = {"conversations": [{"from": "human", "value": "Name a colour."}]}
+    row |= {side: {"from": "gpt", "value": side} for side in ("chosen", "rejected")}
+    with pytest.raises(InputError, match=r"conversations: .*; fix: read the rows as `format: sharegpt`"):
+        grouped(row)
+    assert len(grouped(row, format="sharegpt")) == 1
 
 
 def test_alpaca_rows_are_told_what_to_rename() -> None:

@@ -6,6 +6,7 @@ A template is a program that the model brings. What it does with a conversation 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from modpo.data.prompt_group import Message
 from modpo.experiment.chat_settings import FIELD
 
 if TYPE_CHECKING:
+    from jinja2.nodes import Template
     from transformers import PreTrainedTokenizerBase
 
 # Contents of the probes, which no template writes by itself, and which look like any word.
 QUESTION, ANSWER = "Questionword", "Answerword"
+OTHER = "Replyingly"  # shares with ANSWER no letter at any place: what both renderings have in common is the template's
 _GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # transformers' own, unknown to Jinja
 
 
@@ -72,14 +75,19 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
 def template_variables(template: str) -> frozenset[str]:
     """Names that a template reads and does not set: what it can be given, and functions such as `strftime_now`."""
     from jinja2 import TemplateError, meta
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     try:
-        sandbox = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
-        tree = sandbox.parse(_GENERATION_TAG.sub("", template))
+        return frozenset(meta.find_undeclared_variables(parsed(template)))
     except TemplateError:  # rendering will say what is wrong with it
         return frozenset()
-    return frozenset(meta.find_undeclared_variables(tree))
+
+
+def parsed(template: str) -> Template:
+    """A template's syntax tree, a `jinja2.TemplateError` where it has none."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    sandbox = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    return sandbox.parse(_GENERATION_TAG.sub("", template))
 
 
 # --- where a turn ends --------------------------------------------------------------------------------------
@@ -100,6 +108,9 @@ class TurnEnd:
     tokens: dict[int, str] = field(default_factory=dict)
 
 
+PLAIN = TurnEnd()  # of plain text: nothing but end-of-text ends it
+
+
 def turn_end(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any] | None = None) -> TurnEnd:
     """Where turns end in the tokenizer's chat template, found by rendering. Empty if it refuses the probes."""
     spellings = tuple(sorted(tokenizer.special_tokens_map.items(), key=str))
@@ -110,19 +121,28 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, A
 @lru_cache(maxsize=32)
 def _turn_end(tokenizer: PreTrainedTokenizerBase, template: str, spellings: str, kwargs: str) -> TurnEnd:
     """`turn_end`; `template`, `spellings` and `kwargs` are all that its renderings depend on."""
-    conversation = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
-    for probe in (conversation, [{"role": "system", "content": "Be brief."}, *conversation]):
+    for system in ([], [{"role": "system", "content": "Be brief."}]):
         try:
-            whole, asked = (
-                render_chat(probe, tokenizer, "", template_kwargs=json.loads(kwargs), add_generation_prompt=asked)
-                for asked in (False, True)
+            whole, other, asked = (
+                render_chat(
+                    [*system, {"role": "user", "content": QUESTION}, {"role": "assistant", "content": answer}],
+                    tokenizer,
+                    "",
+                    template_kwargs=json.loads(kwargs),
+                    add_generation_prompt=asking,
+                )
+                for answer, asking in ((ANSWER, False), (OTHER, False), (ANSWER, True))
             )
         except InputError:
             continue
-        before, found, tail = whole.rpartition(ANSWER)
-        if found:
+        if whole != other:  # else it leaves out the answer
+            before, tail = os.path.commonprefix([whole, other]), _common_end(whole, other)  # noqa: RUF071 (any texts)
             return _analysed(before.rpartition(QUESTION)[2], tail, tokenizer, ignores_asking=whole == asked)
     return TurnEnd()
+
+
+def _common_end(a: str, b: str) -> str:
+    return os.path.commonprefix([a[::-1], b[::-1]])[::-1]  # noqa: RUF071 (it is of any texts)
 
 
 def _analysed(between: str, tail: str, tokenizer: PreTrainedTokenizerBase, *, ignores_asking: bool) -> TurnEnd:
@@ -168,5 +188,5 @@ def stop_ids(
     Args:
         own: what the model's generation settings name, see `modpo.models.reference`.
     """
-    turn = turn_end(tokenizer, template_kwargs) if conversational else TurnEnd()
+    turn = turn_end(tokenizer, template_kwargs) if conversational else PLAIN
     return sorted({tokenizer.eos_token_id, *turn.tokens, *own})

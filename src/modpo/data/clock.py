@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import new_file
-from modpo.data.chat_template import template_variables
+from modpo.data.chat_template import parsed, template_variables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ ASKS = "strftime_now"  # transformers' function by which a template asks for the
 _OPENING = "{% macro strftime_now(format) %}{% set ns = namespace(text=format) %}"
 # A directive of strftime; `{%s` and `{%-s` begin a Jinja statement.
 _DIRECTIVE = re.compile(r"(?<!\{)%-?[A-Za-z]")
+_DIRECTIVES = [f"%{dash}{letter}" for dash in ("", "-") for letter in "aAbBcCdDeFgGhHIjklmMnpPrRSTuUVwWxXyYZ"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Clock:
         if ASKS not in template_variables(template):
             return template
         moment = datetime.combine(self.day, time())
-        used = sorted(set(_DIRECTIVE.findall(template)), key=len, reverse=True)
+        found = _DIRECTIVE.findall(template) if _writes_its_formats(template) else _DIRECTIVES
+        used = sorted(set(found), key=len, reverse=True)
         written = json.dumps({directive: moment.strftime(directive) for directive in used})
         replace = "{% for d, w in " + written + ".items() %}{% set ns.text = ns.text.replace(d, w) %}{% endfor %}"
         return f"{_OPENING}{replace}{{{{ ns.text }}}}{{% endmacro %}}\n{template}"
@@ -70,6 +72,14 @@ class Clock:
     def stop(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         """The tokenizer, or, where its template asks for the time, a copy whose template sees the clock's day."""
         return _changed(tokenizer, self.stopped)
+
+
+def _writes_its_formats(template: str) -> bool:
+    """Whether each format of a date stands in the template, where it asks: others may come from anywhere."""
+    from jinja2 import nodes
+
+    calls = [call for call in parsed(template).find_all(nodes.Call) if getattr(call.node, "name", None) == ASKS]
+    return all(call.args and isinstance(call.args[0], nodes.Const) for call in calls)
 
 
 TODAY = Clock()

@@ -47,7 +47,7 @@ def scan_rows(reader: RowReader) -> Scan:
             said = [row.prompt, row.responses, row.pairs, *([row.template_kwargs] if row.template_kwargs else [])]
             found.extend((number, prompt, content_key(said), *builder.tallies))
             split.update({prompt} if row.split and not row.conversational else ())
-            counted.update(f"rows have a field `{name}`, which has no effect" for name in row.without_effect)
+            counted.update(row.notes)
     problems.raise_any()
     return Scan(np.asarray(found).reshape(-1, 3 + len(TALLIES)), bool(conversational), split, counted)
 

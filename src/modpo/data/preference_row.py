@@ -24,7 +24,13 @@ from typing import Any
 from modpo.base.errors import InputError, Problem
 from modpo.data.content_parts import PartError, with_joined_parts
 from modpo.data.prompt_group import UNNAMED, Message, Pair, Text, plain_text
-from modpo.data.row_fields import field_troubles, fields_without_effect, question_troubles, with_system_turn
+from modpo.data.row_fields import (
+    field_troubles,
+    fields_without_effect,
+    prompt_notes,
+    question_troubles,
+    with_system_turn,
+)
 from modpo.data.rows import Row
 from modpo.experiment.chat_settings import FIELD as TEMPLATE_KWARGS
 from modpo.experiment.chat_settings import reserved
@@ -35,6 +41,8 @@ WRITE_TEXT = "write text, or a list of {role, content} messages"
 WRITE_OR_SKIP = "write text, remove the row, or set `skip_empty: true` in `data` (of MODPOConfig: skip_empty=True)"
 
 _HALF_OF_A_PAIR = re.compile(r"[\ud800-\udfff]")  # a surrogate that stands alone, as JSON's escapes can write it
+
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*(["'])(role|content|from|value)\1\s*:\s*["']""")
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,13 @@ class PreferenceRow:
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
 
     @property
-    def without_effect(self) -> list[str]:
-        """Fields that other trainers read in the loss, and none does here."""
-        return fields_without_effect(self.fields)
+    def notes(self) -> list[str]:
+        """What a user should know of the row; "rows" stands before the verb, for they are counted."""
+        found = fields_without_effect(self.fields)
+        if self.responses and not self.pairs:  # in the other layout they are no fields
+            found += [name for name in ("chosen", "rejected") if self.fields.get(name) is not None]
+        notes = [f"rows have a field `{name}`, which has no effect" for name in found]
+        return notes + ([] if self.split else prompt_notes(self.prompt, self.responses, self.fields))
 
     @property
     def conversational(self) -> bool:
@@ -254,6 +266,12 @@ def _text_troubles(read: PreferenceRow, row: Row) -> Iterator[tuple[str, str, st
         words = text if isinstance(text, str) else "".join(str(value) for message in text for value in message.values())
         if isinstance(text, str) is read.conversational:
             yield name, "is plain text in one field and a conversation in another", "use one layout for all fields"
+        if isinstance(text, str) and _MESSAGES_AS_TEXT.match(text):
+            yield (
+                name,
+                f"{text!r:.60} is a list of messages, written as text",
+                "read them by json.loads, and give the list",
+            )
         if _HALF_OF_A_PAIR.search(words):
             yield name, "holds half of a surrogate pair, which is no character", "repair the text's encoding"
         if name != "prompt":

@@ -5,7 +5,7 @@ Every other field is passed on: reward functions read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from modpo.data.prompt_group import Text, plain_text
@@ -58,11 +58,24 @@ def question_troubles(prompt: Text, row: Row) -> Iterator[Trouble]:
     for name in QUESTIONS if isinstance(prompt, str) else ():
         if not all(_stands_in(prompt, text) for text in _texts(row.get(name))):
             problem = "there is no `prompt`, and this would not be trained on otherwise"
-            yield (
-                name,
-                problem,
-                f"call the field `prompt` instead of `{name}`, or remove it if it is no part of the prompt",
-            )
+            fix = f"call the field `prompt` instead of `{name}`, or remove it if it is no part of the prompt"
+            speakers = name == "conversations" and "'from':" in str(row[name])
+            yield name, problem, "read the rows as `format: sharegpt`" if speakers else fix
+
+
+def prompt_notes(prompt: Text, responses: Sequence[Text], fields: Row) -> list[str]:
+    """What a prompt that the row gives seems to lack, or to have twice. Reward functions may mean it so: it passes."""
+    notes = [
+        f"rows have a field `{name}` whose text is not in their prompt: it is not trained on; "
+        "fix: write it into the prompt where it belongs there"
+        for name in QUESTIONS
+        if not all(_stands_in(prompt, text) for text in _texts(fields.get(name)))
+    ]
+    if isinstance(prompt, str) and len(prompt.split()) > 2 and responses:
+        opening = prompt.strip()
+        if all(isinstance(response, str) and response.lstrip().startswith(opening) for response in responses):
+            notes.append("rows have responses that begin with their prompt, which is trained on twice; fix: cut it off")
+    return notes
 
 
 def with_system_turn(prompt: Text, row: Row) -> Text:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import InputError, Problem, Problems
-from modpo.data.chat_template import QUESTION, render_chat, template_of, template_variables
+from modpo.data.chat_template import OTHER, PLAIN, QUESTION, TurnEnd, render_chat, template_of, template_variables
 from modpo.data.group_texts import GroupTexts, group_texts, prompt_text, spelled_out, unread
 from modpo.data.prompt_group import Message, PromptGroup, Text, plain_text
 from modpo.experiment.chat_settings import FIELD
@@ -176,24 +177,34 @@ def require_usable(
     if conversational and not tokenizer.chat_template:
         fix = "use an instruction-tuned model, or plain text rows"
         problems.append(Problem(where, "", "the data is conversational, the tokenizer has no chat template", fix))
+    elif conversational and not template_of(tokenizer):
+        names = ", ".join(tokenizer.chat_template)
+        problem = f"the tokenizer has several chat templates ({names}), and none is the default"
+        problems.append(Problem(where, "", problem, "call one of them `default` in the model's folder"))
     known = template_variables(template_of(tokenizer)) if conversational and tokenizer.chat_template else frozenset()
     for name in template_kwargs or {}:
         if not conversational:
             fix = "leave it out, or give conversations"
             problems.append(Problem(where, f"{FIELD}.{name}", "has no effect on plain text", fix))
-        elif tokenizer.chat_template and name not in known:
+        elif template_of(tokenizer) and name not in known:
             problem = "the chat template of the model reads no such variable"
             problems.append(Problem(where, f"{FIELD}.{name}", problem, "leave it out, or mend its name"))
     if problems:
         raise InputError(problems)
 
 
-def answer_text(ids: Sequence[int], ends: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """An answer's words: without special tokens, and without the one that ended it, which may be no special one."""
+def answer_text(
+    ids: Sequence[int], ends: Iterable[int], tokenizer: PreTrainedTokenizerBase, turn: TurnEnd = PLAIN
+) -> str:
+    """An answer's words: without special tokens, and without what ended it, which may be no special token.
+
+    Args:
+        turn: how an answer's turn ends in the chat template; of plain texts it does not.
+    """
     if ids and ids[-1] in set(ends):
         ids = ids[:-1]
-    text: str = tokenizer.decode(ids, skip_special_tokens=True)
-    return text.strip()
+    text: str = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return text if turn.tokens else text.removesuffix(turn.text.strip()).rstrip()
 
 
 # --- a prompt that is too long ------------------------------------------------------------------------------
@@ -227,8 +238,11 @@ def _newest(
     for start in range(first + 1, len(prompt)):
         if prompt[start]["role"] == "user" and len(ids) > longest:
             ids = tokenize_prompt([*prompt[:first], *prompt[start:]], tokenizer, kwargs)
-    probe = render_chat([*prompt[:first], {"role": "user", "content": QUESTION}], tokenizer, "", template_kwargs=kwargs)
-    opening = _encode([probe.partition(QUESTION)[0]], tokenizer, plain=False)[0]
+    probes = [
+        render_chat([*prompt[:first], {"role": "user", "content": content}], tokenizer, "", template_kwargs=kwargs)
+        for content in (QUESTION, OTHER)
+    ]
+    opening = _encode([os.path.commonprefix(probes)], tokenizer, plain=False)[0]  # noqa: RUF071 (it is of any texts)
     return ids, _common_prefix(ids, opening)
 
 

@@ -14,7 +14,7 @@ from modpo.data.tokens import identity as tokenizer_identity
 from modpo.experiment.sections import EvaluationSection
 from modpo.forward.policy import Policy
 from modpo.models.positions import require_answerable
-from modpo.models.reference import ReferenceModel, answer_ends
+from modpo.models.reference import ReferenceModel, answer_ends, answer_turn
 from modpo.policies.best_of_n import BestOfN
 from modpo.rewards.batch import Reward, answer_batch, check_scores
 
@@ -156,7 +156,8 @@ class Questions:
             label=f"answers of {name}",
         )
         ratios = policy.log_ratios(model, prompts_ids, [[list(ids)] for ids in answers_ids], packing=self.packing)
-        texts = [answer_text(ids, self.ends, tokenizer) for ids in answers_ids]
+        turn = answer_turn(self.reference, self.prompts)
+        texts = [answer_text(ids, self.ends, tokenizer, turn) for ids in answers_ids]
         return Answers(indices, texts, ratios, [len(ids) for ids in answers_ids])
 
     def scores(self, answers: Answers, rewards: Mapping[str, Reward]) -> dict[str, list[float]]:

@@ -27,7 +27,7 @@ from modpo.methods.point import point_parts, train_policy
 from modpo.methods.run import Maker, Run
 from modpo.models.folders import lora_config
 from modpo.models.positions import require_answerable
-from modpo.models.reference import ReferenceModel, answer_ends
+from modpo.models.reference import ReferenceModel, answer_ends, answer_turn
 from modpo.rewards.batch import answer_batch, check_scores
 from modpo.scored.calibration import Calibration
 
@@ -136,11 +136,11 @@ def reward_functions(run: Run, weights: Weights) -> list[Callable[..., list[floa
 
 def _reward_function(name: str, run: Run, calibration: Calibration, sign: float) -> Callable[..., list[float | None]]:
     reward, prompts, tokenizer = run.rewards[name], run.prompts, run.reference.tokenizer
-    ends = answer_ends(run.reference, prompts)
+    ends, turn = answer_ends(run.reference, prompts), answer_turn(run.reference, prompts)
 
     def function(completion_ids: Sequence[list[int]], **columns: Sequence[Any]) -> list[float | None]:
         """The margin reward of each answer, read as in measuring."""
-        texts = [answer_text(ids, ends, tokenizer) for ids in completion_ids]
+        texts = [answer_text(ids, ends, tokenizer, turn) for ids in completion_ids]
         batch = answer_batch([prompts[i] for i in columns[PROMPT]], texts)
         scores = check_scores(reward(batch), batch, field=name)
         return [calibration.apply(raw, sign) for raw in scores]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modpo.base.errors import InputError, Problem
-from modpo.data.chat_template import stop_ids
+from modpo.data.chat_template import PLAIN, TurnEnd, stop_ids, turn_end
 from modpo.data.clock import TODAY, Clock
 from modpo.data.groups import PromptGroups
 from modpo.experiment.sections import Experiment, ModelSection
@@ -61,6 +61,11 @@ def answer_ends(reference: Reference, prompts: PromptGroups) -> list[int]:
         template_kwargs=prompts.template_kwargs,
         own=reference.own_ends,
     )
+
+
+def answer_turn(reference: Reference, prompts: PromptGroups) -> TurnEnd:
+    """What the chat template writes behind an answer to one of the prompts."""
+    return turn_end(reference.tokenizer, prompts.template_kwargs) if prompts.conversational else PLAIN
 
 
 class ReferenceModel:

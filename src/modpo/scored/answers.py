@@ -18,7 +18,7 @@ from modpo.base.progress import say
 from modpo.data.groups import PromptGroups
 from modpo.data.tokens import answer_text, tokenize_prompt
 from modpo.data.tokens import identity as tokenizer_identity
-from modpo.models.reference import ReferenceModel, answer_ends
+from modpo.models.reference import ReferenceModel, answer_ends, answer_turn
 from modpo.scored.columns import Column, Row, column
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def _fill(reference: Reference, prompts: PromptGroups, samples: Column, settings
         say(f"samples: {len(prompts)} prompts, in the cache")
         return
     tokenizer, n, ends = reference.tokenizer, settings.responses_per_prompt, answer_ends(reference, prompts)
+    turn = answer_turn(reference, prompts)
     sampler = _sampler(reference, settings, ends)
 
     def sampled(shard: range) -> Iterator[Row]:
@@ -115,7 +116,7 @@ def _fill(reference: Reference, prompts: PromptGroups, samples: Column, settings
         label = f"samples for prompts {shard.start + 1} to {shard.stop} of {len(prompts)}"
         answers = sampler(prompts_ids, settings.seed + shard.start, label)
         for first in range(0, len(answers), n):
-            texts = [answer_text(ids, ends, tokenizer) for ids in answers[first : first + n]]
+            texts = [answer_text(ids, ends, tokenizer, turn) for ids in answers[first : first + n]]
             yield {"responses": [text for text in texts if text]}  # an empty answer teaches nothing
 
     samples.fill(sampled)
