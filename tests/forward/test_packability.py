@@ -149,3 +149,13 @@ def test_a_model_whose_adapter_was_taken_off_is_read_as_any():
 def test_lora_is_no_obstacle():
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
     assert choose_packing("auto", get_peft_model(llama(), config), Needs(100, adapters=(config,))) is True
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_adapters_that_look_for_tokens_of_a_row_are_padded(attached: bool):
+    """aLoRA acts behind its invocation tokens, of which the probe's rows have none."""
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=2, alora_invocation_tokens=[5])
+    model = get_peft_model(llama(), adapter) if attached else llama()
+    assert choose_packing("auto", model, Needs(64, adapters=() if attached else (adapter,))) is False
+    with pytest.raises(InputError, match=r"aLoRA.*fix: set `packing: false`"):
+        choose_packing(True, model, Needs(64, adapters=() if attached else (adapter,)))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from modpo.base.errors import InputError
 from modpo.base.progress import say_once
@@ -54,6 +54,31 @@ def test_a_frozen_adapter_is_refused_before_anything_is_scored(trainer: Any, tin
     with pytest.raises(InputError, match=r"nothing would be trained.*is_trainable=True"):
         trainer(frozen)
     assert not scored(tmp_path)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_prefix_tuning_is_refused_with_checkpointed_layers(
+    wrapped: bool, trainer: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    """They run again in the backward pass, and would see the prefix twice."""
+    adapter = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    given = (get_peft_model(model, adapter),) if wrapped else (model, adapter)
+    with pytest.raises(InputError, match=r"gradient_checkpointing: is True.*prefix tuning; fix: set it to False"):
+        trainer(*given, gradient_checkpointing=True)
+    assert not scored(tmp_path)
+    trainer(*given, gradient_checkpointing=False, max_steps=1).train()
+
+
+def test_virtual_tokens_take_positions_too(trainer: Any) -> None:
+    def gpt2(positions: int) -> Any:
+        sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "eos_token_id": 0, "bos_token_id": 0}
+        return AutoModelForCausalLM.from_config(GPT2Config(vocab_size=300, n_positions=positions, **sizes))
+
+    adapter = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=100)
+    with pytest.raises(InputError, match=r"model has 10 positions .*`max_length` to 10: the adapter's virtual .* 100"):
+        trainer(gpt2(110), adapter)
+    trainer(gpt2(200), adapter, max_steps=1).train()
 
 
 def test_a_frozen_model_is_refused_unless_adapters_are_added(trainer: Any, tiny_model: Path, tmp_path: Path) -> None:

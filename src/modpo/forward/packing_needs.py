@@ -48,8 +48,12 @@ class Needs:
 
 def adapter_obstacle(adapters: Iterable[PeftConfig]) -> str | None:
     """Which adapter, of those on a model or to be put on it, stands in the way."""
-    kinds = [adapter.peft_type.value for adapter in adapters if adapter.is_prompt_learning]
-    return f"its adapter ({kinds[0]}) puts tokens of its own before every row" if kinds else None
+    for adapter in adapters:
+        if adapter.is_prompt_learning:
+            return f"its adapter ({adapter.peft_type.value}) puts tokens of its own before every row"
+        if getattr(adapter, "alora_invocation_tokens", None):  # looked for in each row of `input_ids`
+            return "its adapter (aLoRA) acts behind certain tokens of a row"
+    return None
 
 
 def unpackable(config: PreTrainedConfig, reason: str) -> InputError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from peft import PeftModel
+
 from modpo.base.errors import InputError, Problem
 from modpo.base.progress import say_once
 from modpo.forward.low_rank import causal_lm
@@ -13,7 +15,7 @@ from modpo.models.positions import most_positions, require_embedded, require_rea
 from modpo.models.quantized import is_quantized, keep_differentiable
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
     from transformers import PreTrainedModel
 
     from modpo.training.config import MODPOConfig
@@ -43,21 +45,49 @@ def require_trainable(model: PreTrainedModel | PeftModel, peft_config: PeftConfi
         raise InputError(Problem("MODPOTrainer", "model", problem, fix))
 
 
-def require_readable_rows(scored: Mapping[str, Any], model: PreTrainedModel | PeftModel) -> None:
+def require_checkpointable(
+    model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None, args: MODPOConfig
+) -> None:
+    """Refuse prefix tuning with gradient checkpointing: layers that run again would see the prefix twice.
+
+    Raises:
+        InputError: both are asked for.
+    """
+    if args.gradient_checkpointing and any(
+        one.peft_type.value == "PREFIX_TUNING" for one in _adapters(model, peft_config)
+    ):
+        problem = "is True, as it is by default, and does not go with prefix tuning"
+        raise InputError(Problem("MODPOConfig", "gradient_checkpointing", problem, "set it to False"))
+
+
+def _adapters(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> list[PeftConfig]:
+    """The adapters that a model is trained with: those that act on it, or one that is still to be put on it."""
+    if peft_config is not None:
+        return [peft_config]
+    return [model.peft_config[name] for name in model.active_adapters] if isinstance(model, PeftModel) else []
+
+
+def require_readable_rows(
+    scored: Mapping[str, Any], model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None = None
+) -> None:
     """Refuse scored rows that the model has no positions or no embeddings for: another model may have read them.
 
     Args:
         scored: by the trainer's argument; several data sets by their names.
+        peft_config: of an adapter that is still to be put on the model; one of virtual tokens takes positions too.
 
     Raises:
         InputError: naming the first such row.
     """
     positions, vocabulary = most_positions(model), vocabulary_size(model)
+    virtual = sum(one.num_virtual_tokens for one in _adapters(model, peft_config) if one.is_prompt_learning)
+    positions = None if positions is None else max(positions - virtual, 0)
+    fix = "lower `max_length` to {}" + (f": the adapter's virtual tokens take {virtual}" if virtual else "")
     for name, rows in scored.items():
         if rows is None:
             continue
         if isinstance(rows, Mapping):
-            require_readable_rows({f"{name}[{part}]": of_part for part, of_part in rows.items()}, model)
+            require_readable_rows({f"{name}[{part}]": of_part for part, of_part in rows.items()}, model, peft_config)
             continue
         ids = rows.select_columns(["prompt_ids", "responses_ids"]).with_format("numpy")
         lengths, highest = zip(*(part for batch in ids.iter(1000) for part in _extents(batch)), strict=True)
@@ -65,7 +95,7 @@ def require_readable_rows(scored: Mapping[str, Any], model: PreTrainedModel | Pe
         def place(i: int, name: str = name) -> str:
             return f"{name}:row {i}"
 
-        require_readable(place, lengths, positions)
+        require_readable(place, lengths, positions, fix)
         if vocabulary is not None:
             require_embedded(place, highest, vocabulary)
 

@@ -47,7 +47,12 @@ from modpo.training.logs import LOSS, MeanLogs
 from modpo.training.loss import anchor_loss, modpo_loss, pair_logps, regression_loss, weighted_rewards
 from modpo.training.metrics import margin_totals, response_totals, reward_totals, total
 from modpo.training.model_card import PAPER
-from modpo.training.model_checks import require_readable_rows, require_trainable, without_router_loss
+from modpo.training.model_checks import (
+    require_checkpointable,
+    require_readable_rows,
+    require_trainable,
+    without_router_loss,
+)
 from modpo.training.pair_logits import pair_logits
 from modpo.training.row_inputs import RowInputs
 from modpo.training.scored_rows import RowScorer, require_objectives
@@ -117,6 +122,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
 
         policy, read_again = policy_of(model, args, quantization_config)
         require_trainable(policy, peft_config)
+        require_checkpointable(policy, peft_config, args)
         without_router_loss(policy, args)
         reference = None if ref_model is None else reference_of(ref_model, args, quantization_config)
         tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
@@ -132,7 +138,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         with args.main_process_first(local=False, desc="scoring"):  # the others find its columns in the cache
             train = score(train_rows, "train_dataset")
             held_out = None if eval_rows is None else score(eval_rows, "eval_dataset")
-        require_readable_rows({"train_dataset": train, "eval_dataset": held_out}, policy)
+        require_readable_rows({"train_dataset": train, "eval_dataset": held_out}, policy, peft_config)
         with done_already(args, policy, peft_config, by_name=isinstance(model, str)):
             super().__init__(
                 model=policy,
