@@ -241,7 +241,10 @@ def test_rewards_of_the_objective_of_the_pairs_are_said_not_to_be_read(
     assert said.count("warning: train_dataset: chosen_better and rejected_better not read") == 1
 
 
-@pytest.mark.parametrize("settings", [{"anchor": -1.0}, {"anchor": float("inf")}, {"regression_below": 1.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"anchor": -1.0}, {"anchor": float("inf")}, {"regression_below": 1.5}, {"beta": 0.0}, {"max_packed_tokens": 0}],
+)
 def test_strengths_and_weights_that_make_no_sense(config, settings: dict[str, float]):
     with pytest.raises(InputError, match=f"MODPOConfig:{next(iter(settings))}: is"):
         config(**settings)
