@@ -264,6 +264,18 @@ def test_a_model_changed_in_memory_is_no_reference_later(make, tiny_model: Path)
     assert trainer.evaluate(trainer.eval_dataset)["eval_loss"] == trainer.evaluate()["eval_loss"]
 
 
+@pytest.mark.parametrize("came_from", ["", "gone/from/here"])
+def test_a_model_that_cannot_be_read_again_is_no_reference_later(make, tiny_model: Path, came_from: str) -> None:
+    """One made in memory, or whose folder is gone: it is its rows that come too late."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.config._name_or_path = came_from
+    trainer = make(model=model, processing_class=AutoTokenizer.from_pretrained(tiny_model))
+    trainer.evaluate(Dataset.from_list(LATER))
+    trainer.train()
+    with pytest.raises(ValueError, match=r"MODPOTrainer:eval_dataset: .*; fix: give these rows as eval_dataset when"):
+        trainer.evaluate(Dataset.from_list(LATER))
+
+
 def test_precompute_ref_log_probs_reads_no_model_again(make) -> None:
     trainer = make(settings={"precompute_ref_log_probs": True})
     trainer.evaluate(Dataset.from_list(LATER))

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from modpo.base.errors import InputError, NumericError
+from modpo.base.progress import say_once
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective, RewardSection
 from modpo.scored.of_rows import score_dataset
@@ -218,7 +219,32 @@ def test_a_small_weight_of_k_is_trained_by_regression(tiny_model: Path, config, 
     assert primaries == [{0}, {0}, {REGRESSION}]
 
 
-@pytest.mark.parametrize("settings", [{"anchor": -1.0}, {"anchor": float("inf")}, {"regression_below": 1.5}])
+def test_a_regression_without_rewards_is_said_to_have_no_effect(
+    tiny_model: Path, config, scored: Dataset, capsys: pytest.CaptureFixture[str]
+):
+    said = []
+    for below, rows in ((0.5, scored), (0.7, scored), (0.7, scored.add_column("reward/better", [[0.0] * 9] * 8))):
+        say_once.cache_clear()
+        make_trainer(tiny_model, config(regression_below=below), rows)
+        said.append(capsys.readouterr().err.count("regression_below=0.7 has no effect: there is no reward of better"))
+    assert said == [0, 1, 0]
+
+
+def test_rewards_of_the_objective_of_the_pairs_are_said_not_to_be_read(
+    tiny_model: Path, config, capsys: pytest.CaptureFixture[str]
+):
+    more = {"chosen_short": 1.0, "rejected_short": 2.0}
+    for columns in ({}, {"chosen_better": 1.0, "rejected_better": 0.0}):
+        rows = [{"prompt": f"{i}: ", "chosen": "good", "rejected": "bad", **more, **columns} for i in range(3)]
+        make_trainer(tiny_model, config(), Dataset.from_list(rows))
+    said = capsys.readouterr().err
+    assert said.count("warning: train_dataset: chosen_better and rejected_better not read") == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"anchor": -1.0}, {"anchor": float("inf")}, {"regression_below": 1.5}, {"beta": 0.0}, {"max_packed_tokens": 0}],
+)
 def test_strengths_and_weights_that_make_no_sense(config, settings: dict[str, float]):
     with pytest.raises(InputError, match=f"MODPOConfig:{next(iter(settings))}: is"):
         config(**settings)

@@ -321,6 +321,22 @@ def test_train_sampling_strategy(make: Make, strategy: str) -> None:
     assert log_column(ours, "logps/chosen") == pytest.approx(log_column(theirs, "logps/chosen"), rel=1e-5)
 
 
+@pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
+def test_rows_of_like_length_can_be_read_together(make: Make, strategy: str) -> None:
+    """TRL's own rows have no lengths that transformers finds; scored ones are given theirs."""
+    trainer = make(settings={"train_sampling_strategy": strategy, "per_device_train_batch_size": 2})
+    rows = trainer.train_dataset
+    lengths = [len(row["prompt_ids"]) + max(map(len, row["responses_ids"])) for row in rows]
+    batches = list(trainer._get_train_sampler())
+    order = [i for batch in batches for i in batch] if strategy == "batch_rebalance" else batches
+    assert sorted(order) == list(range(len(rows)))
+    if strategy == "group_by_length":
+        assert lengths[order[0]] == max(lengths)
+    assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(0.693147, abs=1e-5)
+    trainer.train()
+    assert trainer.state.global_step == trainer.args.max_steps
+
+
 @pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "all weights"])
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 def test_mixed_precision_starts_at_the_reference(make: Make, lora: bool, packing: bool) -> None:

@@ -21,7 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def read_weights(
-    given: Any, objectives: Sequence[str], *, where: str, field: str = "weights", normalize: bool = False
+    given: Any, objectives: Sequence[str], *, where: str, field: str = "weights", normalize: bool | None = None
 ) -> Weights:
     """Check one preference vector and return it in the objectives' order.
 
@@ -29,7 +29,7 @@ def read_weights(
         given: mapping from objective name to weight; an objective left out has weight 0.
         objectives: the names that may occur.
         where, field: what an error names.
-        normalize: divide by the sum instead of refusing a sum other than 1.
+        normalize: divide by the sum instead of refusing a sum other than 1. None: who gives it has no such choice.
 
     Raises:
         InputError: not a mapping, an unknown name, a weight that is no finite number >= 0, a sum other than 1.
@@ -60,9 +60,8 @@ def read_weights(
         return {name: share / total for name, share in shares.items()}
     total = largest * math.fsum(shares.values())
     if abs(total - 1) > SUM_TOLERANCE:
-        raise InputError(
-            Problem(where, field, f"weights sum to {total:g}, not 1", "make them sum to 1, or set `normalize: true`")
-        )
+        fix = "make them sum to 1" + ("" if normalize is None else ", or set `normalize: true`")
+        raise InputError(Problem(where, field, f"weights sum to {total:g}, not 1", fix))
     return weights
 
 

@@ -113,10 +113,10 @@ def add_adapters(outline: PreTrainedModel, section: LoraSection, where: str) -> 
             adapted: PeftModel = get_peft_model(outline, lora_config(section))
     except ValueError as error:
         problem = f"do not fit the model: {first_line(error)}"
-        every = section.target_modules == "all-linear"
-        fix = (
-            f"{'' if every else 'set `target_modules: all-linear`, or '}name modules of this model in `target_modules`"
-        )
+        named = "name modules of this model"
+        fix = f"set `target_modules: all-linear`, or {named}"
+        if section.target_modules == "all-linear":  # some of a state-space model cannot have adapters
+            fix = f"{named} that can, such as `target_modules: [in_proj]`"
         raise InputError(Problem(where, "lora", problem, fix)) from error
     if adapts_head(adapted):
         raise InputError(Problem(where, "lora.target_modules", HEAD_PROBLEM, HEAD_FIX))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +74,20 @@ def score_dataset(
         label_sets={name: label_set for name, label_set in label_sets.items() if label_set != DRAWN},
         objectives={name: objective for name, objective in objectives.items() if objective.calibration == "none"},
     )
+    _say_what_is_not_read(rows, name, objectives.keys() - sections.keys())
     read = rows_from_list(rows, name) if isinstance(rows, list) else rows_from_dataset(rows, name)
     groups = group_rows(read, columns=columns, skip_empty=skip_empty, template_kwargs=template_kwargs)
     for warning in groups.warnings:
         say(f"warning: {warning}")
     return scorer.score(groups).dataset()
+
+
+def _say_what_is_not_read(rows: Dataset | list[Row], name: str, only_pairs: Set[str]) -> None:
+    """Tell of columns that look like rewards of objectives that are known by their pairs alone."""
+    columns = set(rows[0] if isinstance(rows, list) and rows else getattr(rows, "column_names", ()))
+    for objective in sorted(only_pairs):
+        if found := sorted({f"chosen_{objective}", f"rejected_{objective}"} & columns):
+            say(
+                f"warning: {name}: {' and '.join(found)} not read: {objective} is known by its pairs; fix: if it is to "
+                f"be known by these rewards too, give it the reward RewardSection(column={objective!r})"
+            )

@@ -130,6 +130,11 @@ class MODPOConfig(DPOConfig):
             yield Problem("MODPOConfig", "regression_below", f"is {self.regression_below}", "give a weight from 0 to 1")
         if self.packing not in (True, False, AUTO):
             yield Problem("MODPOConfig", "packing", f"is {self.packing!r}", "give True, False or 'auto'")
+        if not 0 < self.beta < math.inf:
+            yield Problem("MODPOConfig", "beta", f"is {self.beta}", "give a number above 0")
+        if self.max_packed_tokens is not None and self.max_packed_tokens < 1:
+            fix = "give a number above 0, or leave it out"
+            yield Problem("MODPOConfig", "max_packed_tokens", f"is {self.max_packed_tokens}", fix)
         if not 0 <= self.anchor < math.inf:
             yield Problem("MODPOConfig", "anchor", f"is {self.anchor}", "give a number of 0 or more")
         if self.router_aux_loss_coef:

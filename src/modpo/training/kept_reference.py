@@ -15,7 +15,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from modpo.base.errors import Problem
+from modpo.base.errors import InputError, Problem
 from modpo.forward.low_rank import causal_lm
 from modpo.training.trl_arguments import WHERE, ArgumentValueError, Model
 
@@ -89,10 +89,15 @@ class KeptReference:
         if self._read_again is None:
             problem = (
                 "Cannot compute reference log-probs for a dataset passed to `evaluate()` after training has started: "
-                "all weights were trained, and `precompute_ref_log_probs=True` asks for no second model"
+                "all weights were trained, and the model cannot be read again: it was made in memory, or "
+                "`precompute_ref_log_probs=True` asks for no second one"
             )
             raise ArgumentValueError(Problem(WHERE, "eval_dataset", problem, OTHER_FIX))
-        self._again = self._again or self._read_again()
+        try:
+            self._again = self._again or self._read_again()
+        except InputError as error:
+            problem = f"all weights were trained, and the model as it was is gone: {error.problems[0].problem}"
+            raise ArgumentValueError(Problem(WHERE, "eval_dataset", problem, OTHER_FIX)) from error
         return self._again
 
 

@@ -39,8 +39,9 @@ def policy_of(
         load = partial(
             named_model, name, args, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
-    # `precompute_ref_log_probs` asks that no second model is ever held.
-    return _on_device(policy, args), None if args.precompute_ref_log_probs else load
+    # `precompute_ref_log_probs` asks that no second model is ever held; a model made in memory comes from nowhere.
+    again = not args.precompute_ref_log_probs and policy.config._name_or_path
+    return _on_device(policy, args), load if again else None
 
 
 def reference_of(ref_model: str | Model, args: MODPOConfig, quantization_config: Any) -> Model:

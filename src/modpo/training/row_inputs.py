@@ -13,6 +13,8 @@ from modpo.training.kept_reference import KeptReference
 from modpo.training.scored_rows import RowScorer
 from modpo.training.splits import eval_splits
 
+BY_LENGTH = ("group_by_length", "batch_rebalance")  # kinds of `train_sampling_strategy`
+
 
 class RowInputs(Trainer):
     """A mixin for trainers on scored rows, to stand before TRL's trainer in the order of bases.
@@ -60,5 +62,20 @@ class RowInputs(Trainer):
         self._signature_columns = self._row_scorer.columns()  # what `remove_unused_columns` leaves
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
-        return SequentialSampler(train_dataset or self.train_dataset) if self._in_order else sampler
+        rows = train_dataset or self.train_dataset
+        if self._in_order:
+            return SequentialSampler(rows)
+        sampler: Sampler[int] | None = super()._get_train_sampler(self._with_lengths(rows))
+        return sampler
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
+        sampler: Sampler[int] | None = super()._get_eval_sampler(self._with_lengths(eval_dataset))
+        return sampler
+
+    def _with_lengths(self, rows: Dataset) -> Dataset:
+        """Rows with the tokens of each prompt with its longest response, where they are sorted by them."""
+        if self.args.train_sampling_strategy not in BY_LENGTH:
+            return rows
+        read = rows.select_columns(["prompt_ids", "responses_ids"]).with_format(None)
+        lengths = [len(row["prompt_ids"]) + max(map(len, row["responses_ids"])) for row in read]
+        return rows.add_column(self.args.length_column_name, lengths)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +14,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from modpo.base.errors import InputError, Problem
-from modpo.base.progress import say
+from modpo.base.progress import say, say_once
 from modpo.data.clock import TODAY, Clock
 from modpo.data.prompt_group import UNNAMED
+from modpo.experiment.primary import active_objectives
 from modpo.experiment.sections import Objective
 from modpo.forward.frozen import reference_logps
 from modpo.forward.low_rank import causal_lm
@@ -103,6 +104,20 @@ def require_objectives(objectives: Mapping[str, Objective], collator: GroupColla
     if missing := [n for n, o in objectives.items() if o.calibration != "none" and n not in collator.calibrations]:
         fix = "pass `calibrations=scored.calibrations`, or use `calibration: none`"
         raise InputError(Problem(WHERE, f"objectives.{missing[0]}.calibration", "was not fitted", fix))
+
+
+def say_where_nothing_is_regressed(args: MODPOConfig, columns: Container[str]) -> None:
+    """Tell of a `regression_below` that a weight is below, where an objective without a reward leaves no regression.
+
+    Args:
+        columns: of the scored data.
+    """
+    active = active_objectives(args.vector)
+    below = [name for name in active if args.vector[name] < (args.regression_below or 0)]
+    lacking = [name for name in active if REWARD_PREFIX + name not in columns]
+    if any(PAIRS_PREFIX + name in columns for name in below) and lacking:
+        problem = f"there is no reward of {', '.join(lacking)} to regress on"
+        say_once(f"warning: regression_below={args.regression_below} has no effect: {problem}; fix: give it a reward")
 
 
 def trainable_rows(rows: Dataset, collator: GroupCollator, name: str) -> Dataset:

@@ -55,7 +55,7 @@ from modpo.training.model_checks import (
 )
 from modpo.training.pair_logits import pair_logits
 from modpo.training.row_inputs import RowInputs
-from modpo.training.scored_rows import RowScorer, require_objectives
+from modpo.training.scored_rows import RowScorer, require_objectives, say_where_nothing_is_regressed
 from modpo.training.splits import eval_splits, train_split
 from modpo.training.start import ReferenceAtStart, adds_nothing
 from modpo.training.trl_arguments import given_or_default, require_arguments
@@ -158,6 +158,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         self._kept_reference.remember(self.model)
         self._prepare_model()
         say_what_has_no_effect(args, packing=bool(self.args.packing))
+        say_where_nothing_is_regressed(args, train.column_names)
         self._starts_at_reference = reference is None and adds_nothing(peft_config)
 
     def _new_collator(
