@@ -340,11 +340,14 @@ def test_rows_of_like_length_can_be_read_together(make: Make, strategy: str) -> 
 @pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "all weights"])
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 def test_mixed_precision_starts_at_the_reference(make: Make, lora: bool, packing: bool) -> None:
-    """The reference is read in the number format that the policy is read in: at step 0 nothing is won or lost."""
+    """The reference is read in the number format that the policy is read in: at step 0 nothing is won or lost.
+
+    But for rounding, where rows that are padded together are read by other kernels than one alone.
+    """
     peft_config = LoraConfig(**LORA) if lora else None
     trainer = make(settings={"bf16": True, "packing": packing, "max_steps": 1}, peft_config=peft_config)
     trainer.train()
-    assert log_column(trainer, "loss")[0] == pytest.approx(0.693147, abs=1e-5)
+    assert log_column(trainer, "loss")[0] == pytest.approx(0.693147, abs=1e-5 if packing else 1.5e-3)
 
 
 def test_what_compute_metrics_is_given_besides(make: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -123,12 +124,24 @@ def measured_rates(shape: ModelShape, dtype: str, rows: int, *, device: str) -> 
 
 
 def _seconds(operation: Callable[[], Tensor]) -> float:
-    """Seconds that one call takes, measured for about `MEASURED_SECONDS`."""
-    import torch
-    from torch.utils.benchmark import Timer
+    """Seconds that one call takes, measured for about `MEASURED_SECONDS`.
 
-    timer = Timer("operation()", globals={"operation": operation}, num_threads=torch.get_num_threads())
-    return float(timer.blocked_autorange(min_run_time=MEASURED_SECONDS).mean)
+    By hand: importing torch's own timer imports what compiles C++ with it, and that fails beside some versions of
+    setuptools.
+    """
+    import torch
+
+    def finish() -> float:
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    operation()  # the first call is slower
+    calls, start = 0, finish()
+    while time.perf_counter() - start < MEASURED_SECONDS:
+        operation()
+        calls += 1
+    return (finish() - start) / calls
 
 
 def _shape(experiment: Experiment, reference: ReferenceModel) -> ModelShape:
