@@ -49,6 +49,7 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
         "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
         "predict": ("test_dataset", "ignore_keys", "metric_key_prefix"),
         "_get_train_sampler": ("train_dataset",),
+        "_get_eval_sampler": ("eval_dataset",),
         "_set_signature_columns_if_needed": (),
         "floating_point_ops": ("inputs",),
         "_track_num_input_tokens": ("inputs",),
