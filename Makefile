@@ -50,9 +50,12 @@ reference: install
 fuzz: install
 	MODPO_FUZZ_EXAMPLES=400 $(BIN)/python -m pytest -q tests/fuzz
 
-# TRL's tests of DPOTrainer with both trainers, from a checkout of TRL: make trl TRL=../trl/tests
+# TRL's tests of DPOTrainer with both trainers, from a checkout of TRL: fetched, or make trl TRL=../trl/tests.
 .PHONY: trl
+TRL ?= .cache/trl/tests/test_dpo_trainer.py
 trl: install
+	test -e $(TRL) || git clone --quiet --depth 1 --branch v$$(sed -n 's/^trl==//p' constraints.txt) \
+		https://github.com/huggingface/trl .cache/trl
 	$(BIN)/python -m tools.trl_suite --tests $(TRL)
 
 bench: install
