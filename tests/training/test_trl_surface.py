@@ -25,8 +25,8 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer, TrlParser
 
 from modpo.base.errors import InputError
+from modpo.base.progress import say_once
 from modpo.experiment.sections import Objective
-from modpo.training import trl_settings
 from modpo.training.config import MODPOConfig
 from modpo.training.trainer import MODPOTrainer
 from modpo.training.trl_settings import REFUSED, WITHOUT_EFFECT
@@ -112,7 +112,7 @@ OTHER_VALUES = {
 @pytest.mark.parametrize("name", WITHOUT_EFFECT)
 def test_a_setting_without_effect_is_said(make: Make, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """And it has none: the losses are those without it."""
-    trl_settings._say_once.cache_clear()
+    say_once.cache_clear()
     trainer, plain = make(settings={name: OTHER_VALUES[name]}), make()
     said = capsys.readouterr().err
     assert said.count(f"warning: {name}={OTHER_VALUES[name]!r} has no effect: ") == 1
@@ -261,7 +261,7 @@ def test_pad_to_multiple_of_pads(make: Make, monkeypatch: pytest.MonkeyPatch, mu
 
 
 def test_packed_rows_have_no_padding_and_it_is_said(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    trl_settings._say_once.cache_clear()
+    say_once.cache_clear()
     make(settings={"pad_to_multiple_of": 8, "packing": True})
     assert "warning: pad_to_multiple_of=8 has no effect: packed rows have no padding" in capsys.readouterr().err
 

@@ -34,7 +34,10 @@ class GroupTexts:
 
     def shared(self, response: int) -> int:
         """How many characters of the prompt the text of a response begins with."""
-        return len(os.path.commonprefix([self.prompt, self.wholes[response]]))  # noqa: RUF071 (it is of any texts)
+        whole = self.wholes[response]
+        if whole.startswith(self.prompt):  # nearly always, and far quicker
+            return len(self.prompt)
+        return len(os.path.commonprefix([self.prompt, whole]))  # noqa: RUF071 (it is of any texts)
 
     def trained(self, response: int) -> str:
         """What stands behind those characters, without the end of the turn."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modpo.data.group_texts import group_texts, unread
 from modpo.data.prompt_group import PromptGroup, plain_text
-from modpo.data.tokens import tokenize_group, tokenize_prompt
+from modpo.data.tokens import NO_LIMIT, tokenize_group, tokenize_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,6 @@ COUNTED = (
     "responses_changed",
     "unread",
 )
-NO_LIMIT = 1 << 30
 SHOWN = 60  # characters of a text in an example
 
 

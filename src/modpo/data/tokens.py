@@ -25,6 +25,7 @@ from modpo.experiment.chat_settings import FIELD
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NO_LIMIT = 1 << 30  # tokens: more than any text has
 RULES = 2  # raised whenever this package turns the same text into other ids
 
 

@@ -16,7 +16,7 @@ from modpo.data.groups import PromptGroups
 from modpo.data.loading import load_groups
 from modpo.data.prompt_group import Pair
 from modpo.data.text_notes import COUNTED, text_notes
-from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group, tokenize_groups
+from modpo.data.tokens import NO_LIMIT, TokenizedGroup, require_usable, tokenize_group, tokenize_groups
 from modpo.evaluation.evaluate import questions_of
 from modpo.evaluation.scorers import scorer_warnings
 from modpo.experiment.primary import Margins, choose
@@ -43,7 +43,6 @@ from modpo.scored.scorer import GROUPS_PER_REWARD_CALL
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized and scored; of more, a sample
 BOUNDARY_TOKENS = 3  # shown one by one on either side of the prompt's end
-NO_LIMIT = 1 << 30
 
 
 def inspect_experiment(experiment: Experiment) -> None:

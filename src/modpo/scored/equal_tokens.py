@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 from modpo.base.errors import InputError, Problem
 from modpo.data.groups import PromptGroups
 from modpo.data.prompt_group import Pair, PromptGroup
-from modpo.data.tokens import TokenizedGroup, tokenize_group
+from modpo.data.tokens import NO_LIMIT, TokenizedGroup, tokenize_group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-NO_LIMIT = 1 << 30
 
 
 def first_equal(responses_ids: Iterable[Sequence[int]]) -> list[int]:

@@ -17,6 +17,7 @@ from modpo.base.errors import InputError, Problem
 from modpo.base.progress import say, say_once
 from modpo.data.clock import TODAY, Clock
 from modpo.data.prompt_group import UNNAMED
+from modpo.data.tokens import NO_LIMIT
 from modpo.experiment.primary import active_objectives
 from modpo.experiment.sections import Objective
 from modpo.forward.frozen import reference_logps
@@ -29,7 +30,6 @@ from modpo.training.kept_reference import OTHER_FIX, apart, rounding
 from modpo.training.splits import Split, Splits, over_splits
 from modpo.training.trl_arguments import WHERE, ArgumentValueError, Model
 
-NO_LIMIT = 1 << 30
 TOKENS = ("prompt_ids", "responses_ids")
 DECIDING = ("ref_logps", "first_equal")  # fields that, beside pairs and rewards, decide what is trained on
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by `mixed_precision`

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 def train_split(rows: Any, args: MODPOConfig) -> Split:
-    """The rows to train on. Of a stream as many as `max_steps` reads prompts.
+    """The rows to train on. Of a stream as many as `max_steps` reads prompts; rows may share some.
 
     Raises:
         ArgumentValueError: there are none, or a stream without `max_steps`.
@@ -85,6 +85,6 @@ def _taken_in(stream: IterableDataset, name: str, most: int | None = None) -> li
     rows = list(islice(stream.with_format(None), most))
     if not rows:
         raise ArgumentValueError(Problem(WHERE, name, "the stream holds no rows", "give at least one row"))
-    read = f"its first {len(rows)} rows, all that max_steps reads" if len(rows) == most else f"all its {len(rows)} rows"
+    read = f"its first {len(rows)} rows, for max_steps" if len(rows) == most else f"all its {len(rows)} rows"
     say(f"{name}: a stream, of which {read}, are taken in and scored once")
     return rows

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
 from modpo.base.errors import InputError, Problem
 from modpo.forward.low_rank import evaluating
-from modpo.forward.readings import ResponseReadings
 from modpo.training.kept_reference import apart, rounding
 
 if TYPE_CHECKING:
@@ -43,15 +43,11 @@ class ReferenceAtStart(Trainer):
         finally:
             self._starts_at_reference = False
 
-    def _read(self, model: nn.Module, inputs: dict[str, Any]) -> ResponseReadings:
-        """What the model says of a part's M responses."""
-        raise NotImplementedError
+    def require_reference_at_start(self, logps: Tensor, ref_logps: Tensor, read_again: Callable[[], Tensor]) -> None:
+        """Refuse log-probs of a part's responses, (M,), that are not those of the reference in the data, (M,).
 
-    def require_reference_at_start(self, model: nn.Module, inputs: dict[str, Any], logps: Tensor) -> None:
-        """Refuse a part whose responses' log-probs, (M,), are not those of the reference in the data.
-
-        What differs in training alone, such as dropout or noise of the embeddings, is no fault of the data: it is read
-        again without.
+        What differs in training alone, such as dropout or noise of the embeddings, is no fault of the data: the part is
+        read again without, by `read_again`.
 
         Raises:
             InputError: they are not.
@@ -59,10 +55,10 @@ class ReferenceAtStart(Trainer):
         if self.state.global_step or not self.model.training or not self._starts_at_reference:
             return
         tolerance = rounding(self._causal_lm, self.accelerator.mixed_precision)
-        if apart(logps.detach(), inputs["ref_logps"]) <= tolerance:
+        if apart(logps.detach(), ref_logps) <= tolerance:
             return
-        with torch.no_grad(), evaluating(model):
-            off = apart(self._read(model, inputs).logps, inputs["ref_logps"])
+        with torch.no_grad(), evaluating(self.model):
+            off = apart(read_again(), ref_logps)
         if off > tolerance:
             problem = f"at step 0 policy and reference should be one model, but their log-probs are {off:.1%} apart"
             fix = "score the data again with the model that training starts from"

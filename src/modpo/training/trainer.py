@@ -58,7 +58,7 @@ from modpo.training.row_inputs import RowInputs
 from modpo.training.scored_rows import RowScorer, require_objectives, say_where_nothing_is_regressed
 from modpo.training.splits import eval_splits, train_split
 from modpo.training.start import ReferenceAtStart, adds_nothing
-from modpo.training.trl_arguments import given_or_default, require_arguments
+from modpo.training.trl_arguments import Model, given_or_default, require_arguments
 from modpo.training.trl_settings import say_what_has_no_effect
 
 
@@ -128,10 +128,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
         use_pad_token(tokenizer, args.pad_token)
         self._asked_packing, self._needs = args.packing, args.needs(peft_config)
-        args.packing = choose_packing(args.packing, policy, self._needs)
-        if reference is not None and args.packing:  # one way to read both
-            args.packing = choose_packing(self._asked_packing, reference, Needs(args.max_length))
-        collator.packing = args.packing
+        args.packing = collator.packing = self._packing_of(policy, reference)
         self._kept_reference = KeptReference(reference, peft_config, read_again)
         self._row_scorer = RowScorer(args, objectives, collator, tokenizer)
         score = partial(self._row_scorer.scored, nullcontext(policy if reference is None else reference))
@@ -160,6 +157,13 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         say_what_has_no_effect(args, packing=bool(self.args.packing))
         say_where_nothing_is_regressed(args, train.column_names)
         self._starts_at_reference = reference is None and adds_nothing(peft_config)
+
+    def _packing_of(self, policy: Model, reference: Model | None) -> bool:
+        """Whether policy and reference are read packed: one way to read both."""
+        packing = choose_packing(self._asked_packing, policy, self._needs)
+        if packing and reference is not None:
+            return choose_packing(self._asked_packing, reference, Needs(self._needs.longest))
+        return packing
 
     def _new_collator(
         self, args: MODPOConfig, objectives: Mapping[str, Objective], calibrations: Mapping[str, Calibration]
@@ -257,7 +261,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         """
         readings = self._read(model, inputs)
         logps = readings.logps  # (M,)
-        self.require_reference_at_start(model, inputs, logps)
+        self.require_reference_at_start(logps, inputs["ref_logps"], lambda: self._read(model, inputs).logps)
         losses, *rewards = self._pair_losses(logps, inputs)
         if self.args.anchor:
             four = pair_logps(logps, inputs["ref_logps"], inputs["pairs"])

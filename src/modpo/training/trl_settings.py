@@ -15,7 +15,7 @@ from typing import Any
 from trl import DPOConfig
 
 from modpo.base.errors import Problem
-from modpo.base.progress import say
+from modpo.base.progress import say_once
 from modpo.training.loss import LOSS_TYPES
 
 NOT_THE_LOSS = "with another value the loss would not be MODPO's"
@@ -66,12 +66,7 @@ def say_what_has_no_effect(args: DPOConfig, *, packing: bool) -> None:
     for name, why in reasons.items():
         value = getattr(args, name)
         if value != _default(name):
-            _say_once(f"warning: {name}={value!r} has no effect: {why}")
-
-
-@cache
-def _say_once(text: str) -> None:
-    say(text)
+            say_once(f"warning: {name}={value!r} has no effect: {why}")
 
 
 @cache
