@@ -15,6 +15,7 @@ from modpo.models.positions import most_positions, require_embedded, require_rea
 from modpo.models.quantized import is_quantized, keep_differentiable
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
@@ -89,6 +90,8 @@ def require_readable_rows(
         if isinstance(rows, Mapping):
             require_readable_rows({f"{name}[{part}]": of_part for part, of_part in rows.items()}, model, peft_config)
             continue
+        if _fits(rows, positions, vocabulary):
+            continue
         ids = rows.select_columns(["prompt_ids", "responses_ids"]).with_format("numpy")
         lengths, highest = zip(*(part for batch in ids.iter(1000) for part in _extents(batch)), strict=True)
 
@@ -98,6 +101,21 @@ def require_readable_rows(
         require_readable(place, lengths, positions, fix)
         if vocabulary is not None:
             require_embedded(place, highest, vocabulary)
+
+
+def _fits(rows: Dataset, positions: int | None, vocabulary: int | None) -> bool:
+    """Whether the longest prompt with the longest response, and the highest id of all, are within bounds.
+
+    Read from the table as it lies, so a sweep's every point can ask: the rows themselves need a look only if not.
+    """
+    from pyarrow.compute import list_flatten, list_value_length
+    from pyarrow.compute import max as largest
+
+    prompts = rows.data.column("prompt_ids")
+    responses = list_flatten(rows.data.column("responses_ids"))
+    longest = sum(largest(list_value_length(ids)).as_py() or 0 for ids in (prompts, responses))
+    highest = max(largest(list_flatten(ids)).as_py() or 0 for ids in (prompts, responses))
+    return (positions is None or longest <= positions) and (vocabulary is None or highest < vocabulary)
 
 
 def _extents(batch: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
