@@ -86,9 +86,26 @@ def _chunks(positions: int, vocabulary: int) -> Sequence[slice]:
     return [slice(a, min(a + rows, positions)) for a in range(0, positions, rows)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """hidden (n, H), weight (V, H) -> logits (n, V) that nobody else holds."""
-    return wide(nn.functional.linear(hidden, weight, bias))
+class _Room:
+    """Where the logits of one chunk after the other are put: new memory for each would cost as much as its exps."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor) -> None:
+        rows, V = min(len(hidden), _rows(len(weight))), len(weight)
+        self._narrow = hidden.new_empty(rows, V)
+        self._wide = wide(self._narrow) if hidden.dtype.itemsize < 4 else self._narrow
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """hidden (n, H), weight (V, H) -> logits (n, V), float32 at least."""
+        narrow, n = self._narrow[: len(hidden)], len(hidden)
+        if bias is None:
+            torch.mm(hidden, weight.T, out=narrow)
+        else:
+            torch.addmm(bias, hidden, weight.T, out=narrow)
+        return narrow if self._wide is self._narrow else self._wide[:n].copy_(narrow)
+
+    def narrow(self, wide: Tensor) -> Tensor:
+        """(n, V) in the number format of the weights, over the logits."""
+        return wide if self._wide is self._narrow else self._narrow[: len(wide)].copy_(wide)
 
 
 class _HeadLogps(torch.autograd.Function):
@@ -108,15 +125,16 @@ class _HeadLogps(torch.autograd.Function):
         ctx.frozen = not any(ctx.needs_input_grad[1:3])
         slope = torch.empty_like(hidden) if ctx.frozen and ctx.needs_input_grad[0] else None
         found: list[tuple[Tensor, ...]] = []
+        room = _Room(hidden, weight)
         for chunk in _chunks(len(hidden), len(weight)):
-            logits, label = _logits(hidden[chunk], weight, bias), labels[chunk, None]
+            logits, label = room.logits(hidden[chunk], weight, bias), labels[chunk, None]
             largest = logits.amax(-1, keepdim=True)
             at_label = logits.gather(1, label) - largest  # (n, 1), as all that follow
             shifted = logits.sub_(largest)
             exps = shifted.exp() if readings and slope is None else shifted.exp_()
             total = exps.sum(-1, keepdim=True)
             if slope is not None:
-                probs = exps.div_(total).to(weight.dtype)
+                probs = room.narrow(exps.div_(total))
                 expected = probs @ weight  # (n, H)
                 slope[chunk] = weight[labels[chunk]] - expected
             if not readings:
@@ -143,8 +161,9 @@ class _HeadLogps(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         d_bias = torch.zeros_like(d_weight[:, 0]) if bias is not None else None
+        room = _Room(hidden, weight)
         for chunk in _chunks(len(hidden), len(weight)):
-            probs = torch.softmax(_logits(hidden[chunk], weight, bias), dim=-1)
+            probs = torch.softmax(room.logits(hidden[chunk], weight, bias), dim=-1)
             d_logits = -probs * d_logps[chunk, None]
             d_logits.scatter_add_(1, labels[chunk, None], d_logps[chunk, None].to(d_logits.dtype))
             if d_bias is not None:
