@@ -21,6 +21,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from modpo.forward.prepacked import Prepacked
 from modpo.forward.projections import Projection, project
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Together:
 
     def __init__(self, layers: list[Linear]) -> None:
         self._layers = layers
+        self._weights = [Prepacked(layer.base_layer.weight) for layer in layers]
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}  # not asked yet, by the layer's place
 
@@ -111,14 +113,14 @@ class Together:
         if not all(able):
             return {}
         As, layers = [], []
-        for layer, names in zip(self._layers, named, strict=True):
+        for layer, weight, names in zip(self._layers, self._weights, named, strict=True):
             As += [_times(layer.lora_A[name].weight, layer.scaling[name]) for name in names]
             B = _joined([layer.lora_B[name].weight for name in names], dim=1).to(dtype)
-            layers.append(Projection(layer.base_layer.weight, layer.base_layer.bias, B))
+            layers.append(Projection(weight, layer.base_layer.bias, B))
         return dict(enumerate(project(x.to(dtype), _joined(As, dim=0).to(dtype), layers)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_layers": self._layers, "_input": None, "_outputs": {}}  # what is between two calls is not copied
+        return vars(self) | {"_input": None, "_outputs": {}}  # what is between two calls is not copied
 
 
 def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
