@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from modpo.base.costs import Cost
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import MANIFEST, new_file, sha256_file, sha256_json, write_json
-from modpo.base.progress import say
+from modpo.base.progress import Progress, say
 from modpo.data.groups import PromptGroups
 from modpo.data.tokens import answer_text, tokenize_prompt
 from modpo.data.tokens import identity as tokenizer_identity
@@ -114,12 +114,15 @@ def _fill(reference: Reference, prompts: PromptGroups, samples: Column, settings
         asked = [tokenize_prompt(prompts[i].prompt, tokenizer, prompts[i].template_kwargs) for i in shard]
         prompts_ids = [ids for ids in asked for _ in range(n)]
         label = f"samples for prompts {shard.start + 1} to {shard.stop} of {len(prompts)}"
-        answers = sampler(prompts_ids, settings.seed + shard.start, label)
+        with progress.part(len(shard), spanned=True):
+            answers = sampler(prompts_ids, settings.seed + shard.start, label)
         for first in range(0, len(answers), n):
             texts = [answer_text(ids, ends, tokenizer, turn) for ids in answers[first : first + n]]
             yield {"responses": [text for text in texts if text]}  # an empty answer teaches nothing
 
-    samples.fill(sampled)
+    done = len(prompts) - sum(len(samples.groups_of(shard)) for shard in samples.missing_shards())
+    with Progress("samples", len(prompts), "prompts", done=done, spans=True) as progress:
+        samples.fill(sampled)
 
 
 def _sampler(reference: Reference, settings: SampleSettings, ends: list[int]) -> Sampler:
