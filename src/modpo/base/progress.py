@@ -87,16 +87,16 @@ class Progress(Activity):
 
     def left(self) -> float | None:
         """Seconds that it still takes, by what it has taken; None where that is not known."""
-        done, taken = self.done, time.monotonic() - self._since
-        part = self._part
+        part, now, begun = self._part, time.monotonic(), 0.0
+        done, taken = self.done, now - self._since
         if part is not None and part.spanned:
             done += part.amount * self._share_within()
         elif part is not None:
-            taken = part.started - self._since
+            begun, taken = now - part.started, part.started - self._since
         if done <= self.before or not taken:
             return None
-        left = (self.total - done) * taken / (done - self.before)
-        return left if part is None or part.spanned else max(left - (time.monotonic() - part.started), 0)
+        pace = taken / (done - self.before)
+        return (self.total - done) * pace - (min(begun, part.amount * pace) if part is not None else 0)
 
     def _share_within(self) -> float:
         inner = progress_within(self)
