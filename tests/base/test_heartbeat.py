@@ -113,7 +113,7 @@ def test_a_log_that_nobody_reads_any_more_stops_nothing():
 def test_on_a_terminal_time_passes_and_lines_stand_above(tmp_path):
     """What is printed to a file meanwhile gets there, and in the end the terminal shows nothing but lines."""
     code = (
-        'with working("reading"):\n    time.sleep(1.3)\n    say("a line")\n    print("a result")\n'
+        'with working("reading", live=True):\n    time.sleep(1.3)\n    say("a line")\n    print("a result")\n'
         'with Progress("scoring", 4, "prompts") as bar:\n    bar.advance(4)\n'
     )
     shown, out = on_terminal(code, tmp_path / "out")
@@ -137,6 +137,12 @@ def test_a_live_bar_shows_all_and_goes_with_what_it_shows(tmp_path, fails):
     assert re.search(r"scoring .*7 of 10 prompts, 0 s so far, about 0 s left, halfway", shown)
     assert ("scoring: 7 of 10 prompts, took 1 s" in shown) == (not fails)
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") >= 0
+
+
+def test_a_step_of_a_library_shows_nothing_by_itself(tmp_path):
+    """A user's own program may show something there, as transformers does where it reads a model."""
+    shown, _ = on_terminal('with working("reading"):\n    time.sleep(0.6)', tmp_path / "out")
+    assert shown == ""
 
 
 def on_terminal(code: str, out: Path) -> tuple[str, str]:

@@ -4,7 +4,7 @@
 
 Activities lie in one another. While any runs, a log gets a line whenever nothing was said for `SECONDS_BETWEEN_LINES`:
 of the innermost, and after it what is known of those around it. A terminal shows them all, live. Both are drawn by a
-thread of its own, which ends with the outermost activity; a forked process has none.
+thread of their own, which ends with the activities; a forked process has none.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ DUMB = ("", "dumb", "unknown")  # terminals that cannot draw over a line
 
 
 class Activity:
-    """Something that runs, with a name. `learns_from` sees those within it end."""
+    """Something that runs, with a name. `learns_from` sees those within it end.
+
+    Args:
+        live: a terminal shows it and those around it. Of others it shows nothing, so that a library's own bars can.
+    """
 
     total: int | None = None  # of a counted one
     done: float = 0
 
-    def __init__(self, label: str) -> None:
-        self.label = label
+    def __init__(self, label: str, *, live: bool = False) -> None:
+        self.label, self.live = label, live
         self.started = time.monotonic()
 
     @property
@@ -82,9 +86,8 @@ class Heartbeat:
         """It runs, within those that run already."""
         with self._lock:
             self.running.append(activity)
-            first = len(self.running) == 1
-        if first and not self._silent:
-            self._start()
+        if not self._silent:
+            self._start(activity)
 
     def within(self, activity: Activity) -> list[Activity]:
         """What runs within it, from the outermost to the innermost."""
@@ -99,9 +102,7 @@ class Heartbeat:
             del self.running[self.running.index(activity) :]
             for outer in self.running:
                 outer.learns_from(activity)
-            last = not self.running
-        if last:
-            self._end()
+        self._end()
 
     def beat(self, stream: TextIO) -> None:
         """Write a line if it is time for one."""
@@ -117,10 +118,13 @@ class Heartbeat:
             stream.write(f"{line}\n")  # at once: what another thread writes comes before it or behind
             stream.flush()
 
-    def _start(self) -> None:
+    def _start(self, activity: Activity) -> None:
         if sys.stderr.isatty() and os.environ.get("TERM", "") not in DUMB:
-            self._live = _live(self._drawing)
-            self._live.start()
+            if activity.live and self._live is None:
+                self._live = _live(self._drawing)
+                self._live.start()
+            return
+        if self._stop is not None:
             return
         self.heard()
         self._stop = threading.Event()
@@ -128,11 +132,12 @@ class Heartbeat:
         threading.Thread(target=self._watch, args=(self._stop, sys.stderr), name="heartbeat", daemon=True).start()
 
     def _end(self) -> None:
-        if self._live is not None:
+        if self._live is not None and not any(activity.live for activity in self.running):
             self._live.stop()
             self._live = None
-        if self._stop is not None:
+        if self._stop is not None and not self.running:
             self._stop.set()
+            self._stop = None
 
     def _watch(self, stop: threading.Event, stream: TextIO) -> None:
         with contextlib.suppress(OSError, ValueError):  # nobody reads any more, or it was closed

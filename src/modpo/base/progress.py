@@ -31,9 +31,13 @@ def say_once(text: str) -> None:
 
 
 @contextmanager
-def working(label: str) -> Iterator[None]:
-    """`with working("reading the model"):` a step that can take long and has nothing to count; also a decorator."""
-    with Activity(printable(label)):
+def working(label: str, *, live: bool = False) -> Iterator[None]:
+    """`with working("reading the model"):` a step that can take long and has nothing to count; also a decorator.
+
+    Args:
+        live: see `Activity`.
+    """
+    with Activity(printable(label), live=live):
         yield
 
 
@@ -48,7 +52,7 @@ class Progress(Activity):
     total: int
 
     def __init__(self, label: str, total: int, unit: str = "", done: float = 0, *, spans: bool = False) -> None:
-        super().__init__(printable(label))
+        super().__init__(printable(label), live=True)
         self.total, self.unit, self.done, self.spans = total, unit, done, spans
         self.before, self._since = done, self.started  # what was not worked for here, and when work began
         self._note = ""

@@ -102,7 +102,7 @@ def _run(arguments: list[str]) -> int:
     if args.run is None:
         parser.print_help(sys.stderr)
         return InputError.exit_code
-    with contextlib.nullcontext() if args.converses else working(f"modpo {args.command}"):
+    with contextlib.nullcontext() if args.converses else working(f"modpo {args.command}", live=True):
         result: int = args.run(args)
     return result
 

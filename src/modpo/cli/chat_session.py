@@ -62,7 +62,7 @@ def talk(folder: Path, settings: str | None, sampling: Sampling, *, trust_remote
     Raises:
         InputError: no front there, no such weights, or no policy at them.
     """
-    with working("getting ready"):
+    with working("modpo chat", live=True):
         steering = Steering(load_front(folder), trust_remote_code=trust_remote_code)
         weights = steering.middle()
         if settings is not None:
