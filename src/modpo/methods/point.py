@@ -90,7 +90,8 @@ def train_policy(
         return
     identity = {**parts, "model": run.reference.fingerprint}
     checkpoints = Checkpoints(work, identity, every=section.save_steps, keep=section.save_total_limit)
-    trainer = new_trainer(work)
+    with working("the trainer, made ready"):
+        trainer = new_trainer(work)
     try:
         with (
             trained(trainer, checkpoints, label) as cost,
