@@ -51,8 +51,9 @@ def test_of_what_nothing_is_known_nothing_is_said(pass_by, capsys):
     ]
 
 
-def test_what_is_expected_is_counted_down(pass_by):
+def test_what_is_expected_is_told_at_once_and_counted_down(pass_by, capsys):
     with Stages(NAMES, EXPECTED) as run, run.stage("sample"):
+        assert capsys.readouterr().err == "stage 1 of 4: sample; whole run: 0 s so far, about 10 min 10 s left\n"
         assert run.left() == 600 + DRAWING_SECONDS
         pass_by(30)
         assert run.left() == 570 + DRAWING_SECONDS

@@ -39,7 +39,7 @@ class Stages(Activity):
             f"stage {number + 1} of {len(self._names)}: {name}", self._expected.get(name), self, later
         ) as stage:
             self._stage = stage
-            say("; ".join(filter(None, (stage.label, self.outlook() if number else ""))))
+            say(f"{stage.label}; {self.outlook()}" if number or self.left() is not None else stage.label)
             yield
         self._stage = None
         if stage.worked and not stage.resumed:
