@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from modpo.base.costs import Cost
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import MANIFEST, new_file, sha256_file, sha256_json, write_json
-from modpo.base.progress import say
+from modpo.base.progress import Progress, say
 from modpo.data.groups import PromptGroups
 from modpo.data.tokens import answer_text, tokenize_prompt
 from modpo.data.tokens import identity as tokenizer_identity
@@ -144,11 +144,15 @@ def _fill(
     def sampled(shard: range) -> Iterator[Row]:
         asked = [tokenize_prompt(prompts[i].prompt, tokenizer, prompts[i].template_kwargs) for i in shard]
         label = f"samples for prompts {shard.start + 1} to {shard.stop} of {len(prompts)}"
-        for answers in sampler(asked, shard.start, label):
+        with progress.part(len(shard), spanned=True):
+            answered = sampler(asked, shard.start, label)
+        for answers in answered:
             texts = [answer_text(ids, ends, tokenizer, turn) for ids in answers]
             yield {"responses": [text for text in texts if text]}  # an empty answer teaches nothing
 
-    samples.fill(sampled)
+    done = len(prompts) - sum(len(samples.groups_of(shard)) for shard in samples.missing_shards())
+    with Progress("samples", len(prompts), "prompts", done=done, spans=True) as progress:
+        samples.fill(sampled)
 
 
 def _sampler(

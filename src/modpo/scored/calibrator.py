@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from modpo.base.progress import working
 from modpo.data.groups import PromptGroups
 from modpo.data.tokens import tokenize_prompt
 from modpo.experiment.sections import AUTO, Objective
@@ -49,6 +50,7 @@ class Calibrator:
     where: Callable[[str], str]
     packing: Packing = AUTO
 
+    @working("calibrations")
     def fit(
         self, groups: PromptGroups, rewards: Mapping[str, Column], pairs: Mapping[str, Column]
     ) -> tuple[dict[str, Calibration], Costs]:
