@@ -26,10 +26,10 @@ UNSUPPORTED_ARGUMENTS = ("sliding_window", "softcap", "position_bias", "s_aux", 
 
 
 @contextmanager
-def packed_attention(model: PreTrainedModel) -> Iterator[None]:
+def packed_attention(model: PreTrainedModel, implementation: str = IMPLEMENTATION) -> Iterator[None]:
     """Within it, `model` takes packed rows; before and after, it is what it was."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(IMPLEMENTATION)
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:
