@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 23  # logits alive at a time: 32 MiB in float32. Larger ones are new pages each time: slow.
 ROWS_OF_WEIGHTS = 2048  # of the head that are summed up at a time
