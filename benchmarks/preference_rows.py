@@ -44,7 +44,8 @@ def single_pair_rows(data: Path | None, pairs: int) -> list[Row]:
 
 
 def _first(count: int, file: Path) -> Rows:
-    return rows_from_list(open_rows(str(file))[:count], file.name)
+    rows = open_rows(str(file))
+    return rows_from_list([rows[i] for i in range(min(count, len(rows)))], file.name)
 
 
 def _length(group: Any) -> int:
