@@ -16,6 +16,8 @@ from modpo.base.text import printable
 
 __all__ = ["SECONDS_BETWEEN_LINES", "Progress", "duration", "say", "say_once", "working"]
 
+ROUNDING = 1e-6  # fractions that make a whole may miss it by so much
+
 Item = TypeVar("Item")
 
 
@@ -114,7 +116,7 @@ class Progress(Activity):
         return f"{self.label}: {self._counted()}{self._said_left()}"
 
     def _counted(self) -> str:
-        return f"{int(self.done)} of {self.total} {self.unit}".rstrip()
+        return f"{int(self.done + ROUNDING)} of {self.total} {self.unit}".rstrip()
 
     def _said_left(self) -> str:
         left = self.left()

@@ -23,7 +23,7 @@ from modpo.base.simplex import Weights
 from modpo.base.text import printable, visible
 from modpo.cli.weights_option import OPTION, read_settings
 from modpo.cli.wording import typed
-from modpo.forward.generate import bare_generation
+from modpo.forward.padded_generation import bare_generation
 from modpo.policies.steered_front import load_front
 from modpo.policies.steering import SteeredPolicy, Steering
 

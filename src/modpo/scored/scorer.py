@@ -109,8 +109,15 @@ class Scorer:
 
     @property
     def _calibrator(self) -> Calibrator:
+        context = self.context
         return Calibrator(
-            self.reference, self.rewards, self.context.cache_dir, self.objectives, self.answers, self.where
+            self.reference,
+            self.rewards,
+            context.cache_dir,
+            self.objectives,
+            self.answers,
+            self.where,
+            context.packing,
         )
 
     def _column(self, kind: str, identity: dict[str, Any], rows: int) -> Column:
