@@ -16,7 +16,7 @@ from modpo.base.text import printable
 
 __all__ = ["SECONDS_BETWEEN_LINES", "Progress", "duration", "say", "say_once", "working"]
 
-ROUNDING = 1e-6  # fractions that make a whole may miss it by so much
+ROUNDING = 1e-6  # parts of an item add up to it but for so much
 
 Item = TypeVar("Item")
 

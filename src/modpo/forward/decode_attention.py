@@ -23,6 +23,7 @@ from transformers import AttentionInterface
 
 from modpo.forward.attention import packed_attention_forward
 from modpo.forward.packing import PackedLayout
+from modpo.forward.packing_needs import unpackable
 
 IMPLEMENTATION = "modpo_decoding"
 BLOCK = 32
@@ -164,13 +165,13 @@ def decoding_attention_forward(
         (1, T, H, D_v), None.
 
     Raises:
-        ValueError: neither prompts nor answers; a layer that is called twice in one pass.
+        ValueError: neither prompts nor answers. InputError: a layer that is called twice in one pass.
     """
     if decoding is None:
         raise ValueError("attention of answers was called without what was read before")
     if packed is not None:
         if module in decoding.layers:
-            raise ValueError("the model calls one attention layer twice; fix: set `packing: false`")
+            raise unpackable(module.config, "it calls one attention layer twice in a pass")
         decoding.layers[module] = LayerCache.of_prompts(key[0], value[0], packed, answers)
         return packed_attention_forward(
             module, query, key, value, attention_mask, scaling, dropout, packed=packed, **kwargs
