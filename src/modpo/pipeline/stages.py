@@ -15,6 +15,7 @@ from modpo.base.failures import FAILED, fix_of
 from modpo.base.progress import say
 from modpo.experiment.proxy import PROXY, REWARD, by_proxies, needs_proxies
 from modpo.experiment.sections import Experiment, Resolved, RewardSection, resolved
+from modpo.models.dtype_choice import with_dtype
 from modpo.scored.answers import SAMPLE
 
 SWEEP, EVALUATE, REPORT = "sweep", "evaluate", "report"
@@ -101,6 +102,7 @@ def prepare(
         InputError, IntegrityError, NumericError: see the stages.
     """
     stages = stages_before(experiment, proxies=proxies)
+    experiment = with_dtype(experiment, writes=bool(stages))
     count = count or StageCount([stage.name for stage in stages])
     filled = experiment
     for stage in stages:

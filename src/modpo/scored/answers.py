@@ -133,7 +133,7 @@ def _sampler(reference: Reference, settings: SampleSettings, ends: list[int]) ->
 
         assert isinstance(reference, ReferenceModel)
         section = reference.section
-        policy = VllmPolicy(reference.folder, section.dtype, trust_remote_code=section.trust_remote_code)
+        policy = VllmPolicy(reference.folder, section.number_format, trust_remote_code=section.trust_remote_code)
         # Every answer has a seed of its own: those of a shard end before those of the next begin.
         return lambda prompts, seed, label: policy.generate(prompts, seed=seed * settings.responses_per_prompt, **same)
 
