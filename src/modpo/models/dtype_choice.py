@@ -54,9 +54,9 @@ def say_if_slow(experiment: Experiment, fix: str) -> None:
     dtype = experiment.model.dtype
     if FIELD not in experiment.lines or dtype not in CHOICES or (dtype == "float32" and experiment.lora is None):
         return
-    factor = matmul_speed(experiment.cache_dir).factor(dtype)
-    if factor < MUCH_SLOWER:
-        slow = f"{dtype} is {_times(factor)} as fast as {_other(dtype)} on this machine"
+    speed = matmul_speed(experiment.cache_dir)
+    if speed.factor(dtype) < MUCH_SLOWER:
+        slow = f"{dtype} is {speed.compared(dtype)} on this machine"
         say_once(f"warning: {experiment.where(FIELD)}:{FIELD}: {slow}; fix: {fix}")
 
 
@@ -76,19 +76,10 @@ def _named(experiment: AnyExperiment, dtype: str) -> AnyExperiment:
 
 
 def _said(folder: Path, dtype: str, here: MatmulSpeed) -> str:
-    factor = here.factor(dtype)
     if dtype == here.faster:
-        return f"{FIELD}: auto is {dtype} here ({_times(factor)} as fast as {_other(dtype)})"
-    slow = f"here {_other(dtype)} is {_times(1 / factor) if factor else 'many times'} as fast"
+        return f"{FIELD}: auto is {dtype} here ({here.compared(dtype)})"
+    slow = f"here {here.faster} is {here.compared(here.faster)}"
     return f"{FIELD}: auto is {dtype}, as {folder} was begun ({slow}; another `output_dir` chooses anew)"
-
-
-def _other(dtype: str) -> str:
-    return "float32" if dtype == "bfloat16" else "bfloat16"
-
-
-def _times(factor: float) -> str:
-    return f"{factor:.2g} times"
 
 
 def _kept(folder: Path) -> str | None:

@@ -43,9 +43,16 @@ class MatmulSpeed:
 
     def factor(self, dtype: str) -> float:
         """How many times as fast as in the other format it is in `dtype`, bfloat16 or float32."""
-        other = "float32" if dtype == "bfloat16" else "bfloat16"
-        slower: float = getattr(self, other)
-        return getattr(self, dtype) / slower if slower else float("inf")
+        other: float = getattr(self, _other(dtype))
+        return getattr(self, dtype) / other if other else float("inf")
+
+    def compared(self, dtype: str) -> str:
+        """How fast it is in `dtype`, in words: `2.1 times as fast as float32`."""
+        return f"{self.factor(dtype):.2g} times as fast as {_other(dtype)}"
+
+
+def _other(dtype: str) -> str:
+    return "float32" if dtype == "bfloat16" else "bfloat16"
 
 
 def matmul_speed(cache_dir: Path, where: str | None = None) -> MatmulSpeed:
