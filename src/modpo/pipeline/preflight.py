@@ -1,4 +1,5 @@
-"""What is wrong with an experiment, found before a weight is read and before anything is written.
+"""What is wrong with an experiment, found before a weight is read and before anything is written but how fast this
+machine multiplies.
 
 What stages before the sweep are still to make is left to them: answers to train on, rewards to be trained.
 """
