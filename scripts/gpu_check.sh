@@ -79,5 +79,6 @@ fi
 if [ -n "${WHEELS:-}" ]; then # the embedded model is a wheel too
     export PIP_NO_INDEX=1 PIP_FIND_LINKS="$WHEELS"
 fi
+export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" # one card: TRL's trainers refuse several in one process
 export PYTHONPATH="$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" -m benchmarks.gpu_check --seconds $((limit - SECONDS)) ${MODEL:+--model "$MODEL"} "$@"

@@ -46,12 +46,17 @@ def check(setting: Setting) -> Iterator[Row]:
     run = watched(command)
     result = f"{run.seconds:.0f} s" if run.status == 0 else f"exit {run.status}: {run.last}"[:200]
     yield judged("demo", name[:60], result, run.status == 0, seconds=run.seconds)
-    yield judged(
-        "demo", f"silent for at most {MOST_SILENCE:.0f} s", f"{run.silence:.0f} s", run.silence <= MOST_SILENCE
-    )
+    yield silence(run, setting)
     if run.status == 0:
         front = read_front(output)
         yield follows(front) if obstacle is None else points(front)
+
+
+def silence(run: Run, setting: Setting) -> Row:
+    name, text = f"silent for at most {MOST_SILENCE:.0f} s", f"{run.silence:.0f} s"
+    if setting.small:  # a machine without a card is often busy, and its start-up slow
+        return Row("demo", "longest silence", text, MEASURED, {"silence": run.silence})
+    return judged("demo", name, text, run.silence <= MOST_SILENCE, silence=run.silence)
 
 
 def without_embedded_model() -> str | None:
