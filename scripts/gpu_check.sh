@@ -21,11 +21,9 @@ stop() {
     exit 3
 }
 
-# What modpo cannot import with a Python, one line; nothing where all is there.
+# What modpo lacks in a Python, a line each, in the versions that its tests were made with.
 missing() {
     PYTHONPATH=src "$1" - <<'PY'
-import importlib.util
-import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,16 +31,19 @@ from pathlib import Path
 try:
     from packaging.requirements import Requirement
 except ImportError:
-    print("packaging")
-    raise SystemExit
+    from pip._vendor.packaging.requirements import Requirement
 project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
 wanted = project["dependencies"] + project["optional-dependencies"]["quickstart"]
+lines = Path("constraints.txt").read_text().splitlines()
+tested = dict(line.lower().split("==") for line in lines if "==" in line and not line.startswith("torch=="))
 for need in map(Requirement, wanted):
     try:
-        if not need.specifier.contains(version(need.name), prereleases=True):
-            print(need)
+        there = need.specifier.contains(version(need.name), prereleases=True)
     except PackageNotFoundError:
-        print(need)
+        there = False
+    if not there:
+        number = tested.get(need.name.lower())
+        print(f"{need.name}=={number}" if number else need)
 PY
 }
 
@@ -56,18 +57,17 @@ lacks=$(missing "$python")
 if [ -n "$lacks" ]; then
     echo "gpu_check: installing beside $python, in $work/venv: $(echo "$lacks" | tr '\n' ' ')"
     case "$lacks" in *torch\>=*) stop "its torch is too old" "install torch 2.9 or later for this machine's GPU" ;; esac
+    mkdir -p "$work"
     [ -x "$work/venv/bin/python" ] || "$python" -m venv --system-site-packages "$work/venv" ||
         stop "$python makes no virtual environment" "install its venv module, or what is missing: $lacks"
-    "$python" - >"$work/torch.txt" <<'PY'
-from importlib.metadata import version
-
-print(f"torch=={version('torch')}")
-PY
+    # Of a Python that is a virtual environment itself, `--system-site-packages` shows what lies behind it, not it.
+    "$python" -c 'import site; print(*site.getsitepackages(), sep="\n")' >"$work/beside.txt"
+    cp "$work/beside.txt" "$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+    "$python" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >"$work/torch.txt"
     from=()
     if [ -n "${WHEELS:-}" ]; then
         from=(--no-index --find-links "$WHEELS")
     fi
-    # shellcheck disable=SC2086
     echo "$lacks" >"$work/lacks.txt"
     timeout "$setup_limit" "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check "${from[@]}" \
         --constraint "$work/torch.txt" --requirement "$work/lacks.txt" ||
