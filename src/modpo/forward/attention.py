@@ -218,10 +218,10 @@ def _flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scali
 
 @lru_cache(maxsize=1)
 def _compiled(function: Any) -> Any:
-    """Compiled a few times for rows of any length, and again for another dtype, scale or number of heads, or a gradient.
+    """Compiled a few times for rows of any length, and again for other dtypes, scales, numbers of heads, or gradients.
 
-    Beyond a limit that torch sets (8), it would be run as it is, with all scores in memory: policy, reference and reward
-    models in one process may need more.
+    Beyond a limit that torch sets (8), it would be run uncompiled, with all scores in memory: policy, reference and
+    reward models in one process may need more.
     """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, FLEX_COMPILATIONS)
