@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from modpo.base import simplex
 from modpo.base.errors import InputError, ModpoError, Problem
-from modpo.base.progress import say
+from modpo.base.progress import say, working
 from modpo.base.simplex import Weights
 from modpo.base.text import printable, visible
 from modpo.cli.weights_option import OPTION, read_settings
 from modpo.cli.wording import typed
-from modpo.forward.generate import bare_generation
+from modpo.forward.padded_generation import bare_generation
 from modpo.policies.steered_front import load_front
 from modpo.policies.steering import SteeredPolicy, Steering
 
@@ -62,12 +62,13 @@ def talk(folder: Path, settings: str | None, sampling: Sampling, *, trust_remote
     Raises:
         InputError: no front there, no such weights, or no policy at them.
     """
-    steering = Steering(load_front(folder), trust_remote_code=trust_remote_code)
-    weights = steering.middle()
-    if settings is not None:
-        weights = move(weights, read_settings(settings, steering.names, OPTION), OPTION)
-    steering.source(weights)  # what cannot be steered is refused before a model is read
-    chat = Chat(SteeredPolicy(steering), weights, sampling)
+    with working("modpo chat", live=True):
+        steering = Steering(load_front(folder), trust_remote_code=trust_remote_code)
+        weights = steering.middle()
+        if settings is not None:
+            weights = move(weights, read_settings(settings, steering.names, OPTION), OPTION)
+        steering.source(weights)  # what cannot be steered is refused before a model is read
+        chat = Chat(SteeredPolicy(steering), weights, sampling)
     say(f"objectives: {', '.join(steering.names)}; /help shows what can be typed")
     chat.run()
 

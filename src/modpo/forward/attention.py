@@ -36,10 +36,10 @@ class Block:
 
 
 @contextmanager
-def packed_attention(model: PreTrainedModel) -> Iterator[None]:
+def packed_attention(model: PreTrainedModel, implementation: str = IMPLEMENTATION) -> Iterator[None]:
     """Within it, `model` takes packed rows; before and after, it is what it was."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(IMPLEMENTATION)
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:

@@ -56,13 +56,14 @@ from modpo.training.model_checks import (
 from modpo.training.pair_logits import pair_logits
 from modpo.training.row_inputs import RowInputs
 from modpo.training.scored_rows import RowScorer, require_objectives, say_where_nothing_is_regressed
+from modpo.training.signs_of_life import SignsOfLife
 from modpo.training.splits import eval_splits, train_split
 from modpo.training.start import ReferenceAtStart, adds_nothing
 from modpo.training.trl_arguments import Model, given_or_default, require_arguments
 from modpo.training.trl_settings import say_what_has_no_effect
 
 
-class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
+class MODPOTrainer(RowInputs, ReferenceAtStart, SignsOfLife, MeanLogs, DPOTrainer):
     """Train one policy for one preference vector.
 
     The arguments are TRL's, in TRL's order. What is more, or other:
