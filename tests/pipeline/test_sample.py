@@ -25,7 +25,8 @@ from modpo.forward.sampled import SamplingSettings
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.sample import held_out_prompts, sample_experiment, sample_prompts
 from modpo.pipeline.stages import prepare
-from modpo.quickstart import FAST, FULL, Size, quickstart_experiment
+from modpo.quickstart import FULL, quickstart_experiment
+from modpo.quickstart.size import FAST, Size
 from modpo.scored.answers import SampleSettings, sample_column, sample_responses, write_prompts
 from modpo.scored.columns import Column
 from tests.kit import read_rows, write_experiment, write_rows
