@@ -28,8 +28,9 @@ def main(name: str, setting: str) -> None:
         check = getattr(importlib.import_module(f"benchmarks.gpu_check.{module}"), function)
         for row in check(Setting.from_text(setting)):
             tell_row(row)
-    except ImportError as error:
-        tell_row(Row(name, "runs", f"{error.name or error} cannot be imported: {error}"[:200], MISSING))
+    except ModuleNotFoundError as error:
+        ours = str(error.name).partition(".")[0] in ("modpo", "benchmarks")
+        tell_row(Row(name, "runs", f"{error.name} is not installed"[:200], FAILED if ours else MISSING))
         raise
     except Exception as error:
         tell_row(Row(name, "runs to its end", f"{type(error).__name__}: {' '.join(str(error).split())}"[:200], FAILED))
