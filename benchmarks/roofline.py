@@ -26,6 +26,7 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks.flops import Shapes, Work, packed
+from benchmarks.peak import Peak, faster_dtype, timed
 from benchmarks.preference_rows import qa_rows
 from benchmarks.train_side import lora, settings
 from benchmarks.trl import machine
@@ -45,33 +46,7 @@ from modpo.quickstart import HERE
 
 RESULTS = Path(__file__).parent / "results" / "roofline.json"
 ANSWERS, NEW_TOKENS = 4, 48  # as in the quickstart
-PEAK_ROWS = 1024
 Between = Callable[[], None]
-
-
-class Peak:
-    """The best rate of the model's own matrix products, forward and to the input, in FLOPs a second."""
-
-    def __init__(self, shapes: Shapes, dtype: torch.dtype) -> None:
-        self._pairs = [
-            (torch.randn(PEAK_ROWS, i, dtype=dtype), torch.randn(o, i, dtype=dtype) * 0.02)
-            for i, o in sorted(shapes.products)
-            if o < 8192  # the head's outputs would not fit in any cache
-        ]
-        self.best = 0.0
-
-    def measure(self) -> None:
-        """Multiply all of them once more."""
-        for x, weight in self._pairs:
-            seconds, y = _timed(lambda x=x, w=weight: torch.nn.functional.linear(x, w))
-            back, _ = _timed(lambda y=y, w=weight: y @ w)
-            self.best = max(self.best, 2.0 * x.numel() * len(weight) / min(seconds, back))
-
-
-def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
-    result = function()
-    return time.perf_counter() - started, result
 
 
 @dataclass(frozen=True)
@@ -211,7 +186,7 @@ class Bench:
 
     @contextmanager
     def _trainer(self, rows: list[dict[str, Any]], steps: int) -> Iterator[MODPOTrainer]:
-        shared = settings(steps, str(self.folder)) | {"bf16": self.dtype == "bfloat16"}
+        shared = settings(steps, str(self.folder), self.dtype)
         prompts = len({json.dumps(row["prompt"]) for row in rows})
         args = MODPOConfig(
             weights={"preference": 1.0},
@@ -255,7 +230,7 @@ def _rounds(run: Callable[[], None]) -> Callable[[int, Between], list[float]]:
     def seconds(rounds: int, between: Between) -> list[float]:
         found = []
         for _ in range(rounds):
-            found.append(_timed(run)[0])
+            found.append(timed(run)[0])
             between()
         return found
 
@@ -288,17 +263,6 @@ def measured(bench: Bench, rounds: int, only: list[str]) -> dict[str, Any]:
             flush=True,
         )
     return stages
-
-
-def faster_dtype() -> str:
-    """The number format that this processor multiplies faster at the model's shapes."""
-    rates = {}
-    for name in ("bfloat16", "float32"):
-        peak = Peak(Shapes(((576, 1536, 0),), (1536, 576), 0, 0, 2), getattr(torch, name))
-        for _ in range(3):
-            peak.measure()
-        rates[name] = peak.best
-    return max(rates, key=lambda name: rates[name])
 
 
 def main() -> None:

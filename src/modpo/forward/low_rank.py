@@ -21,7 +21,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from modpo.forward.prepacked import Prepacked
+from modpo.forward.norms import attach_frozen_norms
 from modpo.forward.projections import Projection, project
 
 if TYPE_CHECKING:
@@ -32,13 +32,15 @@ if TYPE_CHECKING:
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
-def join_adapters(trainer: Trainer) -> None:
-    """Let a trainer's model add its active adapters up in one product, where weights can be read without a call.
+def join_products(trainer: Trainer) -> None:
+    """Let a trainer's model compute its adapters together and its frozen norms at once, where weights can be read
+    without a call.
 
     DeepSpeed and FSDP gather weights as modules are called.
     """
     if not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
         attach_joint_adapters(trainer.model)
+        attach_frozen_norms(trainer.model)
 
 
 def causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -91,7 +93,6 @@ class Together:
 
     def __init__(self, layers: list[Linear]) -> None:
         self._layers = layers
-        self._weights = [Prepacked(layer.base_layer.weight) for layer in layers]
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}  # not asked yet, by the layer's place
 
@@ -113,10 +114,10 @@ class Together:
         if not all(able):
             return {}
         As, layers = [], []
-        for layer, weight, names in zip(self._layers, self._weights, named, strict=True):
+        for layer, names in zip(self._layers, named, strict=True):
             As += [_times(layer.lora_A[name].weight, layer.scaling[name]) for name in names]
             B = _joined([layer.lora_B[name].weight for name in names], dim=1).to(dtype)
-            layers.append(Projection(weight, layer.base_layer.bias, B))
+            layers.append(Projection(layer.base_layer.weight, layer.base_layer.bias, B))
         return dict(enumerate(project(x.to(dtype), _joined(As, dim=0).to(dtype), layers)))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from modpo.forward.prepacked import Prepacked
+from torch.nn.functional import linear
 
 
 class Projection(NamedTuple):
     """One layer: W (out, in) and b (out,), frozen, and B (out, r) of its update; all in x's number format."""
 
-    weight: Prepacked
+    weight: Tensor
     bias: Tensor | None
     B: Tensor
 
@@ -32,22 +31,21 @@ def project(x: Tensor, A: Tensor, layers: list[Projection]) -> tuple[Tensor, ...
     Args:
         A: (R, in), those of all layers below one another, scaled: R is the sum of their ranks.
     """
-    flat = [item for layer in layers for item in layer]
+    flat = [tensor for layer in layers for tensor in layer]
     outputs: tuple[Tensor, ...] = _Project.apply(x.reshape(-1, x.shape[-1]), A, *flat)
     return tuple(y.view(*x.shape[:-1], -1) for y in outputs)
 
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, A: Tensor, *flat: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, A: Tensor, *flat: Tensor | None) -> tuple[Tensor, ...]:
         """x (T, in), A (R, in), then weight, bias and B of each layer -> (T, out_i) each."""
         layers = _layers(flat)
         low = x @ A.T  # (T, R)
         parts = low.split([layer.B.shape[1] for layer in layers], 1)
-        ctx.save_for_backward(x, A, low, *(layer.B for layer in layers))
-        ctx.weights = [layer.weight for layer in layers]
+        ctx.save_for_backward(x, A, low, *flat)
         return tuple(
-            layer.weight.outputs(x, layer.bias).addmm_(part, layer.B.T)
+            linear(x, layer.weight, layer.bias).addmm_(part, layer.B.T)
             for layer, part in zip(layers, parts, strict=True)
         )
 
@@ -55,16 +53,18 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """d_outputs (T, out_i) -> gradients of x (T, in), A (R, in) and each B (out_i, r_i)."""
-        x, A, low, *Bs = ctx.saved_tensors
-        d_low = torch.cat([d @ B for d, B in zip(d_outputs, Bs, strict=True)], 1)  # (T, R)
+        x, A, low, *flat = ctx.saved_tensors
+        layers = _layers(flat)
+        parts = low.split([layer.B.shape[1] for layer in layers], 1)
+        d_low = torch.cat([d @ layer.B for d, layer in zip(d_outputs, layers, strict=True)], 1)  # (T, R)
         d_flat: list[Tensor | None] = []
-        for d, part in zip(d_outputs, low.split([B.shape[1] for B in Bs], 1), strict=True):
+        for d, part in zip(d_outputs, parts, strict=True):
             d_flat += [None, None, d.T @ part]
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = d_low @ A
-            for d, weight in zip(d_outputs, ctx.weights, strict=True):
-                d_x = weight.add_inputs(d_x, d)
+            for d, layer in zip(d_outputs, layers, strict=True):
+                d_x.addmm_(d, layer.weight)
         return d_x, d_low.T @ x, *d_flat
 
 

@@ -33,7 +33,7 @@ from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective
 from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward
-from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
+from modpo.forward.low_rank import causal_lm, join_products, uncast_inputs
 from modpo.forward.packability import choose_packing
 from modpo.forward.packing_needs import Needs
 from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
@@ -186,7 +186,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, SignsOfLife, MeanLogs, DPOTraine
     def _prepare_model(self) -> None:
         """Make the model that TRL has prepared one of which log-probs are read our way."""
         self._causal_lm = causal_lm(self.model)
-        join_adapters(self)
+        join_products(self)
         if self.args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
         if self.args.packing and isinstance(self.model, PeftModel):  # its adapters may stand in the way
