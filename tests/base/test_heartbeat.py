@@ -24,14 +24,14 @@ def run(code: str, log: Path, **more: object) -> tuple[int, list[str]]:
 
 
 def test_a_call_that_takes_long_says_so_and_nothing_follows_its_end(tmp_path):
-    """`time.sleep` lets other threads run, as torch does, and comes back after 1.1 s only: five lines at most."""
+    """`time.sleep` lets other threads run, as torch does, and comes back after 1.1 s only."""
     code, lines = run(
         'with working("reading"):\n    time.sleep(1.1)\nsay("over")\ntime.sleep(0.6)\nsay("still nothing")',
         tmp_path / "log",
     )
     assert code == 0
-    assert 3 <= lines.index("over") <= 5
-    assert set(lines[: lines.index("over")]) <= {"reading: 0 s so far", "reading: 1 s so far"}
+    assert 2 <= lines.index("over") <= 8  # five on a machine that has nothing else to do
+    assert all(re.fullmatch(r"reading: \d s so far", line) for line in lines[: lines.index("over")])
     assert lines[lines.index("over") :] == ["over", "still nothing"]
 
 
@@ -48,7 +48,7 @@ def test_lines_of_two_threads_stay_whole(tmp_path):
 
 def test_stderr_that_is_diverted_within_silences_it_not(tmp_path):
     divert = 'import contextlib, io\nwith working("converting"), contextlib.redirect_stderr(io.StringIO()):\n    '
-    assert "converting: 0 s so far" in run(divert + "time.sleep(0.5)", tmp_path / "log")[1]
+    assert run(divert + "time.sleep(0.5)", tmp_path / "log")[1][0].startswith("converting: ")
 
 
 @pytest.mark.parametrize(("end", "exits"), [("raise SystemExit(3)", 3), ("os._exit(4)", 4), ("1 / 0", 1)])
@@ -56,7 +56,7 @@ def test_a_process_ends_when_it_wants_to(tmp_path, end, exits):
     """In the middle of everything, whatever it is at."""
     code, lines = run(f'with working("a"), Progress("b", 3):\n    time.sleep(0.3)\n    {end}', tmp_path / "log")
     assert code == exits
-    assert lines[0] == "b: 0 of 3, 0 s so far"
+    assert lines[0].startswith("b: 0 of 3, ")
     assert not any("Fatal" in line for line in lines)
 
 
@@ -66,7 +66,8 @@ def test_a_generator_that_is_never_finished_holds_up_no_end(tmp_path):
         tmp_path / "log",
     )
     assert code == 0
-    assert set(lines) == {"never: 0 s so far"}
+    assert lines
+    assert all(line.startswith("never: ") for line in lines)
 
 
 def test_an_interrupt_ends_it(tmp_path):
@@ -79,7 +80,7 @@ def test_an_interrupt_ends_it(tmp_path):
     )
     assert code == 0
     assert lines[-1] == "left"
-    assert lines[0] == "b: 0 of 3, 0 s so far"
+    assert lines[0].startswith("b: 0 of 3, ")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -92,7 +93,8 @@ def test_a_forked_process_keeps_quiet_and_can_speak(tmp_path):
         tmp_path / "log",
     )
     assert code == 0
-    assert {"the child speaks", "parent: 0 s so far"} <= set(lines)
+    assert "the child speaks" in lines
+    assert any(line.startswith("parent: ") for line in lines)
     assert not any(line.startswith("child") for line in lines)
 
 
@@ -117,11 +119,10 @@ def test_on_a_terminal_time_passes_and_lines_stand_above(tmp_path):
         'with Progress("scoring", 4, "prompts") as bar:\n    bar.advance(4)\n'
     )
     shown, out = on_terminal(code, tmp_path / "out")
-    assert re.search(r"reading\s+0 s so far", shown)
-    assert re.search(r"reading\s+1 s so far", shown)
+    assert len(set(re.findall(r"reading\s+(\d s so far)", shown))) > 1
     assert out == "a result\n"
     after = shown[shown.index("a line") :]
-    assert "scoring: 4 of 4 prompts, took 0 s" in after
+    assert "scoring: 4 of 4 prompts, took " in after
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") >= 0  # the cursor was hidden, then shown again
 
 
@@ -133,9 +134,9 @@ def test_a_live_bar_shows_all_and_goes_with_what_it_shows(tmp_path, fails):
         f"        assert {not fails}\nexcept AssertionError:\n    pass\n"
     )
     shown, _ = on_terminal(code, tmp_path / "out")
-    assert re.search(r"outside\s+0 s so far", shown)
-    assert re.search(r"scoring .*7 of 10 prompts, 0 s so far, about 0 s left, halfway", shown)
-    assert ("scoring: 7 of 10 prompts, took 1 s" in shown) == (not fails)
+    assert re.search(r"outside\s+\d s so far", shown)
+    assert re.search(r"scoring .*7 of 10 prompts, \d s so far, about \d s left, halfway", shown)
+    assert ("scoring: 7 of 10 prompts, took " in shown) == (not fails)
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") >= 0
 
 

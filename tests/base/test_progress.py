@@ -127,6 +127,14 @@ def test_a_fraction_of_one_is_progress(capsys, clock):
         assert capsys.readouterr().err == "answers: 0 of 2 answers, 20 s so far, about 1 min 0 s left\n"
 
 
+def test_fractions_that_make_a_whole_are_one(capsys):
+    with Progress("answers", total=1, unit="answers") as bar:
+        for _ in range(10):
+            bar.advance(0.1)
+    assert bar.done < 1
+    assert capsys.readouterr().err == "answers: 1 of 1 answers, took 0 s\n"
+
+
 def test_the_innermost_is_told_and_what_is_known_around_it(capsys, clock):
     with working("modpo sweep"), Progress("sweep", total=4, unit="points", done=1), working("reading the model"):
         clock.pass_by(20)

@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TextIO
 
 from modpo.base.errors import AGAIN, EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line
 from modpo.base.interrupts import raised
+from modpo.base.processors import limit_threads
 from modpo.base.progress import working
 from modpo.base.text import first_line, printable
 from modpo.base.version import installed_version
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one progress bar at a time: ours
+    limit_threads()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message=HARMLESS, module="peft")
     warnings.showwarning = _show_warning

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from modpo.base import simplex
 from modpo.base.errors import InputError, ModpoError, Problem
-from modpo.base.progress import say, working
+from modpo.base.progress import say
 from modpo.base.simplex import Weights
 from modpo.base.text import printable, visible
 from modpo.cli.weights_option import OPTION, read_settings
@@ -53,8 +53,8 @@ class Sampling:
             raise InputError(Problem("--max-new-tokens", "", f"is {self.max_new_tokens}", "give at least 1"))
 
 
-def talk(folder: Path, settings: str | None, sampling: Sampling, *, trust_remote_code: bool = False) -> None:
-    """Talk to the front in a folder until the input ends.
+def open_chat(folder: Path, settings: str | None, sampling: Sampling, *, trust_remote_code: bool = False) -> Chat:
+    """A conversation with the front in a folder, to be run.
 
     Args:
         settings: the weights to begin with, `positive=0.7`; None: the middle of the front.
@@ -62,15 +62,14 @@ def talk(folder: Path, settings: str | None, sampling: Sampling, *, trust_remote
     Raises:
         InputError: no front there, no such weights, or no policy at them.
     """
-    with working("modpo chat", live=True):
-        steering = Steering(load_front(folder), trust_remote_code=trust_remote_code)
-        weights = steering.middle()
-        if settings is not None:
-            weights = move(weights, read_settings(settings, steering.names, OPTION), OPTION)
-        steering.source(weights)  # what cannot be steered is refused before a model is read
-        chat = Chat(SteeredPolicy(steering), weights, sampling)
+    steering = Steering(load_front(folder), trust_remote_code=trust_remote_code)
+    weights = steering.middle()
+    if settings is not None:
+        weights = move(weights, read_settings(settings, steering.names, OPTION), OPTION)
+    steering.source(weights)  # what cannot be steered is refused before a model is read
+    chat = Chat(SteeredPolicy(steering), weights, sampling)
     say(f"objectives: {', '.join(steering.names)}; /help shows what can be typed")
-    chat.run()
+    return chat
 
 
 class Chat:

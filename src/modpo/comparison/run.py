@@ -28,6 +28,7 @@ from modpo.experiment.proxy import by_proxies, without_proxies
 from modpo.experiment.sections import ComparisonSection, Experiment, Resolved
 from modpo.front.ledger import read_ledger
 from modpo.front.schema import FILE, Front, read_front
+from modpo.models.dtype_choice import with_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.stages import check_early, prepare, run_pipeline
 
@@ -60,6 +61,7 @@ def run_comparison(experiment: Experiment, command: str) -> None:
     from modpo.methods.sweep import claim_folder
 
     check_early(experiment, measurable=True)
+    experiment = with_dtype(experiment)
     with locked(experiment.output_dir):
         claim_folder(experiment)
         remove_unfinished(experiment.output_dir)

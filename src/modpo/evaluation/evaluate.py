@@ -33,6 +33,7 @@ from modpo.front.ledger import cost_summary, write_ledger
 from modpo.front.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
 from modpo.front.schema import Estimate, FailedPoint, Front, FrontObjective, HeldOut, Point, write_front
 from modpo.methods.sweep import failures, finished_points, require_same_experiment
+from modpo.models.dtype_choice import with_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.policies.point import REFERENCE_POINT, SweptPoint
 from modpo.rewards.accuracy import held_out_accuracies
@@ -50,7 +51,7 @@ def evaluate_sweep(experiment: Experiment) -> Front:
     Raises:
         InputError: nothing is trained yet. EnvironmentFault: another process is at work on the sweep.
     """
-    experiment = resolved(experiment)
+    experiment = resolved(with_dtype(experiment, writes=False))
     require_same_experiment(experiment.asked)
     trained = list(finished_points(experiment))
     if not trained:
@@ -101,6 +102,7 @@ def require_measurable(experiment: Experiment) -> None:
             cannot be had.
     """
     _, held_out = load_groups(experiment)
+    experiment = with_dtype(experiment, writes=False)
     to_train = {n for n, o in experiment.objectives.items() if o.reward is not None and o.reward.train is not None}
     scoring = set(measuring_rewards(resolved(experiment), load_ready_rewards(experiment))) | to_train
     prompts = _measured_prompts(experiment, held_out, scoring)

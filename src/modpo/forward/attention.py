@@ -21,6 +21,7 @@ from modpo.forward.branches import Batch, Plan
 from modpo.forward.packing import PackedLayout
 
 IMPLEMENTATION = "modpo_packed"
+FLEX_COMPILATIONS = 64  # of flex attention, at most: see `_compiled`
 # Arguments of models whose attention is more than softmax(q k) v: refused, since dropping them would be silent.
 UNSUPPORTED_ARGUMENTS = ("sliding_window", "softcap", "position_bias", "s_aux", "cache")
 
@@ -187,6 +188,7 @@ def _flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scali
     """
     from torch.nn.attention.flex_attention import flex_attention
 
+    q, k = q.to(v.dtype), k.to(v.dtype)  # as in `packed_attention_forward`: the kernel multiplies one dtype only
     out = _compiled(flex_attention)(
         q, k, v, block_mask=_flex_mask(layout, q.device), scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
     )
@@ -195,6 +197,13 @@ def _flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scali
 
 @lru_cache(maxsize=1)
 def _compiled(function: Any) -> Any:
+    """Compiled a few times for rows of any length, and again for other dtypes, scales, numbers of heads, or gradients.
+
+    Beyond a limit that torch sets (8), it would be run uncompiled, with all scores in memory: policy, reference and
+    reward models in one process may need more.
+    """
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, FLEX_COMPILATIONS)
     return torch.compile(function, dynamic=True)
 
 

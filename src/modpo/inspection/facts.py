@@ -32,6 +32,7 @@ from modpo.inspection.reward_statistics import (
     reward_warnings,
 )
 from modpo.inspection.token_statistics import lengths_of, reading, token_statistics
+from modpo.models.dtype_choice import with_dtype
 from modpo.models.positions import LOWER_MAX_LENGTH, longest_of, place_in, require_readable
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
@@ -61,6 +62,7 @@ def look(experiment: Experiment) -> Inspection:
     """Gather what `inspect_experiment` shows."""
     _require_sampled(experiment)
     train, held_out = load_groups(experiment)
+    experiment = with_dtype(experiment, writes=False)
     rewards = quick_rewards(experiment.objectives, load_ready_rewards(experiment))
     reference = ReferenceModel.of(experiment, writes=False)
     experiment = expected_packing(experiment, reference)

@@ -33,7 +33,7 @@ from modpo.experiment.proxy import without_proxies
 from modpo.experiment.sections import Experiment, resolved
 from modpo.forward.packing_choice import with_packing
 from modpo.methods.run import Run, maker
-from modpo.models.folders import require_device_dtype
+from modpo.models.dtype_choice import with_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.policies.point import SweptPoint
 from modpo.scored.of_experiment import experiment_scorer
@@ -94,8 +94,7 @@ def _started(experiment: Experiment, output: Path | None = None) -> Iterator[Run
     Args:
         output: a folder of its own; None: the sweep's.
     """
-    experiment = resolved(experiment)
-    require_device_dtype(experiment)
+    experiment = resolved(with_dtype(experiment))
     train, _ = load_groups(experiment)
     if output is not None:
         require_free(output)

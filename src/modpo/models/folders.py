@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modpo.base.errors import EnvironmentFault, InputError, Problem
+from modpo.base.errors import InputError, Problem
 from modpo.base.files import sha256_file
 from modpo.base.progress import say, working
 from modpo.base.text import first_line
-from modpo.experiment.sections import Experiment, LoraSection, ModelSection
+from modpo.experiment.sections import LoraSection, ModelSection
 from modpo.models.quantized import keep_differentiable, require_quantizer
 
 if TYPE_CHECKING:
@@ -311,10 +311,3 @@ def save_policy(model: PreTrainedModel | PeftModel, folder: Path) -> None:
         if isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder)
-
-
-def require_device_dtype(experiment: Experiment) -> None:
-    """Refuse a number format that this machine's device cannot train in."""
-    if experiment.model.dtype == "float16" and device() == "cpu":
-        where = experiment.where("model")
-        raise EnvironmentFault(f"{where}:dtype: float16 does not train on a CPU; fix: use bfloat16 or float32")

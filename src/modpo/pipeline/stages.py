@@ -16,6 +16,7 @@ from modpo.base.failures import FAILED, fix_of
 from modpo.base.progress import working
 from modpo.experiment.proxy import PROXY, REWARD, by_proxies, needs_proxies
 from modpo.experiment.sections import Experiment, Resolved, RewardSection, resolved
+from modpo.models.dtype_choice import with_dtype
 from modpo.pipeline.run import EVALUATE, REPORT, SWEEP, Stages
 from modpo.scored.answers import SAMPLE
 
@@ -96,6 +97,7 @@ def prepare(
         InputError, IntegrityError, NumericError: see the stages.
     """
     stages = stages_before(experiment, proxies=proxies)
+    experiment = with_dtype(experiment, writes=bool(stages))
     filled = experiment
     with nullcontext(run) if run else Stages([stage.name for stage in stages]) as run:
         for stage in stages:

@@ -8,6 +8,7 @@ from modpo.base.progress import say, working
 from modpo.data.groups import group_rows
 from modpo.data.sources import open_rows
 from modpo.experiment.sections import Experiment
+from modpo.models.dtype_choice import with_dtype
 from modpo.quickstart.plan import make_plan
 from modpo.quickstart.rates import measure_rates
 from modpo.quickstart.size import FULL, Rates, Size
@@ -37,7 +38,7 @@ def run_quickstart(output: Path, *, separate: bool = False, fast: bool = False, 
 
 def _rates(output: Path) -> Rates:
     """This machine's, measured with the full experiment's model and prompts."""
-    experiment = quickstart_experiment(output, FULL)
+    experiment = with_dtype(quickstart_experiment(output, FULL), writes=False)
     with working("measuring this machine"):
         return measure_rates(experiment, group_rows(open_rows(str(PROMPTS)), format="prompts"))
 

@@ -51,7 +51,7 @@ class ClassifierReward:
         """
         self.name, self._section = name, section
         self._where, self._field = where, field
-        self._dtype = section.dtype or context.model.dtype
+        self._dtype = section.dtype or context.model.number_format
         if section.load_in_8bit:
             _require_8bit(f"{where}:{self._field}.load_in_8bit")
         model = replace(context.model, model_name_or_path=section.reward_model or "", revision=None)

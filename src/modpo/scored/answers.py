@@ -166,7 +166,7 @@ def _sampler(
 
         assert isinstance(reference, ReferenceModel)
         section = reference.section
-        policy = VllmPolicy(reference.folder, section.dtype, trust_remote_code=section.trust_remote_code)
+        policy = VllmPolicy(reference.folder, section.number_format, trust_remote_code=section.trust_remote_code)
         return lambda prompts, first, label: policy.generate(prompts, replace(asked, first_prompt=first))
 
     from modpo.forward.generate import generate

@@ -28,6 +28,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from trl import DPOTrainer
 
 from modpo.base.errors import NumericError
+from modpo.base.processors import say_if_too_many_threads
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective
 from modpo.forward.attention import packed_attention
@@ -121,11 +122,11 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, SignsOfLife, MeanLogs, DPOTraine
         train_rows = train_split(train_dataset, args)
         eval_rows = None if eval_dataset is None else eval_splits(eval_dataset, args)
 
-        policy, read_again = policy_of(model, args, quantization_config)
+        policy, read_again = policy_of(model, args, quantization_config, peft_config)
         require_trainable(policy, peft_config)
         require_checkpointable(policy, peft_config, args)
         without_router_loss(policy, args)
-        reference = None if ref_model is None else reference_of(ref_model, args, quantization_config)
+        reference = None if ref_model is None else reference_of(ref_model, args, quantization_config, peft_config)
         tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
         use_pad_token(tokenizer, args.pad_token)
         self._asked_packing, self._needs = args.packing, args.needs(peft_config)
@@ -155,6 +156,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, SignsOfLife, MeanLogs, DPOTraine
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
         self._kept_reference.remember(self.model)
         self._prepare_model()
+        say_if_too_many_threads(torch.get_num_threads())
         say_what_has_no_effect(args, packing=bool(self.args.packing))
         say_where_nothing_is_regressed(args, train.column_names)
         self._starts_at_reference = reference is None and adds_nothing(peft_config)
