@@ -283,7 +283,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     for dtype in [options.dtype] if options.dtype else sorted(("bfloat16", "float32"), key=lambda name: name != best):
         sizes = (options.prompts, options.long, options.rounds)
-        prompts, long, rounds = sizes if dtype == best or options.dtype else (2, 1, 2)
+        prompts, long, rounds = sizes if dtype == best or options.dtype else (1, 1, 1)
         with tempfile.TemporaryDirectory() as folder:
             found[dtype] = measured(Bench(dtype, prompts, long, Path(folder)), rounds, options.only)
     if not options.only and not options.dtype:
