@@ -73,7 +73,7 @@ class GroupBuilder:
         """The group; what its rows hold beyond their columns is taken from the first."""
         count = len(self.responses)
         columns = {
-            name: tuple(mean(column[slot]) if slot in column else None for slot in range(count))
+            name: tuple(_mean(column[slot]) if slot in column else None for slot in range(count))
             for name, column in self._columns.items()
         }
         pairs = {label_set: tuple(found) for label_set, found in self.pairs.items()}
@@ -82,6 +82,10 @@ class GroupBuilder:
         return PromptGroup(
             first.prompt, responses, pairs, columns, first.fields, self.where, template_kwargs=first.template_kwargs
         )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return values[0] if len(values) == 1 else mean(values)
 
 
 def build_group(reader: RowReader, numbers: Sequence[int]) -> GroupBuilder:

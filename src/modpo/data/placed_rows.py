@@ -50,8 +50,9 @@ class PlacedRows(Rows):
         return len(self._starts)
 
     def where(self, index: int) -> str:
-        line = self._lines[index]
-        alone = line not in self._lines[max(index - 1, 0) : index] and line not in self._lines[index + 1 : index + 2]
+        lines, line = self._lines, self._lines[index]
+        before, after = index > 0 and lines[index - 1], index + 1 < len(lines) and lines[index + 1]
+        alone = line not in (before, after)  # lines count from 1
         return f"{self.name}:{line}" if alone else f"{self.name}:{line} (row {index})"
 
     def read(self, index: int) -> Row:
