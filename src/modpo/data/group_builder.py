@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import Any
 
+import numpy as np
+
 from modpo.base.errors import InputError, IntegrityError, Problem
 from modpo.data.preference_row import PreferenceRow
 from modpo.data.prompt_group import Pair, PromptGroup, Text
@@ -103,4 +105,13 @@ def prompt_key(row: PreferenceRow) -> int:
 
 def content_key(content: Any) -> int:
     """64 bits of a hash of the content: the same in every process."""
-    return int.from_bytes(hashlib.blake2b(json.dumps(content).encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(_digest(content), "little")
+
+
+def content_keys(contents: Iterable[Any]) -> np.ndarray:
+    """`content_key` of each content, uint64."""
+    return np.frombuffer(b"".join(map(_digest, contents)), dtype="<u8")
+
+
+def _digest(content: Any) -> bytes:
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).digest()

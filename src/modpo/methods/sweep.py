@@ -94,7 +94,7 @@ def _started(experiment: Experiment, output: Path | None = None) -> Iterator[Run
     """
     experiment = resolved(experiment)
     require_device_dtype(experiment)
-    train, _ = load_groups(experiment)
+    train, _ = load_groups(experiment, keep=True)
     if output is not None:
         require_free(output)
     with locked(output.parent if output else experiment.output_dir):

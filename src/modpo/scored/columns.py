@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,8 +206,10 @@ def _write_arrow(path: Path, kind: str, rows: Iterator[Row], expected: int) -> N
     import pyarrow as pa
 
     schema, written = _arrow_schema(kind), 0
+    batches = iter(lambda: list(islice(rows, SHARD_GROUPS)), [])
+    first = next(batches, [])  # a run that is killed in it leaves no file behind
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while batch := list(islice(rows, SHARD_GROUPS)):
+        for batch in chain([first], batches):
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
             written += len(batch)
     if written != expected:

@@ -24,7 +24,7 @@ from modpo.base.progress import Progress, say
 from modpo.data.groups import PromptGroups
 from modpo.data.prompt_group import UNNAMED
 from modpo.data.text_notes import COUNTED, text_notes
-from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
+from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_together
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.experiment.sections import (
     DRAWN,
@@ -122,11 +122,16 @@ class Scorer:
         longest, longest_prompt = self.context.max_length, self.context.max_prompt_length
         kwargs = groups.template_kwargs
         require_usable(tokenizer, conversational=groups.conversational, where="model", template_kwargs=kwargs)
-        read = partial(tokenize_group, tokenizer=tokenizer, max_length=longest, max_prompt_length=longest_prompt)
+        read = partial(tokenize_together, tokenizer=tokenizer, max_length=longest, max_prompt_length=longest_prompt)
         decisive = tokenizer_identity(tokenizer, longest, longest_prompt)
         identity = {"texts": groups.fingerprint, "tokenizer": decisive, "fields": TOKEN_FIELDS}
         tokens = self._column("tokens", identity, len(groups))
-        _fill(tokens, "tokens", lambda indices: (_token_row(read(groups[i])) for i in indices))
+
+        def compute(indices: range) -> Iterator[Row]:
+            for part in _in_parts(indices):
+                yield from map(_token_row, read([groups[i] for i in part]))
+
+        _fill(tokens, "tokens", compute)
         _say_what_was_lost(tokens, groups, tokenizer)
         return tokens
 
