@@ -93,8 +93,9 @@ class PromptGroups(Sequence[PromptGroup]):
         places = np.full(len(self._index.keys), -1)
         places[self._numbers[::-1]] = np.arange(len(self))[::-1]
         mine = places[groups] >= 0
-        first = np.full(len(self._index.label_sets), len(self))
-        np.minimum.at(first, label_sets[mine], places[groups[mine]])
+        occurs = places[groups] * len(groups) + np.arange(len(groups))  # the groups' order, then the rows'
+        first = np.full(len(self._index.label_sets), np.iinfo(occurs.dtype).max)
+        np.minimum.at(first, label_sets[mine], occurs[mine])
         often = np.bincount(self._numbers, minlength=len(places))[groups]
         totals = np.bincount(label_sets, weights=often * pairs, minlength=len(first)).astype(int)
         order = np.argsort(first, kind="stable").tolist()

@@ -101,12 +101,12 @@ class KeptIndex:
                 return
             about = {"tallies": list(index.tallies), "label_sets": index.label_sets, "counted": dict(counted)}
             with artifact.making(conversational=index.conversational, **about) as new:
-                np.savez(new.folder / FILE, **_arrays(index))
+                np.savez(new.folder / FILE, allow_pickle=False, **_arrays(index))
 
 
 _HELD: dict[str, Found] = {}  # by key; a run checks its rows before it trains on them
 
 
-def _arrays(index: Index) -> dict[str, np.ndarray]:
+def _arrays(index: Index) -> dict[str, Any]:
     tallies = {f"tallies.{name}": counts for name, counts in index.tallies.items()}
     return {"rows": index.rows, "bounds": index.bounds, "keys": index.keys, "labelled": index.labelled, **tallies}

@@ -79,7 +79,7 @@ class Calibrator:
 
         def fit() -> Calibration:
             if answers is None:
-                given, on = _given(own), "responses of the data"
+                given, on = _given(own).tolist(), "responses of the data"
             else:
                 scores, on = reward(_answer_batch(groups, answers)), "answers of the reference policy"
                 given = [score for score in scores if score is not None]
