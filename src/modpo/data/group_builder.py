@@ -105,13 +105,13 @@ def prompt_key(row: PreferenceRow) -> int:
 
 def content_key(content: Any) -> int:
     """64 bits of a hash of the content: the same in every process."""
-    return int.from_bytes(_digest(content), "little")
+    return int.from_bytes(_digest(json.dumps(content).encode()), "little")
 
 
-def content_keys(contents: Iterable[Any]) -> np.ndarray:
-    """`content_key` of each content, uint64."""
-    return np.frombuffer(b"".join(map(_digest, contents)), dtype="<u8")
+def content_keys(written: Iterable[bytes]) -> np.ndarray:
+    """`content_key` of each content, uint64, of contents as `json.dumps` writes them."""
+    return np.frombuffer(b"".join(map(_digest, written)), dtype="<u8")
 
 
-def _digest(content: Any) -> bytes:
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).digest()
+def _digest(written: bytes) -> bytes:
+    return hashlib.blake2b(written, digest_size=8).digest()

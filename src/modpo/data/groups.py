@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -131,10 +131,16 @@ class PromptGroups(Sequence[PromptGroup]):
             problem = f"{n} prompts cannot be held out of {len(self)}"
             fix = f"hold out 0 to {len(self) - 1}, or give more prompts"
             raise InputError(Problem(self._reader.rows.name, "eval_prompts", problem, fix))
-        draws = content_keys([seed, key] for key in self.keys.tolist())
+        draws = _draws(self.keys.tobytes(), seed)
         held_out = np.zeros(len(self), dtype=bool)
         held_out[np.argsort(draws, kind="stable")[:n]] = True
         return self.select(np.flatnonzero(~held_out)), self.select(np.flatnonzero(held_out))
+
+
+@lru_cache(maxsize=2)
+def _draws(keys: bytes, seed: int) -> np.ndarray:
+    """A number for each prompt, that a seed draws."""
+    return content_keys(b"[%d, %d]" % (seed, key) for key in np.frombuffer(keys, dtype=np.uint64).tolist())
 
 
 def overlap(a: PromptGroups, b: PromptGroups) -> int:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,10 @@ from modpo.base.files import (
     is_own_file,
     locked,
     new_file,
-    read_sealed,
     remove_leftovers,
     sha256_file,
     sha256_json,
+    unsealed,
     write_sealed,
 )
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2  # 2: the manifest is sealed
 SHARD_GROUPS = 256  # prompt groups in a shard: what a killed run can lose, and what is held in memory
-MOST_SHARDS = 128  # of a column; one of more prompt groups has larger ones: each is a file, and a line of the manifest
+MOST_SHARDS = 64  # of a column; one of more prompt groups has larger ones: each is a file, and a line of the manifest
 
 Row = dict[str, Any]
 
@@ -79,7 +80,7 @@ class Column:
         try:
             if not is_own_file(self.folder, MANIFEST):
                 raise ValueError("it is no regular file")
-            read = read_sealed(manifest)
+            read = _unsealed(manifest.read_bytes().decode())
             if read["schema"] > SCHEMA:
                 raise IntegrityError(
                     f"{manifest}: was written by a newer modpo; fix: update modpo, or delete {self.folder}"
@@ -188,6 +189,12 @@ def side_by_side(*columns: Column, names: Sequence[Mapping[str, str]] = ()) -> D
         tables[i] = tables[i].select(list(kept)).rename_columns(list(kept.values()))
     known_by = sha256_json([[column.key, column.content_hash()] for column in columns] + [list(map(dict, names))])
     return Dataset(concat_tables(tables, axis=1), fingerprint=known_by[:16])
+
+
+@lru_cache(maxsize=16)
+def _unsealed(text: str) -> dict[str, Any]:
+    """`unsealed`, of a manifest that is asked for many times. To be read only."""
+    return unsealed(text)
 
 
 def _shard_groups(rows: int) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,18 @@ TOKEN_FIELDS = 2  # raised whenever a row of tokens says more of the same ids
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """The column of tokens, opened once."""
+
+    column: Column
+
+    @cached_property
+    def table(self) -> Any:
+        """A `pyarrow.Table`, verified."""
+        return self.column.table()
+
+
+@dataclass(frozen=True)
 class Scorer:
     """Computes what is missing of the four kinds of columns.
 
@@ -83,11 +95,11 @@ class Scorer:
         for reward in self.rewards.values():
             probe(reward, reward_batch(groups, range(min(4, len(groups)))))
         tokens = self._tokens(groups)
-        self._require_readable(groups, tokens.table())
+        self._require_readable(groups, tokens.table)
         pairs = {name: self._data_pairs(groups, label_set, tokens) for name, label_set in self.label_sets.items()}
         fits = calibrations is None  # so these are not measured on, but trained on
         if fits:
-            self._equal_tokens(groups, tokens, pairs)
+            self._equal_tokens(groups, tokens.table, pairs)
         rewards = {name: self._reward(groups, name, reward) for name, reward in self.rewards.items()}
         fitted, fitting = (
             self._calibrator.fit(groups, rewards, pairs) if calibrations is None else (dict(calibrations), {})
@@ -95,11 +107,11 @@ class Scorer:
         for name, objective in self.objectives.items():
             if objective.pairs == DRAWN:
                 pairs[name] = self._drawn_pairs(objective, rewards[name], fitted[name], tokens)
-        if fits and (warning := self._equal_tokens(groups, tokens, pairs)):
+        if fits and (warning := self._equal_tokens(groups, tokens.table, pairs)):
             say(f"warning: {warning}")
         for reward in self.rewards.values():
             reward.release()
-        return ScoredData(tokens, self._reference(tokens), pairs, rewards, fitted, fitting)
+        return ScoredData(tokens.column, self._reference(tokens), pairs, rewards, fitted, fitting)
 
     def draw_pairs(self, groups: PromptGroups, name: str) -> Column:
         """The pairs of one objective that are drawn from its reward, as `score` draws them, and nothing else."""
@@ -117,22 +129,20 @@ class Scorer:
     def _column(self, kind: str, identity: dict[str, Any], rows: int) -> Column:
         return column(self.context.cache_dir, kind, identity, rows)
 
-    def _tokens(self, groups: PromptGroups) -> Column:
+    def _tokens(self, groups: PromptGroups) -> Tokens:
         tokenizer = self.reference.tokenizer
         longest, longest_prompt = self.context.max_length, self.context.max_prompt_length
         kwargs = groups.template_kwargs
         require_usable(tokenizer, conversational=groups.conversational, where="model", template_kwargs=kwargs)
         read = partial(tokenize_together, tokenizer=tokenizer, max_length=longest, max_prompt_length=longest_prompt)
-        decisive = tokenizer_identity(tokenizer, longest, longest_prompt)
-        identity = {"texts": groups.fingerprint, "tokenizer": decisive, "fields": TOKEN_FIELDS}
-        tokens = self._column("tokens", identity, len(groups))
+        column_ = tokens_column(groups, tokenizer, self.context)
 
         def compute(indices: range) -> Iterator[Row]:
             for part in _in_parts(indices):
                 yield from map(_token_row, read([groups[i] for i in part]))
 
-        _fill(tokens, "tokens", compute)
-        _say_what_was_lost(tokens, groups, tokenizer)
+        tokens = Tokens(_fill(column_, "tokens", compute))
+        _say_what_was_lost(tokens.table, groups, tokenizer)
         return tokens
 
     def _require_readable(self, groups: PromptGroups, tokens: Any) -> None:
@@ -144,16 +154,16 @@ class Scorer:
         if vocabulary is not None and max(self.reference.tokenizer.get_vocab().values(), default=0) >= vocabulary:
             require_embedded(place_in(groups), highest_id(*ids).tolist(), vocabulary)
 
-    def _data_pairs(self, groups: PromptGroups, label_set: str, tokens: Column) -> Column:
+    def _data_pairs(self, groups: PromptGroups, label_set: str, tokens: Tokens) -> Column:
         identity = {"source": "data", "label_set": label_set, "texts": groups.fingerprint}
         label = "pairs" if label_set == UNNAMED else f"pairs {label_set}"
         return self._pairs(identity, tokens, label, lambda i: groups[i].pairs.get(label_set, ()))
 
     def _pairs(
-        self, identity: dict[str, Any], tokens: Column, label: str, pairs_of: Callable[[int], Sequence[Sequence[int]]]
+        self, identity: dict[str, Any], tokens: Tokens, label: str, pairs_of: Callable[[int], Sequence[Sequence[int]]]
     ) -> Column:
         """A column of those pairs whose responses differ as tokens."""
-        first = tokens.table().column("first_equal")
+        first = tokens.table.column("first_equal")
 
         def compute(indices: range) -> Iterator[Row]:
             for i, equal in zip(indices, first.slice(indices.start, len(indices)).to_pylist(), strict=True):
@@ -161,12 +171,12 @@ class Scorer:
                 kept = differing(given, equal)
                 yield {"pairs": kept, "dropped": len(given) - len(kept)}
 
-        whole = {**identity, "tokens": tokens.content_hash()}
-        return _fill(self._column("pairs", whole, tokens.rows), label, compute)
+        whole = {**identity, "tokens": tokens.column.content_hash()}
+        return _fill(self._column("pairs", whole, tokens.column.rows), label, compute)
 
-    def _equal_tokens(self, groups: PromptGroups, tokens: Column, pairs: Mapping[str, Column]) -> str | None:
+    def _equal_tokens(self, groups: PromptGroups, tokens: Any, pairs: Mapping[str, Column]) -> str | None:
         """What a user should know of responses with the same tokens; refused if nothing else is left."""
-        found = EqualTokens.of_column(groups, tokens.table().column("first_equal"))
+        found = EqualTokens.of_column(groups, tokens.column("first_equal"))
         for name, column_ in pairs.items():
             table = column_.table()
             kept, dropped = lengths(table.column("pairs")).sum(), table.column("dropped").to_numpy().sum()
@@ -174,7 +184,7 @@ class Scorer:
         found.refuse(self.reference.tokenizer, self.context.max_length)
         return found.warning(self.reference.tokenizer, self.context.max_length)
 
-    def _drawn_pairs(self, objective: Objective, reward: Column, calibration: Calibration, tokens: Column) -> Column:
+    def _drawn_pairs(self, objective: Objective, reward: Column, calibration: Calibration, tokens: Tokens) -> Column:
         """Pairs as annotators of that reward would label them."""
         scores, sign = reward.table().column("scores"), objective.sign
         identity = {
@@ -200,8 +210,8 @@ class Scorer:
         identity = {"texts": groups.fingerprint, "reward": reward.identity}
         return _fill(self._column("reward", identity, len(groups)), f"reward {name}", compute)
 
-    def _reference(self, tokens: Column) -> Column:
-        table, needs = tokens.table(), Needs(self.context.max_length)
+    def _reference(self, tokens: Tokens) -> Column:
+        needs = Needs(self.context.max_length)
         packing = packing_of(self.context.packing, self.reference, needs, self.context.cache_dir)
 
         def compute(indices: range) -> Iterator[Row]:
@@ -209,7 +219,7 @@ class Scorer:
 
             model, autocast = self.reference.model, self.reference.autocast
             for part in _in_parts(indices):
-                rows = table.slice(part.start, len(part))
+                rows = tokens.table.slice(part.start, len(part))
                 ids = rows.column("prompt_ids").to_pylist(), rows.column("responses_ids").to_pylist()
                 for logps in logps_by_group(model, *ids, packing=packing, autocast=autocast):
                     if not np.isfinite(logps).all():
@@ -217,8 +227,15 @@ class Scorer:
                         raise NumericError(f"a reference log-prob is not finite: {logps}; fix: {fix}")
                     yield {"ref_logps": logps}
 
-        identity = {"tokens": tokens.content_hash(), "model": self.reference.fingerprint, "packing": packing}
-        return _fill(self._column("reference", identity, tokens.rows), "reference log-probs", compute)
+        identity = {"tokens": tokens.column.content_hash(), "model": self.reference.fingerprint, "packing": packing}
+        return _fill(self._column("reference", identity, tokens.column.rows), "reference log-probs", compute)
+
+
+def tokens_column(groups: PromptGroups, tokenizer: PreTrainedTokenizerBase, context: RewardContext) -> Column:
+    """The column of the groups' tokens in the cache, whether or not it has been computed."""
+    decisive = tokenizer_identity(tokenizer, context.max_length, context.max_prompt_length)
+    identity = {"texts": groups.fingerprint, "tokenizer": decisive, "fields": TOKEN_FIELDS}
+    return column(context.cache_dir, "tokens", identity, len(groups))
 
 
 def _fill(target: Column, label: str, compute: Callable[[range], Iterator[Row]]) -> Column:
@@ -248,8 +265,7 @@ def _token_row(group: TokenizedGroup) -> Row:
     return {**vars(group), "first_equal": first_equal(group.responses_ids)}
 
 
-def _say_what_was_lost(tokens: Column, groups: PromptGroups, tokenizer: PreTrainedTokenizerBase) -> None:
+def _say_what_was_lost(tokens: Any, groups: PromptGroups, tokenizer: PreTrainedTokenizerBase) -> None:
     """Truncation and what a chat template changes are no errors, and never silent."""
-    table = tokens.table()
-    for note in text_notes({name: table.column(name).to_numpy() for name in COUNTED}, groups, tokenizer):
+    for note in text_notes({name: tokens.column(name).to_numpy() for name in COUNTED}, groups, tokenizer):
         say(f"warning: {groups.source}: {note}")
