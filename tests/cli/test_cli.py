@@ -19,7 +19,7 @@ from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import resolved
 
 EXPERIMENT = """\
-model: {model_name_or_path: some/model}
+model: {model_name_or_path: some/model, dtype: float32}
 data: {path: rows.jsonl}
 objectives:
   positive: {pairs: data}
@@ -249,11 +249,11 @@ def test_report_and_quickstart_take_their_folder(stages, tmp_path):
         assert main(["quickstart", *options]) == 0
     assert stages.calls == [
         ("write_report", tmp_path),
-        ("run_quickstart", tmp_path, ("separate", False), ("fast", True)),
-        ("run_quickstart", Path("runs/quickstart"), ("separate", False), ("fast", False)),
-        ("run_quickstart", Path("runs/quickstart-separate"), ("separate", True), ("fast", False)),
-        ("run_quickstart", Path("runs/quickstart-fast"), ("separate", False), ("fast", True)),
-        ("run_quickstart", Path("runs/quickstart-separate-fast"), ("separate", True), ("fast", True)),
+        ("run_quickstart", tmp_path, ("separate", False), ("fast", True), ("minutes", None)),
+        ("run_quickstart", Path("runs/quickstart"), ("separate", False), ("fast", False), ("minutes", None)),
+        ("run_quickstart", Path("runs/quickstart-separate"), ("separate", True), ("fast", False), ("minutes", None)),
+        ("run_quickstart", Path("runs/quickstart-fast"), ("separate", False), ("fast", True), ("minutes", None)),
+        ("run_quickstart", Path("runs/quickstart-separate-fast"), ("separate", True), ("fast", True), ("minutes", None)),
     ]
 
 

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from modpo.base.errors import InputError
 from modpo.experiment.sections import LoraSection, ModelSection
 from modpo.forward.attention import packed_attention
+from modpo.forward.branches import plan
 from modpo.forward.logprobs import attach_packed_forward, packed_logps
 from modpo.forward.packing import PackedRow, pack
 from modpo.inspection.estimate import (
@@ -99,9 +100,9 @@ def test_padded_work_by_hand():
 
 
 def computed(groups: list[tuple[int, list[int]]]) -> Work:
-    """The work as block attention does it: a group this small is one block, and what it hides is computed too."""
-    work = work_of(groups)
-    return Work(work.read, work.predicted, sum(packed_work(*group).read ** 2 for group in groups))
+    """The work as attention does it: branches are padded to one shape, and what that hides is computed too."""
+    work, batches = work_of(groups), plan(row_of(groups).layout, 2, torch.float32, torch.device("cpu")).batches
+    return Work(work.read, work.predicted, sum(b.branches * b.R * (b.P + b.R) for b in batches))
 
 
 @pytest.mark.parametrize("lora", [LoraSection(r=8), None], ids=["adapters", "all weights"])
@@ -186,7 +187,7 @@ def test_gradient_checkpointing_keeps_the_layers_inputs_and_one_layer():
 def test_padded_logits_are_alive_all_at_once():
     work = Work(read=4_000_000, predicted=4_000_000)
     packed, padded = (training_memory(SHAPE, work, 6, packing=packing).logits for packing in (True, False))
-    assert packed == (1 << 24) * 8
+    assert packed == (1 << 23) * 8
     assert padded == 4_000_000 * 50 * 10
 
 

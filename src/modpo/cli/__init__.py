@@ -23,6 +23,7 @@ from typing import Any, NoReturn, TextIO
 from modpo.base.errors import AGAIN, EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line
 from modpo.base.interrupts import raised
 from modpo.base.processors import limit_threads
+from modpo.base.progress import working
 from modpo.base.text import first_line, printable
 from modpo.base.version import installed_version
 from modpo.cli import bake, chat, quickstart, report, sweep, train
@@ -103,7 +104,8 @@ def _run(arguments: list[str]) -> int:
     if args.run is None:
         parser.print_help(sys.stderr)
         return InputError.exit_code
-    result: int = args.run(args)
+    with contextlib.nullcontext() if args.converses else working(f"modpo {args.command}", live=True):
+        result: int = args.run(args)
     return result
 
 
@@ -138,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(command)
         _add_debug(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, command=name, converses=module is chat)
     return parser
 
 

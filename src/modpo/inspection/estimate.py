@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from modpo.forward.attention import BLOCK_ROWS
+from modpo.forward.branches import BRANCH_ROWS
 from modpo.forward.head import CHUNK_ELEMENTS
 from modpo.inspection.model_shape import ModelShape
 
@@ -185,4 +185,4 @@ def layer_bytes_per_token(shape: ModelShape) -> float:
 
 def _attention_block(shape: ModelShape, longest: int) -> float:
     """Scores, probabilities and their gradient of one block of rows."""
-    return 3 * shape.heads * min(longest, BLOCK_ROWS) * longest * shape.bytes
+    return 3 * shape.heads * min(longest, BRANCH_ROWS) * longest * shape.bytes

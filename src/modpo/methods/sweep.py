@@ -23,7 +23,7 @@ from modpo.base.costs import Cost
 from modpo.base.errors import InputError, IntegrityError, Problem
 from modpo.base.failures import FAILED, done_or_recorded
 from modpo.base.files import locked, new_file, read_manifest, remove_unfinished
-from modpo.base.progress import say
+from modpo.base.progress import Progress, say
 from modpo.base.simplex import Weights
 from modpo.base.text import without_secrets
 from modpo.data.loading import load_groups
@@ -55,13 +55,15 @@ def run_sweep(experiment: Experiment) -> list[str]:
     failed = []
     with _started(experiment) as run:
         make = maker(run)
-        for number, weights in enumerate(vectors, start=1):
-            say(f"point {number} of {len(vectors)}: {simplex.label(weights)}")
-            name, folder = simplex.name(weights), point_folder(experiment, weights)
-            record, about = _failure_record(experiment, weights), {"name": name, "weights": weights}
-            if not done_or_recorded(partial(make, weights, folder), f"point {name}", record, about):
-                run.reference.release()
-                failed.append(name)
+        with Progress("sweep", len(vectors), "points", spans=True) as points:
+            for number, weights in enumerate(vectors, start=1):
+                say(f"point {number} of {len(vectors)}: {simplex.label(weights)}")
+                name, folder = simplex.name(weights), point_folder(experiment, weights)
+                record, about = _failure_record(experiment, weights), {"name": name, "weights": weights}
+                with points.part(spanned=True):
+                    if not done_or_recorded(partial(make, weights, folder), f"point {name}", record, about):
+                        run.reference.release()
+                        failed.append(name)
     return failed
 
 

@@ -45,7 +45,8 @@ def sample_experiment(experiment: Experiment) -> None:
     seed = experiment.seed if section.seed is None else section.seed
     answers, tokens, temperature = section.responses_per_prompt, section.max_new_tokens, section.temperature
     settings = SampleSettings(answers, tokens, temperature, seed, engine)
-    sample_responses(reference, answered, answers_path, settings, cache_dir=experiment.cache_dir)
+    cache_dir, packing = experiment.cache_dir, experiment.training.packing
+    sample_responses(reference, answered, answers_path, settings, cache_dir=cache_dir, packing=packing)
 
 
 def sample_prompts(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:

@@ -16,7 +16,7 @@ from modpo.base import simplex
 from modpo.base.artifact import require_free
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import new_folder, read_manifest
-from modpo.base.progress import say
+from modpo.base.progress import say, working
 from modpo.base.simplex import Weights
 from modpo.data.chat_template import stop_ids
 from modpo.data.clock import Clock, save_tokenizer
@@ -162,6 +162,7 @@ class Steering:
         self.reference.release()  # the next call reads a base of its own: two adapters on one would mix
         return model
 
+    @working("the policy, baked")
     def bake(self, weights: Weights, folder: Path, *, rank: int | None = None, merge: bool = False) -> float:
         """Write the policy at a vector as a plain PEFT folder, or merged into the base as a plain model folder.
 

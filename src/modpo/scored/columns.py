@@ -31,6 +31,7 @@ from modpo.base.files import (
     sha256_json,
     write_sealed,
 )
+from modpo.base.progress import working
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,6 +130,7 @@ class Column:
             reach("shard.row", self.folder)
             yield row
 
+    @working("checksums of the scored data")
     def open(self) -> Dataset:
         """The column as a memory-mapped `datasets.Dataset`, after checking every shard against its sha256."""
         from datasets import Dataset, concatenate_datasets

@@ -33,7 +33,7 @@ from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective
 from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward
-from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
+from modpo.forward.low_rank import causal_lm, join_products, uncast_inputs
 from modpo.forward.packability import choose_packing
 from modpo.forward.packing_needs import Needs
 from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
@@ -57,13 +57,14 @@ from modpo.training.model_checks import (
 from modpo.training.pair_logits import pair_logits
 from modpo.training.row_inputs import RowInputs
 from modpo.training.scored_rows import RowScorer, require_objectives, say_where_nothing_is_regressed
+from modpo.training.signs_of_life import SignsOfLife
 from modpo.training.splits import eval_splits, train_split
 from modpo.training.start import ReferenceAtStart, adds_nothing
 from modpo.training.trl_arguments import Model, given_or_default, require_arguments
 from modpo.training.trl_settings import say_what_has_no_effect
 
 
-class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
+class MODPOTrainer(RowInputs, ReferenceAtStart, SignsOfLife, MeanLogs, DPOTrainer):
     """Train one policy for one preference vector.
 
     The arguments are TRL's, in TRL's order. What is more, or other:
@@ -185,7 +186,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
     def _prepare_model(self) -> None:
         """Make the model that TRL has prepared one of which log-probs are read our way."""
         self._causal_lm = causal_lm(self.model)
-        join_adapters(self)
+        join_products(self)
         if self.args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
         if self.args.packing and isinstance(self.model, PeftModel):  # its adapters may stand in the way
