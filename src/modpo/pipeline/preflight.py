@@ -1,5 +1,4 @@
-"""What is wrong with an experiment, found before a weight is read and before anything is written but how fast this
-machine multiplies.
+"""What is wrong with an experiment, found before a weight is read and before anything is written.
 
 What stages before the sweep are still to make is left to them: answers to train on, rewards to be trained.
 """
@@ -21,7 +20,7 @@ from modpo.data.tokens import require_usable, tokenize_groups
 from modpo.experiment.sections import Experiment, resolved
 from modpo.forward.packing_choice import with_packing
 from modpo.models.adapters import add_adapters
-from modpo.models.dtype_choice import with_dtype
+from modpo.models.dtype_choice import require_device_dtype, unmeasured
 from modpo.models.folders import read_object, skeleton, tensor_shapes
 from modpo.models.positions import LOWER_MAX_LENGTH, longest_of, place_in, require_readable
 from modpo.models.reference import ReferenceModel
@@ -49,13 +48,13 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
     from modpo.methods.sweep import require_same_experiment
 
     require_writable(output or experiment.output_dir, "output" if output else "output_dir")
-    experiment = with_dtype(experiment, writes=False)
     if output is None:
         require_same_experiment(resolved(experiment).asked)
     check_experiment(experiment)
     _check_adapters(experiment)
-    training_arguments(experiment, weights, experiment.output_dir)
-    check_settings(experiment, weights)
+    settled = unmeasured(experiment)
+    training_arguments(settled, weights, experiment.output_dir)
+    check_settings(settled, weights)
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -69,7 +68,7 @@ def check_experiment(experiment: Experiment) -> None:
     require_writable(experiment.cache_dir, "cache_dir")
     check_layouts(experiment)
     groups = None if experiment.sample is not None else load_groups(experiment)[0]
-    experiment = with_dtype(experiment, writes=False)
+    require_device_dtype(experiment)
     reference = ReferenceModel.of(experiment, writes=False)
     tensor_shapes(sorted(reference.folder.glob("*.safetensors")), reference.where, reference.field)  # whole files
     if experiment.training.packing is True:
