@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model
 from transformers import TrainerCallback
 
 from benchmarks.flops import Shapes, Work, packed
@@ -92,15 +93,15 @@ class Bench:
     @cached_property
     def sampled(self) -> Answers:
         """Answers of the model itself, which the other stages read."""
-        policy = Policy(self.reference)
-        return self._questions().sampled(policy, self.reference.model, "the model")
+        with Meter() as meter:
+            found = self._questions().sampled(Policy(self.reference), self.reference.model, "the model")
+        self.passes = meter.cost.forward_passes
+        return found
 
     def _sampling(self) -> Stage:
         def run() -> None:
             self.__dict__.pop("sampled", None)
-            with Meter() as meter:
-                self.sampled  # noqa: B018 (sampled here)
-            self.passes = meter.cost.forward_passes
+            self.sampled  # noqa: B018 (sampled here)
 
         return Stage("sampling", lambda: self._sampling_work(self.sampled), _rounds(run))
 
@@ -111,18 +112,23 @@ class Bench:
     def _measuring(self) -> Stage:
         """Answers of a policy with an adapter, and their log-probs under it and under the reference."""
         found: list[Answers] = []
+        model = get_peft_model(self.reference.model, lora())
+        model.save_pretrained(self.folder / "adapter")
+        model.unload()
 
         def run() -> None:
             policy = Policy(self.reference, self.folder / "adapter")
             with policy.loaded(merged=True) as model:
                 found[:] = [self._questions().sampled(policy, model, "a policy")]
 
+        self.sampled  # noqa: B018 (its passes)
+
         def work() -> Work:
             """Sampling, and every answer read once by the reference: the policy's log-probs are known from sampling."""
             prompts = self._questions().prompts_ids
             of_each = zip(prompts, _by_prompt(found[0].tokens), strict=True)
             read = sum((self.shapes.answered(len(prompt), answers) for prompt, answers in of_each), start=Work())
-            sampled = self._sampling_work(found[0])
+            sampled = self._sampling_work(found[0])  # in as many passes as the model itself
             return Work(sampled.tokens, sampled.flops + read.flops, sampled.bytes + read.bytes)
 
         return Stage("measuring", work, _rounds(run))
@@ -179,7 +185,6 @@ class Bench:
                 clock = _Clock(between)
                 trainer.add_callback(clock)
                 trainer.train()
-                trainer.model.save_pretrained(self.folder / "adapter")
             return clock.seconds
 
         return Stage(name, lambda: found[0], seconds)
