@@ -95,7 +95,7 @@ def _started(experiment: Experiment, output: Path | None = None) -> Iterator[Run
         output: a folder of its own; None: the sweep's.
     """
     experiment = resolved(with_dtype(experiment))
-    train, _ = load_groups(experiment)
+    train, _ = load_groups(experiment, keep=True)
     if output is not None:
         require_free(output)
     with locked(output.parent if output else experiment.output_dir):

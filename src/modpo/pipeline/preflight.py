@@ -25,10 +25,12 @@ from modpo.models.folders import read_object, skeleton, tensor_shapes
 from modpo.models.positions import LOWER_MAX_LENGTH, longest_of, place_in, require_readable
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.sample import require_room, sample_prompts
-from modpo.rewards.batch import Reward, reward_batch
+from modpo.rewards.batch import Reward, RewardContext, reward_batch
 from modpo.rewards.loading import PROBE_ROWS, probe, quick_rewards
 from modpo.scored.equal_tokens import EqualTokens
+from modpo.scored.lists import longest_with_response
 from modpo.scored.of_experiment import load_proxies, load_ready_rewards
+from modpo.scored.scorer import tokens_column
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized here; the rest is found out when it is scored
 
@@ -77,19 +79,32 @@ def check_experiment(experiment: Experiment) -> None:
     if groups is not None:
         kwargs = groups.template_kwargs
         require_usable(tokenizer, conversational=groups.conversational, where=reference.where, template_kwargs=kwargs)
-        data = experiment.data
-        tokens = tokenize_groups(
-            groups[:MOST_GROUPS], tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
-        )
-        require_readable(place_in(groups), map(longest_of, tokens), reference.positions, LOWER_MAX_LENGTH)
-        if len(groups) <= MOST_GROUPS:
-            EqualTokens.of_tokenized(groups, tokens, experiment.label_sets).refuse(tokenizer, data.max_length)
+        _check_tokens(experiment, groups, reference)
     _require_room(experiment, reference, groups)
     rewards = load_ready_rewards(experiment)
     load_proxies(experiment)
     if groups is not None:
         _probe(experiment, groups, rewards)
         _warn(experiment, groups)
+
+
+def _check_tokens(experiment: Experiment, groups: PromptGroups, reference: ReferenceModel) -> None:
+    """Tokenize the first groups; of many that are in the cache, look at how long all of them are."""
+    data, tokenizer = experiment.data, reference.tokenizer
+    if len(groups) > MOST_GROUPS:
+        kept = tokens_column(groups, tokenizer, RewardContext.of(experiment))
+        if kept.complete:
+            ids = map(kept.table().column, ("prompt_ids", "responses_ids"))
+            require_readable(
+                place_in(groups), longest_with_response(*ids).tolist(), reference.positions, LOWER_MAX_LENGTH
+            )
+            return
+    tokens = tokenize_groups(
+        groups[:MOST_GROUPS], tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
+    )
+    require_readable(place_in(groups), map(longest_of, tokens), reference.positions, LOWER_MAX_LENGTH)
+    if len(groups) <= MOST_GROUPS:
+        EqualTokens.of_tokenized(groups, tokens, experiment.label_sets).refuse(tokenizer, data.max_length)
 
 
 def _require_room(experiment: Experiment, reference: ReferenceModel, groups: PromptGroups | None) -> None:
