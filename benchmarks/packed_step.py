@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from transformers import AutoModelForCausalLM
 
-from modpo.forward import attention
+from modpo.forward import branches
 from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import packed_logps, padded_logps
 from modpo.forward.packability import require_packable
@@ -30,15 +30,15 @@ from modpo.models.folders import default_cache_dir
 
 
 @contextmanager
-def block_rows(rows: int) -> Iterator[None]:
-    before = attention.BLOCK_ROWS
-    attention.BLOCK_ROWS = rows
-    attention.blocks.cache_clear()
+def branch_rows(rows: int) -> Iterator[None]:
+    before = branches.BRANCH_ROWS
+    branches.BRANCH_ROWS = rows
+    branches.plan.cache_clear()
     try:
         yield
     finally:
-        attention.BLOCK_ROWS = before
-        attention.blocks.cache_clear()
+        branches.BRANCH_ROWS = before
+        branches.plan.cache_clear()
 
 
 def variants(model: PeftModel) -> dict[str, Callable[[], Any]]:
@@ -47,8 +47,8 @@ def variants(model: PeftModel) -> dict[str, Callable[[], Any]]:
     return {
         "as trained": lambda: as_trained(model),
         "adapters cast their input": nullcontext,
-        "blocks of 128 rows": lambda: _both(as_trained(model), block_rows(128)),
-        "blocks of 512 rows": lambda: _both(as_trained(model), block_rows(512)),
+        "branches of 64 rows": lambda: _both(as_trained(model), branch_rows(64)),
+        "branches of 256 rows": lambda: _both(as_trained(model), branch_rows(256)),
     }
 
 

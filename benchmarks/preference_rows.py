@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modpo.data.groups import PromptGroups, group_rows
-from modpo.data.prompt_group import plain_text
+from modpo.data.prompt_group import UNNAMED, plain_text
 from modpo.data.rows import Rows, rows_from_list
 from modpo.data.sources import open_rows
 
@@ -29,7 +29,7 @@ def qa_rows(data: Path | None, prompts: int) -> list[Row]:
     if data is None:
         return _made_qa(prompts)
     groups = group_rows(_first(QA_ROWS, data / "dev_feedback.json"), format="qa_feedback")
-    usual = [g for g in groups if len(g.pairs) == QA_PAIRS]
+    usual = [g for g in groups if len(g.pairs.get(UNNAMED, ())) == QA_PAIRS]
     middle = sorted(usual, key=_length)[len(usual) // 2 - prompts // 2 :][:prompts]
     return [row for group in middle for row in _pair_rows(group)]
 
@@ -39,12 +39,14 @@ def single_pair_rows(data: Path | None, pairs: int) -> list[Row]:
     if data is None:
         return _made_pairs(pairs)
     groups = group_rows(_first(HH_ROWS, data / "harmless-base" / "test.jsonl.gz"), format="hh_rlhf")
+    groups = [group for group in groups if group.pairs]
     chosen = [groups[i] for i in random.Random(0).sample(range(len(groups)), pairs)]
     return [row for group in chosen for row in _pair_rows(group)][:pairs]
 
 
 def _first(count: int, file: Path) -> Rows:
-    return rows_from_list(open_rows(str(file))[:count], file.name)
+    rows = open_rows(str(file))
+    return rows_from_list([rows[i] for i in range(min(count, len(rows)))], file.name)
 
 
 def _length(group: Any) -> int:
@@ -54,7 +56,7 @@ def _length(group: Any) -> int:
 def _pair_rows(group: Any) -> list[Row]:
     return [
         {"prompt": group.prompt, "chosen": group.responses[chosen], "rejected": group.responses[rejected]}
-        for chosen, rejected in group.pairs
+        for chosen, rejected in group.pairs[UNNAMED]
     ]
 
 

@@ -1,6 +1,6 @@
 """One side of the comparison, in a process of its own so that its peak memory is its own.
 
-`python -m benchmarks.train_side modpo|trl ROWS.jsonl MODEL_FOLDER STEPS TRL_BATCH` prints one line of JSON.
+`python -m benchmarks.train_side modpo|trl ROWS.jsonl MODEL_FOLDER STEPS TRL_BATCH DTYPE` prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class StepClock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self._started)
 
 
-def settings(steps: int, folder: str) -> dict[str, Any]:
-    """What both sides share."""
+def settings(steps: int, folder: str, dtype: str) -> dict[str, Any]:
+    """What both sides share, where weights are in `dtype`."""
     return {
         "output_dir": folder,
         "max_steps": steps,
         "max_length": MAX_LENGTH,
         "beta": 0.1,
         "learning_rate": 5e-5,
-        "bf16": True,
+        "bf16": dtype == "bfloat16",
         "activation_checkpointing": False,
         "use_cpu": not torch.accelerator.is_available(),
         "save_strategy": "no",
@@ -90,19 +90,22 @@ def lora() -> LoraConfig:
     return LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, target_modules="all-linear")
 
 
-def main(side: str, rows_path: str, model_folder: str, steps: str, trl_batch: str) -> None:
+def main(side: str, rows_path: str, model_folder: str, steps: str, trl_batch: str, dtype: str) -> None:
     rows = [json.loads(line) for line in Path(rows_path).read_text("utf-8").splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=getattr(torch, dtype))
     with tempfile.TemporaryDirectory() as folder:
         make = {"modpo": modpo_trainer, "trl": trl_trainer}[side]
-        trainer = make(model, tokenizer, rows, settings(int(steps), folder), int(trl_batch))
+        trainer = make(model, tokenizer, rows, settings(int(steps), folder, dtype), int(trl_batch))
         clock = StepClock()
         trainer.add_callback(clock)
         trainer.train()
     seconds = statistics.median(clock.seconds)
     tokens = getattr(trainer, "tokens_read", trainer._total_train_tokens) / int(steps)
     result = {
+        "dtype": dtype,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
         "pairs_per_second": len(rows) / seconds,
         "tokens_per_second": tokens / seconds,
         "tokens_per_step": tokens,

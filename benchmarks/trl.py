@@ -3,7 +3,8 @@
     python -m benchmarks.trl [--data FOLDER] [--steps 3] [--only qa|pairs]
 
 Both sides run in this one command, each in a process of its own, in turn. With one objective MODPO is DPO, so both
-compute the same loss; the first loss of both is printed as proof. Writes benchmarks/results/trl.json.
+compute the same loss; the first loss of both is printed as proof. Both take the number format that this machine
+multiplies faster, which is the faster one for both. Writes benchmarks/results/trl.json.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.own_process import result_of
+from benchmarks.peak import faster_dtype
 from benchmarks.preference_rows import qa_rows, single_pair_rows
 from modpo.models.embedded import fetch_model
 from modpo.models.folders import default_cache_dir
@@ -34,6 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps a side, of which the median counts")
     parser.add_argument("--only", choices=("qa", "pairs"))
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of both sides; default: the faster one")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     model = fetch_model(default_cache_dir(), progress=print)
@@ -41,7 +44,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.is_file() else {}
     for case, rows in cases.items():
         if options.only in (None, case):
-            results[case] = compare(case, rows, model, options.steps)
+            results[case] = compare(case, rows, model, options.steps, options.dtype or faster_dtype())
             results["rows"] = "real" if options.data else "made"
             results["command"] = " ".join(["python -m benchmarks.trl", *(["--data FOLDER"] if options.data else [])])
             results["machine"] = machine()
@@ -49,11 +52,11 @@ def main() -> None:
             options.output.write_text(json.dumps(results, indent=2) + "\n")  # a case that fails costs only itself
 
 
-def compare(case: str, rows: list[dict[str, Any]], model: Path, steps: int) -> dict[str, Any]:
+def compare(case: str, rows: list[dict[str, Any]], model: Path, steps: int, dtype: str) -> dict[str, Any]:
     """Both sides on the same rows, ours first; prints and returns the ratios."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl", delete=False) as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    ours, theirs = (run_side(side, file.name, model, steps, TRL_BATCH[case]) for side in ("modpo", "trl"))
+    ours, theirs = (run_side(side, file.name, model, steps, TRL_BATCH[case], dtype) for side in ("modpo", "trl"))
     Path(file.name).unlink()
     result = {
         "pairs": len(rows),
@@ -75,8 +78,8 @@ def compare(case: str, rows: list[dict[str, Any]], model: Path, steps: int) -> d
     return result
 
 
-def run_side(side: str, rows: str, model: Path, steps: int, trl_batch: int) -> dict[str, Any]:
-    return result_of(side, "benchmarks.train_side", side, rows, str(model), str(steps), str(trl_batch))
+def run_side(side: str, rows: str, model: Path, steps: int, trl_batch: int, dtype: str) -> dict[str, Any]:
+    return result_of(side, "benchmarks.train_side", side, rows, str(model), str(steps), str(trl_batch), dtype)
 
 
 def machine() -> dict[str, Any]:

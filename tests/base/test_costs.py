@@ -18,6 +18,8 @@ from modpo.base.memory import CLEAR_REFS
 from modpo.data.chat_template import stop_ids
 from modpo.forward.frozen import logps_by_group
 from modpo.forward.generate import generate
+from modpo.forward.packability import require_packable
+from modpo.forward.sampled import SamplingSettings
 from modpo.models.reference import ReferenceModel
 
 # --- a cost -------------------------------------------------------------------------------------------------
@@ -111,13 +113,16 @@ def reference(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ref
     return ReferenceModel(ModelSection(str(tiny_model), dtype="float32"), tmp_path_factory.mktemp("cache"))
 
 
-def test_generation_counts_tokens_and_steps(reference: ReferenceModel) -> None:
-    ends = stop_ids(reference.tokenizer, conversational=False)
-    with Meter() as meter, calls(reference.model) as seen:
+@pytest.mark.parametrize("packing", [True, False])
+def test_generation_counts_tokens_and_steps(reference: ReferenceModel, packing: bool) -> None:
+    settings = SamplingSettings(stop_ids(reference.tokenizer, conversational=False), max_new_tokens=6)
+    require_packable(reference.model)
+    with Meter() as meter, calls(reference.model.base_model) as seen:
         answers = generate(
-            reference.model, reference.tokenizer, [[5, 6], [7], [8]], ends=ends, max_new_tokens=6, batch_size=2
+            reference.model, reference.tokenizer, [[5, 6], [7], [8]], settings, packing=packing, batch_size=2
         )
-    assert timeless(meter.cost) == Cost(0.0, 0, sum(map(len, answers)), len(seen), 0)
+    tokens = sum(len(answer.ids) for group in answers for answer in group)
+    assert timeless(meter.cost) == Cost(0.0, 0, tokens, len(seen), 0)
 
 
 @pytest.mark.parametrize("packing", [True, False])

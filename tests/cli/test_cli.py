@@ -19,7 +19,7 @@ from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import resolved
 
 EXPERIMENT = """\
-model: {model_name_or_path: some/model}
+model: {model_name_or_path: some/model, dtype: float32}
 data: {path: rows.jsonl}
 objectives:
   positive: {pairs: data}
@@ -247,13 +247,14 @@ def test_report_and_quickstart_take_their_folder(stages, tmp_path):
     assert main(["quickstart", "--fast", "--output", str(tmp_path)]) == 0
     for options in ([], ["--separate"], ["--fast"], ["--separate", "--fast"]):  # a folder belongs to one experiment
         assert main(["quickstart", *options]) == 0
+    full, fast = (("fast", False), ("minutes", None)), (("fast", True), ("minutes", None))
     assert stages.calls == [
         ("write_report", tmp_path),
-        ("run_quickstart", tmp_path, ("separate", False), ("fast", True)),
-        ("run_quickstart", Path("runs/quickstart"), ("separate", False), ("fast", False)),
-        ("run_quickstart", Path("runs/quickstart-separate"), ("separate", True), ("fast", False)),
-        ("run_quickstart", Path("runs/quickstart-fast"), ("separate", False), ("fast", True)),
-        ("run_quickstart", Path("runs/quickstart-separate-fast"), ("separate", True), ("fast", True)),
+        ("run_quickstart", tmp_path, ("separate", False), *fast),
+        ("run_quickstart", Path("runs/quickstart"), ("separate", False), *full),
+        ("run_quickstart", Path("runs/quickstart-separate"), ("separate", True), *full),
+        ("run_quickstart", Path("runs/quickstart-fast"), ("separate", False), *fast),
+        ("run_quickstart", Path("runs/quickstart-separate-fast"), ("separate", True), *fast),
     ]
 
 

@@ -18,6 +18,7 @@ from modpo.evaluation.answers import Questions
 from modpo.evaluation.evaluate import evaluate_sweep
 from modpo.experiment.file import read_experiment
 from modpo.forward.generate import generate
+from modpo.forward.sampled import SamplingSettings
 from modpo.methods.sweep import run_sweep
 from modpo.models.reference import ReferenceModel, answer_ends
 from modpo.pipeline.preflight import check_experiment
@@ -160,10 +161,11 @@ def test_answers_end_where_the_model_s_own_settings_say(file: Path) -> None:
     questions = Questions(reference, held_out, experiment.evaluation, 90, True)
     assert questions.ends == answer_ends(reference, held_out) == [0, 77]
     before = questions.parts()
-    answers = generate(
-        reference.model, reference.tokenizer, questions.prompts_ids * 20, ends=questions.ends, max_new_tokens=200
-    )
-    assert any(ids[-1] == 77 for ids in answers)
-    assert not any(77 in ids[:-1] for ids in answers)
+    settings = SamplingSettings(questions.ends, max_new_tokens=200, answers_per_prompt=20)
+    for packing in (True, False):
+        given = generate(reference.model, reference.tokenizer, questions.prompts_ids, settings, packing=packing)
+        answers = [answer.ids for group in given for answer in group]
+        assert any(ids[-1] == 77 for ids in answers)
+        assert not any(77 in ids[:-1] for ids in answers)
     edit_json(model / "generation_config.json", eos_token_id=0)
     assert Questions(ReferenceModel.of(experiment), held_out, experiment.evaluation, 90, True).parts() != before

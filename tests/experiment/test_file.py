@@ -68,7 +68,7 @@ BAD_LINES: dict[str, list[tuple[str, ...]]] = {
     ],
     "model_name_or_path: some/model": [
         ("dtype: float32", "model.model_name_or_path", "is missing", "model:"),
-        ("model_name_or_path: m\ndtype: float64", "model.dtype", "one of: bfloat16, float16, float32"),
+        ("model_name_or_path: m\ndtype: float64", "model.dtype", "one of: auto, bfloat16, float16, float32"),
         ("model_name_or_path: ' '", "model.model_name_or_path", "a name or path"),
         ("model_name_or_path: m\ntrust_remote_code: true", "model.trust_remote_code", "--trust-remote-code"),
     ],
@@ -386,7 +386,13 @@ def test_lora_left_out_is_the_default_and_null_is_none(tmp_path):
 
 @pytest.mark.parametrize(
     ("lora", "dtype", "expected"),
-    [("null", "", "float32"), ("null", ", dtype: bfloat16", "bfloat16"), ("{r: 4}", "", "bfloat16")],
+    [
+        ("null", "", "float32"),
+        ("null", ", dtype: auto", "float32"),
+        ("null", ", dtype: bfloat16", "bfloat16"),
+        ("{r: 4}", "", "auto"),
+        ("{r: 4}", ", dtype: float32", "float32"),
+    ],
 )
 def test_all_weights_are_trained_in_float32_unless_the_file_says_otherwise(tmp_path, lora, dtype, expected):
     text = (

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from modpo.forward import attention
-from modpo.forward.attention import BlockAttention, blocks, packed_attention, packed_attention_forward
+from modpo.forward import attention, branches
+from modpo.forward.attention import BlockAttention, packed_attention, packed_attention_forward
 from modpo.forward.packing import PackedLayout, pack
 
 CPU = torch.device("cpu")
@@ -29,12 +28,12 @@ def layout(lengths: list[tuple[int, tuple[int, ...]]]) -> PackedLayout:
 
 
 @pytest.fixture
-def blocks_of_4(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Blocks of 4 query rows, so that small groups take the path of large ones. Blocks are remembered by layout."""
-    blocks.cache_clear()
-    monkeypatch.setattr(attention, "BLOCK_ROWS", 4)
+def branches_of_4(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Branches of 4 rows, so that short groups take the path of long ones. Plans are remembered by layout."""
+    branches.plan.cache_clear()
+    monkeypatch.setattr(branches, "BRANCH_ROWS", 4)
     yield
-    blocks.cache_clear()
+    branches.plan.cache_clear()
 
 
 def inputs(length: int, heads: int, kv_heads: int, dtype: torch.dtype = torch.float64, D: int = 6) -> list[Tensor]:
@@ -69,34 +68,34 @@ def test_equals_dense_attention(lengths, heads: int, kv_heads: int):
     compare_with_dense(layout(lengths), heads, kv_heads)
 
 
-@pytest.mark.usefixtures("blocks_of_4")
+@pytest.mark.usefixtures("branches_of_4")
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("lengths", [SMALL, LARGE], ids=["small", "large"])
-def test_equals_dense_attention_in_blocks_of_4(lengths, heads: int, kv_heads: int):
+def test_equals_dense_attention_in_branches_of_4(lengths, heads: int, kv_heads: int):
     compare_with_dense(layout(lengths), heads, kv_heads)
 
 
 @pytest.mark.parametrize(
     "lengths",
-    [[(600, (300, 2, 257))], [(256, (2,))], [(255, (2,)), (256, (1,)), (257, (258,))], [(1, (513, 514))]],
-    ids=["long prompt and responses", "one row over a block", "at the edges of a block", "long responses"],
+    [[(300, (150, 2, 129))], [(128, (2,))], [(127, (2,)), (128, (1,)), (129, (130,))], [(1, (257, 258))]],
+    ids=["long prompt and responses", "one row over a branch", "at the edges of a branch", "long responses"],
 )
-def test_equals_dense_attention_over_many_real_blocks(lengths):
-    """Blocks of 256 rows as they are in use."""
+def test_equals_dense_attention_over_many_real_branches(lengths):
+    """Branches of 128 rows as they are in use."""
     compare_with_dense(layout(lengths), heads=2, kv_heads=1)
 
 
-@pytest.mark.usefixtures("blocks_of_4")
-@pytest.mark.parametrize("lengths", [[(3, (3, 1, 2))], [(6, (7, 2)), (1, (2,))]], ids=["whole groups", "blocks"])
+@pytest.mark.usefixtures("branches_of_4")
+@pytest.mark.parametrize("lengths", [[(3, (3, 1, 2))], [(6, (7, 2)), (1, (2,))]], ids=["whole groups", "branches"])
 def test_gradient_against_finite_differences(lengths):
     row = layout(lengths)
     given = inputs(row.length, heads=2, kv_heads=1, D=3)
     assert torch.autograd.gradcheck(lambda q, k, v: BlockAttention.apply(q, k, v, row), given)
 
 
-@pytest.mark.usefixtures("blocks_of_4")
+@pytest.mark.usefixtures("branches_of_4")
 def test_bfloat16_is_as_close_to_the_truth_as_dense_attention_in_bfloat16():
-    """Both round; the blocks' gradients, summed in float32, must not be further off than twice the plain ones."""
+    """Both round; block attention's gradients, summed in float32, must not be further off than twice the plain ones."""
     row = layout(LARGE)
     exact = inputs(row.length, heads=4, kv_heads=2)
     rounded = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
@@ -114,7 +113,7 @@ def test_bfloat16_is_as_close_to_the_truth_as_dense_attention_in_bfloat16():
         assert (found - expected).norm() <= 2 * (reference - expected).norm() + 1e-3 * expected.norm()
 
 
-@pytest.mark.usefixtures("blocks_of_4")
+@pytest.mark.usefixtures("branches_of_4")
 def test_a_prompt_s_bfloat16_gradient_is_rounded_once():
     """400 responses of 3 tokens after a prompt of 1: with q = 0 their rows see 2 and 3 keys alike, so d v of the prompt
     is 1 + 400 (1/2 + 1/3) = 334.33. Summed in bfloat16, it would stop at 256, where adding 5/6 changes nothing.
@@ -123,32 +122,6 @@ def test_a_prompt_s_bfloat16_gradient_is_rounded_once():
     q, k, v = (torch.zeros(1, row.length, 2, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     BlockAttention.apply(q, k, v, row).sum().backward()
     assert v.grad[0, 0].tolist() == pytest.approx([1 + 400 * 5 / 6] * 2, rel=0.005)
-
-
-@relaxed
-@given(
-    lengths=st.lists(
-        st.tuples(st.integers(1, 12), st.lists(st.integers(1, 12), max_size=4).map(tuple)), min_size=1, max_size=4
-    ),
-    rows=st.integers(1, 6),
-)
-def test_blocks_cover_each_visible_pair_of_positions_once(lengths, rows: int):
-    """What the blocks compute, counted cell by cell, is the dense mask, whatever the size of a block."""
-    row = layout(lengths)
-    blocks.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "BLOCK_ROWS", rows)
-        found = blocks(row, CPU)
-    blocks.cache_clear()
-    count = torch.zeros(row.length, row.length, dtype=torch.int)
-    for block in found:
-        keys = torch.cat([torch.arange(s.start, s.stop) for s in block.keys])
-        queries = torch.arange(block.rows.start, block.rows.stop)
-        visible = torch.ones(len(queries), len(keys), dtype=torch.int)
-        visible[:, len(keys) - block.hidden.shape[1] :] -= block.hidden.int()
-        count[queries[:, None], keys[None]] += visible
-    assert torch.equal(count, row.dense_mask.int())
-    assert sorted(i for block in found for i in range(block.rows.start, block.rows.stop)) == list(range(row.length))
 
 
 # --- as transformers calls it -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from modpo.forward.logprobs import padded_logps
 from modpo.forward.packability import choose_packing
 from modpo.forward.packing_needs import Needs
 from modpo.forward.rope import fixed_up_to, read_together
+from modpo.forward.sampled import SamplingSettings
 
 VOCABULARY, SWITCH = 48, 64
 SMALL = {
@@ -160,8 +161,8 @@ def test_answers_do_not_depend_on_the_batch(kind: str):
     prompts = [text(n, 40 + n) for n in (10, 55, 60, 60, 70, 90)]
 
     def answers(asked: list[list[int]], model: PreTrainedModel) -> list[list[int]]:
-        settings = {"ends": [2], "max_new_tokens": 16, "temperature": 1e-4}
-        return generate(model, tokenizer, asked, **settings)
+        settings = SamplingSettings([2], max_new_tokens=16, temperature=1e-4)
+        return [answer.ids for (answer,) in generate(model, tokenizer, asked, settings, packing=False)]
 
     together = answers(prompts, build(kind))
     assert together == [answers([prompt], build(kind))[0] for prompt in prompts]

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from modpo.base.errors import EnvironmentFault, InputError
-from modpo.experiment.file import read_experiment
+from modpo.base.errors import InputError
 from modpo.experiment.sections import LoraSection, ModelSection
 from modpo.models import folders as models
-from modpo.models.folders import default_cache_dir, lora_config, require_device_dtype
+from modpo.models.folders import default_cache_dir, lora_config
 from modpo.models.reference import LoadedModel, ReferenceModel
 from tests.kit import edit_json, flip_a_bit
 
@@ -291,20 +290,6 @@ def test_the_embedded_name_is_fetched_into_the_cache(tiny_model, tmp_path, monke
     monkeypatch.setattr("modpo.models.embedded.fetch_model", fetch)
     assert ReferenceModel(ModelSection(name), tmp_path, WHERE).folder == tiny_model
     assert asked == [tmp_path]
-
-
-def test_a_number_format_that_a_cpu_cannot_train_in_is_refused(monkeypatch, tmp_path):
-    file = tmp_path / "experiment.yaml"
-    file.write_text(
-        "data: {path: rows.jsonl}\nmodel: {model_name_or_path: m, dtype: float16}\nobjectives: {kind: {pairs: data}}\n"
-    )
-    half = read_experiment(file)
-    monkeypatch.setattr(models, "device", lambda: "cpu")
-    with pytest.raises(EnvironmentFault, match=r"experiment.yaml:2:dtype: float16 .*; fix: use bfloat16 or float32"):
-        require_device_dtype(half)
-    require_device_dtype(read_experiment(file, ["model.dtype=bfloat16"]))
-    monkeypatch.setattr(models, "device", lambda: "cuda")
-    require_device_dtype(half)
 
 
 def test_where_things_are_kept(monkeypatch, tmp_path):

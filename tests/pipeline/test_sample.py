@@ -21,10 +21,12 @@ from modpo.data.sources import open_rows
 from modpo.data.tokens import tokenize_prompt
 from modpo.experiment.sections import Experiment
 from modpo.forward.generate import generate
+from modpo.forward.sampled import SamplingSettings
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.sample import held_out_prompts, sample_experiment, sample_prompts
 from modpo.pipeline.stages import prepare
-from modpo.quickstart import FAST, FULL, Size, quickstart_experiment
+from modpo.quickstart import FULL, quickstart_experiment
+from modpo.quickstart.size import FAST, Size
 from modpo.scored.answers import SampleSettings, sample_column, sample_responses, write_prompts
 from modpo.scored.columns import Column
 from tests.kit import read_rows, write_experiment, write_rows
@@ -41,7 +43,7 @@ def experiment_file(tmp_path: Path, tiny_model: Path) -> Path:
   held_out: 3
   max_prompts: 6
   responses_per_prompt: 3
-  max_new_tokens: 6""",
+  max_new_tokens: 16""",
         data="""
   path: FOLDER/data/train.jsonl
   eval_path: FOLDER/data/held_out.jsonl
@@ -69,17 +71,16 @@ def test_answers_and_held_out_prompts_are_written(experiment: Experiment, refere
     answered, held_out = prompts.split_held_out(3, 0)
     assert [row["prompt"] for row in read_rows(experiment.data.eval_path)] == [group.prompt for group in held_out]
     tokenizer = reference.tokenizer
-    ids = generate(
+    given = generate(
         reference.model,
         tokenizer,
-        [tokenize_prompt(group.prompt, tokenizer) for group in answered[:6] for _ in range(3)],
-        ends=stop_ids(tokenizer, conversational=False),
-        max_new_tokens=6,
-        batch_size=18,
+        [tokenize_prompt(group.prompt, tokenizer) for group in answered[:6]],
+        SamplingSettings(stop_ids(tokenizer, conversational=False), max_new_tokens=16, answers_per_prompt=3),
+        packing=True,
     )
-    texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
+    texts = [[tokenizer.decode(one.ids, skip_special_tokens=True).strip() for one in answers] for answers in given]
     expected = [
-        {"prompt": group.prompt, "responses": [text for text in texts[3 * i : 3 * i + 3] if text]}
+        {"prompt": group.prompt, "responses": [text for text in texts[i] if text]}
         for i, group in enumerate(answered[:6])
     ]
     assert read_rows(experiment.data.path) == [row for row in expected if row["responses"]]

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import DPOConfig, DPOTrainer
 
 from modpo.base.errors import InputError
+from modpo.base.progress import say_once
+from modpo.models.matmul_speed import MatmulSpeed
 from modpo.training import loading
 from modpo.training.config import MODPOConfig
 from modpo.training.trainer import MODPOTrainer
@@ -76,7 +78,7 @@ def own_code(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_model_by_name_is_float32(make, in_bf16: Path) -> None:
+def test_a_model_by_name_is_float32_where_bf16_is_named(make, in_bf16: Path) -> None:
     ours, theirs = make(str(in_bf16)), make(str(in_bf16), DPOTrainer)
     assert ours.model.dtype == theirs.model.dtype == torch.float32
     for trainer in (ours, theirs):
@@ -170,3 +172,67 @@ def test_pad_token(make, tiny_model: Path) -> None:
         assert trainer.model.config.pad_token_id == trainer.processing_class.pad_token_id == 1
     with pytest.raises(ValueError, match=r"MODPOConfig:pad_token: the specified `pad_token` \('<none>'\) is not found"):
         make(str(tiny_model), pad_token="<none>")
+
+
+@pytest.fixture
+def faster(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes the machine one that multiplies faster in a number format."""
+
+    def become(dtype: str) -> None:
+        speed = MatmulSpeed(bfloat16=2e11 if dtype == "bfloat16" else 1e10, float32=1e11)
+        monkeypatch.setattr("modpo.models.matmul_speed._measured", lambda where: speed)
+
+    return become
+
+
+def test_without_bf16_the_faster_format_is_chosen(make, in_bf16: Path, faster, capsys) -> None:
+    """Adapters alone are trained, so the model is read in it too; all losses are TRL's with these settings named."""
+    say_once.cache_clear()
+    faster("bfloat16")
+    ours = make(str(in_bf16), bf16=None, peft_config=LoraConfig(**LORA))
+    said = "MODPOConfig: bf16 is left out, so it is True: bfloat16 is 2 times as fast as float32 here"
+    assert said in capsys.readouterr().err.splitlines()
+    named = {"bf16": True, "model_init_kwargs": {"dtype": "bfloat16"}}
+    theirs = make(str(in_bf16), DPOTrainer, peft_config=LoraConfig(**LORA), **named)
+    for trainer in (ours, theirs):
+        base = trainer.model.get_base_model()
+        assert (base.dtype, trainer.accelerator.mixed_precision) == (torch.bfloat16, "bf16")
+        assert {p.dtype for p in base.parameters() if p.requires_grad} == {torch.float32}
+        trainer.train()
+    assert log_column(ours, "loss") == pytest.approx(log_column(theirs, "loss"), abs=0.02)
+
+
+def test_where_float32_is_faster_nothing_is_cast(make, in_bf16: Path, faster) -> None:
+    faster("float32")
+    ours = make(str(in_bf16), bf16=None, peft_config=LoraConfig(**LORA))
+    theirs = make(str(in_bf16), DPOTrainer, peft_config=LoraConfig(**LORA), bf16=False)
+    for trainer in (ours, theirs):
+        assert (trainer.model.dtype, trainer.accelerator.mixed_precision) == (torch.float32, "no")
+        trainer.train()
+    assert log_column(ours, "loss") == pytest.approx(log_column(theirs, "loss"), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        ({"bf16": None}, torch.float32),  # all weights are trained
+        ({"bf16": None, "peft_config": {"modules_to_save": ["lm_head"]}}, torch.float32),
+        ({"bf16": None, "peft_config": {"init_lora_weights": "pissa"}}, torch.float32),
+        ({"bf16": True, "peft_config": {}}, torch.float32),  # as in TRL
+        ({"bf16": None, "peft_config": {}, "model_init_kwargs": {"dtype": "float32"}}, torch.float32),
+        ({"bf16": None, "peft_config": {}}, torch.bfloat16),
+    ],
+)
+def test_weights_that_are_trained_and_what_is_named_stay_as_in_trl(make, in_bf16, faster, given, dtype) -> None:
+    faster("bfloat16")
+    if "peft_config" in given:
+        given = given | {"peft_config": LoraConfig(**(LORA | given["peft_config"]))}
+    trainer = make(str(in_bf16), **given)
+    assert trainer.model.dtype == dtype
+    assert trainer.accelerator.mixed_precision == "bf16"
+
+
+def test_a_reference_by_name_is_read_in_the_policy_s_format(make, in_bf16: Path, tiny_model: Path, faster) -> None:
+    faster("bfloat16")
+    trainer = make(str(in_bf16), bf16=None, peft_config=LoraConfig(**LORA), ref_model=str(tiny_model))
+    assert trainer.ref_model.dtype == torch.bfloat16

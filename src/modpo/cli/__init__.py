@@ -22,6 +22,8 @@ from typing import Any, NoReturn, TextIO
 
 from modpo.base.errors import AGAIN, EnvironmentFault, InputError, ModpoError, Problem, is_out_of_memory, one_line
 from modpo.base.interrupts import raised
+from modpo.base.processors import limit_threads
+from modpo.base.progress import working
 from modpo.base.text import first_line, printable
 from modpo.base.version import installed_version
 from modpo.cli import bake, chat, quickstart, report, sweep, train
@@ -70,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one progress bar at a time: ours
+    limit_threads()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message=HARMLESS, module="peft")
     warnings.showwarning = _show_warning
@@ -101,7 +104,8 @@ def _run(arguments: list[str]) -> int:
     if args.run is None:
         parser.print_help(sys.stderr)
         return InputError.exit_code
-    result: int = args.run(args)
+    with contextlib.nullcontext() if args.converses else working(f"modpo {args.command}", live=True):
+        result: int = args.run(args)
     return result
 
 
@@ -136,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(command)
         _add_debug(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, command=name, converses=module is chat)
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from modpo.base.progress import working
 from modpo.cli.stages import add_trust_argument
 
 HELP = "talk to a front, and move the weights"
@@ -27,8 +28,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Talk until the input ends."""
-    from modpo.cli.chat_session import Sampling, talk
+    with working("modpo chat", live=True):  # not while talking: that is neither to be interrupted nor drawn over
+        from modpo.cli.chat_session import Sampling, open_chat
 
-    sampling = Sampling(args.temperature, args.max_new_tokens)
-    talk(args.folder, args.weights, sampling, trust_remote_code=args.trust_remote_code)
+        sampling = Sampling(args.temperature, args.max_new_tokens)
+        chat = open_chat(args.folder, args.weights, sampling, trust_remote_code=args.trust_remote_code)
+    chat.run()
     return 0

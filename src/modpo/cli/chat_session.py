@@ -23,7 +23,7 @@ from modpo.base.simplex import Weights
 from modpo.base.text import printable, visible
 from modpo.cli.weights_option import OPTION, read_settings
 from modpo.cli.wording import typed
-from modpo.forward.generate import bare_generation
+from modpo.forward.padded_generation import bare_generation
 from modpo.policies.steered_front import load_front
 from modpo.policies.steering import SteeredPolicy, Steering
 
@@ -53,8 +53,8 @@ class Sampling:
             raise InputError(Problem("--max-new-tokens", "", f"is {self.max_new_tokens}", "give at least 1"))
 
 
-def talk(folder: Path, settings: str | None, sampling: Sampling, *, trust_remote_code: bool = False) -> None:
-    """Talk to the front in a folder until the input ends.
+def open_chat(folder: Path, settings: str | None, sampling: Sampling, *, trust_remote_code: bool = False) -> Chat:
+    """A conversation with the front in a folder, to be run.
 
     Args:
         settings: the weights to begin with, `positive=0.7`; None: the middle of the front.
@@ -69,7 +69,7 @@ def talk(folder: Path, settings: str | None, sampling: Sampling, *, trust_remote
     steering.source(weights)  # what cannot be steered is refused before a model is read
     chat = Chat(SteeredPolicy(steering), weights, sampling)
     say(f"objectives: {', '.join(steering.names)}; /help shows what can be typed")
-    chat.run()
+    return chat
 
 
 class Chat:

@@ -16,7 +16,7 @@ from pathlib import Path
 from modpo.base.errors import InputError, PartialFailure, Problem
 from modpo.base.failures import FAILED, done_or_recorded, fix_of
 from modpo.base.files import locked
-from modpo.base.progress import say
+from modpo.base.progress import say, working
 from modpo.comparison.result import Comparison, FailedSweep, compare
 from modpo.comparison.table import show
 from modpo.comparison.written import write_comparison
@@ -28,8 +28,9 @@ from modpo.experiment.proxy import by_proxies, without_proxies
 from modpo.experiment.sections import ComparisonSection, Experiment, Resolved
 from modpo.front.ledger import read_ledger
 from modpo.front.schema import FILE, Front, read_front
+from modpo.models.dtype_choice import with_dtype
 from modpo.models.reference import ReferenceModel
-from modpo.pipeline.stages import StageCount, check_early, prepare, run_pipeline, stages_before
+from modpo.pipeline.stages import check_early, prepare, run_pipeline
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def run_comparison(experiment: Experiment, command: str) -> None:
     from modpo.methods.sweep import claim_folder
 
     check_early(experiment, measurable=True)
+    experiment = with_dtype(experiment)
     with locked(experiment.output_dir):
         claim_folder(experiment)
         remove_unfinished(experiment.output_dir)
@@ -72,7 +74,9 @@ def run_comparison(experiment: Experiment, command: str) -> None:
         say(f"sweep {number} of {len(members)}: {member.name}")
         about = {"method": member.method, "seed": member.seed}
         run = partial(run_pipeline, member.experiment)
-        if done_or_recorded(run, member.name, _record(experiment, member.method, member.seed), about):
+        with working(member.name):
+            made = done_or_recorded(run, member.name, _record(experiment, member.method, member.seed), about)
+        if made:
             done = _compare_and_write(experiment, members, member, command)
     if done is not None:
         show(done)
@@ -87,8 +91,7 @@ def run_comparison(experiment: Experiment, command: str) -> None:
 
 def _prepared(experiment: Experiment) -> Resolved:
     """The experiment as each sweep finds it: model and rewards trained, answers sampled, all with its own seed."""
-    count = StageCount([stage.name for stage in stages_before(experiment)])
-    resolved = replace(prepare(experiment, count), sft=None)
+    resolved = replace(prepare(experiment), sft=None)
     if resolved.sample is not None and resolved.sample.seed is None:
         resolved = replace(resolved, sample=replace(resolved.sample, seed=experiment.seed))
     return resolved

@@ -16,6 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from modpo.base.errors import InputError, IntegrityError, Problem
+from modpo.base.progress import working
 from modpo.data.formats import PROMPTS, RULES, find_layout, is_function
 from modpo.data.group_builder import build_group, content_keys, prompt_key
 from modpo.data.group_index import Index, check_split_prompts, count_merged, index_rows, scan_rows
@@ -148,6 +149,7 @@ def overlap(a: PromptGroups, b: PromptGroups) -> int:
     return len(np.intersect1d(a.keys, b.keys))
 
 
+@working("rows, grouped by prompt")
 def group_rows(
     rows: Rows,
     *,

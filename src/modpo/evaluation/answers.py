@@ -13,6 +13,7 @@ from modpo.data.tokens import answer_text, tokenize_prompt
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.experiment.sections import EvaluationSection
 from modpo.forward.policy import Policy
+from modpo.forward.sampled import RULES, SamplingSettings
 from modpo.models.positions import require_answerable
 from modpo.models.reference import ReferenceModel, answer_ends, answer_turn
 from modpo.policies.best_of_n import BestOfN
@@ -101,6 +102,7 @@ class Questions:
             "ends": self.ends,
             "settings": settings,
             "seed": self.settings.seed,
+            "sampling": RULES,
         }
 
     def times(self, n: int) -> Questions:
@@ -142,23 +144,27 @@ class Questions:
         from modpo.forward.generate import generate
 
         settings, tokenizer = self.settings, self.reference.tokenizer
-        indices = [i for i in range(len(self.prompts)) for _ in range(settings.samples_per_prompt)]
-        prompts_ids = [self.prompts_ids[i] for i in indices]
-        answers_ids = generate(
+        given = generate(
             model,
             tokenizer,
-            prompts_ids,
-            ends=self.ends,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
+            self.prompts_ids,
+            self._sampling,
+            packing=self.packing,
             batch_size=settings.batch_size,
-            seed=settings.seed,
             label=f"answers of {name}",
         )
-        ratios = policy.log_ratios(model, prompts_ids, [[list(ids)] for ids in answers_ids], packing=self.packing)
-        turn = answer_turn(self.reference, self.prompts)
+        ratios = policy.log_ratios_of_answers(model, self.prompts_ids, given, packing=self.packing)
+        turn, answers_ids = answer_turn(self.reference, self.prompts), [one.ids for group in given for one in group]
         texts = [answer_text(ids, self.ends, tokenizer, turn) for ids in answers_ids]
+        indices = [i for i, group in enumerate(given) for _ in group]
         return Answers(indices, texts, ratios, [len(ids) for ids in answers_ids])
+
+    @property
+    def _sampling(self) -> SamplingSettings:
+        settings = self.settings
+        return SamplingSettings(
+            self.ends, settings.max_new_tokens, settings.samples_per_prompt, settings.temperature, settings.seed
+        )
 
     def scores(self, answers: Answers, rewards: Mapping[str, Reward]) -> dict[str, list[float]]:
         """Raw rewards of M answers, (M,) each, by objective."""

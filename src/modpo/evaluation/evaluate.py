@@ -14,7 +14,7 @@ import numpy as np
 from modpo.base.costs import NOTHING, Cost
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import locked, new_file, read_manifest, remove_unfinished
-from modpo.base.progress import say
+from modpo.base.progress import Progress, say, working
 from modpo.data.groups import PromptGroups, group_rows
 from modpo.data.loading import load_groups
 from modpo.data.prompt_group import PromptGroup
@@ -33,6 +33,7 @@ from modpo.front.ledger import cost_summary, write_ledger
 from modpo.front.pareto import bootstrap_mean, default_reference_point, dominated_flags, measure_hypervolume
 from modpo.front.schema import Estimate, FailedPoint, Front, FrontObjective, HeldOut, Point, write_front
 from modpo.methods.sweep import failures, finished_points, require_same_experiment
+from modpo.models.dtype_choice import with_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.policies.point import REFERENCE_POINT, SweptPoint
 from modpo.rewards.accuracy import held_out_accuracies
@@ -50,7 +51,7 @@ def evaluate_sweep(experiment: Experiment) -> Front:
     Raises:
         InputError: nothing is trained yet. EnvironmentFault: another process is at work on the sweep.
     """
-    experiment = resolved(experiment)
+    experiment = resolved(with_dtype(experiment, writes=False))
     require_same_experiment(experiment.asked)
     trained = list(finished_points(experiment))
     if not trained:
@@ -73,10 +74,15 @@ def _measure(experiment: Resolved, trained: list[SweptPoint]) -> Front:
     answered = scorer.score(prompts, scored.calibrations) if len(rewards) < len(experiment.objectives) else None
     questions = questions_of(experiment, reference, prompts, packing=experiment.training.packs)
     measurer = Measurer(experiment, questions, rewards, answered, scored.calibrations, scorer.rewards)
-    measured = [measurer.measure(REFERENCE_POINT)]
-    measurer = replace(measurer, audited=_audited(scorer, measurer, measured[0]))
-    measured += [measurer.measure(point) for point in trained]
-    front = _front(measurer, trained, measured)
+    with Progress("measured", 1 + len(trained), "policies", spans=True) as progress:
+        with progress.part():
+            measured = [measurer.measure(REFERENCE_POINT)]
+        measurer = replace(measurer, audited=_audited(scorer, measurer, measured[0]))
+        for point in trained:
+            with progress.part():
+                measured.append(measurer.measure(point))
+    with working("the front: hypervolume and intervals"):
+        front = _front(measurer, trained, measured)
     by_name = dict(zip([point.name for point in (REFERENCE_POINT, *trained)], measured, strict=True))
     _write_lines(experiment.output_dir / RESPONSES, (answer for policy in measured for answer in policy.answers))
     _write_lines(experiment.output_dir / SCORES, (_scores(experiment, *named) for named in by_name.items()))
@@ -136,6 +142,7 @@ def _measured_prompts(experiment: Experiment, held_out: PromptGroups, rewards: C
     return prompts
 
 
+@working("the audit's answers, scored")
 def _audited(scorer: Scorer, measurer: Measurer, reference: Measured) -> ScoredData | None:
     """Several answers to each held-out prompt, scored: the data's own, else those that the reference gave.
 

@@ -21,7 +21,7 @@ from modpo.base.text import without_secrets
 from modpo.experiment.method_rules import check_methods
 from modpo.experiment.objectives import RewardSection, RewardTraining
 from modpo.experiment.rules import check_sections
-from modpo.experiment.sections import Experiment, ExperimentFile, ModelSection, Sections, TrainingSection
+from modpo.experiment.sections import AUTO, Experiment, ExperimentFile, ModelSection, Sections, TrainingSection
 from modpo.experiment.sweep_sections import SweepChoice, SweepMethod, SweepSection
 from modpo.experiment.vectors import expand_sweep
 from modpo.experiment.yaml_nodes import TEXT_TAG, compose, line_of, override, seen
@@ -64,7 +64,7 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = (), *, trust_re
         raise InputError(reader.problems)
     given = {f.name: getattr(shape, f.name) for f in dataclasses.fields(Sections)}
     given |= {
-        "model": dataclasses.replace(_model(shape, reader), trust_remote_code=trust_remote_code),
+        "model": dataclasses.replace(_model(shape), trust_remote_code=trust_remote_code),
         "sweep": _sweep(shape.sweep or SweepChoice(), vectors),
         "output_dir": Path(shape.output_dir or f"runs/{Path(path).stem}").expanduser(),
         "cache_dir": Path(shape.cache_dir or os.environ.get("MODPO_CACHE") or "~/.cache/modpo").expanduser(),
@@ -72,12 +72,12 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = (), *, trust_re
     return Experiment(**given, source=source, lines=reader.lines)
 
 
-def _model(shape: ExperimentFile, reader: SectionReader) -> ModelSection:
+def _model(shape: ExperimentFile) -> ModelSection:
     """The model, in float32 where all weights are trained and the file names no number format.
 
     In 16 bits a weight does not move by steps as small as training all weights takes: they are rounded away.
     """
-    whole = shape.lora is None and "model.dtype" not in reader.lines
+    whole = shape.lora is None and shape.model.dtype == AUTO
     return dataclasses.replace(shape.model, dtype="float32") if whole else shape.model
 
 

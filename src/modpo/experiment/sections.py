@@ -19,7 +19,7 @@ from modpo.experiment.yaml_nodes import place
 
 SAVING = ("save_steps", "save_total_limit")  # of `training`: they change no number
 LOSS_TYPES = ("sigmoid", "hinge")
-AUTO = "auto"  # of `training.packing`
+AUTO = "auto"  # of `model.dtype` and `training.packing`
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,20 @@ class ModelSection:
     model_name_or_path: Annotated[str, NAMED]
     """a local folder, a name on the Hub, or `smollm2-135m-instruct`, the embedded default: four-bit weights from the
     Python package index (`modpo[quickstart]`), turned into bfloat16"""
-    dtype: Annotated[str, one_of(DTYPES)] = "bfloat16"
-    """`bfloat16`, `float16` (not on a CPU) or `float32`. If not set, `float32` where all weights are trained
-    (`lora: null`): in 16 bits they would not move by small steps"""
+    dtype: Annotated[str, one_of((AUTO, *DTYPES))] = AUTO
+    """`bfloat16`, `float16` (not on a CPU) or `float32`; `auto`: the faster of `bfloat16` and `float32` on the machine
+    where `output_dir` was begun, which is measured once and said. Where all weights are trained (`lora: null`), `auto`
+    is `float32`: in 16 bits they would not move by small steps"""
     revision: str | None = None
     """branch, tag or commit on the Hub"""
     trust_remote_code: bool = False
     """refused in a file: give `--trust-remote-code` on the command line, where you see what you trust"""
+
+    @property
+    def number_format(self) -> str:
+        """`dtype` of an experiment in which `auto` has been made a name."""
+        assert self.dtype != AUTO, "see modpo.models.dtype_choice.with_dtype"
+        return self.dtype
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 """Attention of a packed row, registered with transformers' `AttentionInterface` as `modpo_packed`.
 
-The row is cut into blocks of query rows. Each block multiplies against the keys it may see and no others: a prompt
-block against the prompt so far, a response block against its prompt and itself. Only the probabilities of one block
-exist at a time; the backward pass computes them again.
+The row is cut into branches (`branches.py`). Each multiplies against the keys it may see and few others: part of a
+prompt against the prompt so far, part of a response against its prompt and itself. Only the probabilities of one batch
+of branches exist at a time; the backward pass computes them again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,28 +16,21 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from modpo.forward.packing import GroupSpan, PackedLayout
+from modpo.forward import branches
+from modpo.forward.branches import Batch, Plan
+from modpo.forward.packing import PackedLayout
 
 IMPLEMENTATION = "modpo_packed"
-BLOCK_ROWS = 256  # query rows a block: large enough for full matmul speed, small enough to stay in cache
+FLEX_COMPILATIONS = 64  # of flex attention, at most: see `_compiled`
 # Arguments of models whose attention is more than softmax(q k) v: refused, since dropping them would be silent.
 UNSUPPORTED_ARGUMENTS = ("sliding_window", "softcap", "position_bias", "s_aux", "cache")
 
 
-@dataclass(frozen=True)
-class Block:
-    """R query rows and the K keys that they see; `hidden` marks, among the last C keys, those that they do not."""
-
-    rows: slice
-    keys: tuple[slice, ...]
-    hidden: Tensor | None  # (R, C) bool over the last C of the keys
-
-
 @contextmanager
-def packed_attention(model: PreTrainedModel) -> Iterator[None]:
+def packed_attention(model: PreTrainedModel, implementation: str = IMPLEMENTATION) -> Iterator[None]:
     """Within it, `model` takes packed rows; before and after, it is what it was."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(IMPLEMENTATION)
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:
@@ -91,110 +83,98 @@ def packed_attention_forward(
 
 
 class BlockAttention(torch.autograd.Function):
-    """Exact attention in blocks of rows, q already scaled; see `forward`."""
+    """Exact attention of a packed row, a batch of branches at a time, q already scaled; see `forward`."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> Tensor:
         """q (H, T, D), k (H_kv, T, D), v (H_kv, T, D_v) -> (T, H, D_v)."""
-        H, T, _ = q.shape
-        out = q.new_empty(T, H, v.shape[-1])
-        for block in blocks(layout, q.device):
-            k_b, v_b = _gather(k, block.keys), _gather(v, block.keys)
-            probs = _probabilities(_by_kv_head(q, block.rows, len(k)), k_b, block)
-            out[block.rows] = _by_position(probs @ v_b, H)
+        H, T, H_kv = len(q), q.shape[1], len(k)
+        q, k, v = (_by_kv_head(x, H_kv) for x in (q, k, v))
+        plan = branches.plan(layout, H_kv, q.dtype, q.device)
+        parts = []
+        for batch in plan.batches:
+            q_b, k_b, v_b = _queries(q, batch, k.shape[-1]), _keys(k, batch), _keys(v, batch)
+            parts.append(_probabilities(q_b, k_b, batch) @ v_b)
         ctx.save_for_backward(q, k, v)
-        ctx.layout = layout
-        return out
+        ctx.plan, ctx.heads = plan, (H, H_kv)
+        return _in_order(parts, plan, H // H_kv).view(T, H, -1)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """d_out (T, H, D_v) -> gradients of q (H, T, D), k (H_kv, T, D), v (H_kv, T, D_v)."""
         q, k, v = ctx.saved_tensors
-        H, T, D = q.shape
-        d_out_heads = d_out.transpose(0, 1)  # (H, T, D_v)
-        dq = q.new_empty(T, H, D)
-        # Many blocks add to a prompt's keys: in float32, so that their sum is rounded once.
-        sum_dtype = torch.promote_types(k.dtype, torch.float32)
-        dk, dv = torch.zeros_like(k, dtype=sum_dtype), torch.zeros_like(v, dtype=sum_dtype)
-        for block in blocks(ctx.layout, q.device):
-            q_b = _by_kv_head(q, block.rows, len(k))  # (H_kv, G R, D)
-            g_b = _by_kv_head(d_out_heads, block.rows, len(k))  # (H_kv, G R, D_v)
-            k_b, v_b = _gather(k, block.keys), _gather(v, block.keys)
-            probs = _probabilities(q_b, k_b, block)
+        plan, (H, H_kv) = ctx.plan, ctx.heads
+        d_out = d_out.reshape(len(k), -1)
+        dq, dk, dv = [], [], []
+        for batch in plan.batches:
+            q_b, k_b, v_b = _queries(q, batch, k.shape[-1]), _keys(k, batch), _keys(v, batch)
+            g_b = _queries(d_out, batch, v.shape[-1])
+            if batch.real is not None:
+                g_b.view(batch.branches, H_kv, batch.R, -1).mul_(batch.real)
+            probs = _probabilities(q_b, k_b, batch)
             d_probs = g_b @ v_b.transpose(1, 2)
             # d softmax: p * (dp - sum(p dp)); one fused pass over the block
             d_scores = torch.ops.aten._softmax_backward_data(d_probs, probs, -1, probs.dtype)
-            dq[block.rows] = _by_position(d_scores @ k_b, H)
-            _scatter_add(dk, block.keys, d_scores.transpose(1, 2) @ q_b)
-            _scatter_add(dv, block.keys, probs.transpose(1, 2) @ g_b)
-        return dq.transpose(0, 1), dk.to(k.dtype), dv.to(v.dtype), None
+            dq.append(d_scores @ k_b)
+            dk.append(d_scores.transpose(1, 2) @ q_b)
+            dv.append(probs.transpose(1, 2) @ g_b)
+        by_position = _in_order(dq, plan, H // H_kv).view(-1, H, q.shape[-1] * H_kv // H)
+        return by_position.transpose(0, 1), _to_keys(dk, plan, H_kv), _to_keys(dv, plan, H_kv), None
 
 
-def _probabilities(q_b: Tensor, k_b: Tensor, block: Block) -> Tensor:
-    """q_b (H_kv, G R, D), k_b (H_kv, K, D) -> (H_kv, G R, K).
+def _probabilities(q_b: Tensor, k_b: Tensor, batch: Batch) -> Tensor:
+    """q_b (B H_kv, R G, D), k_b (B H_kv, K, D) -> (B H_kv, R G, K).
 
     The softmax of a bfloat16 tensor is computed in float32 and rounded once.
     """
     scores = q_b @ k_b.transpose(1, 2)
-    if block.hidden is not None:
-        R, C = block.hidden.shape
-        tail = scores.view(len(q_b), -1, R, scores.shape[-1])[..., -C:]
-        tail.masked_fill_(block.hidden, float("-inf"))
+    C = batch.bias.shape[-1]
+    scores.view(batch.branches, -1, batch.R, q_b.shape[1] // batch.R, scores.shape[-1])[..., -C:].add_(batch.bias)
     return torch.softmax(scores, dim=-1)
 
 
-def _by_kv_head(q: Tensor, rows: slice, kv_heads: int) -> Tensor:
-    """(H, T, D) -> (H_kv, G R, D): the G query heads of a key head stand below one another."""
-    return q[:, rows].reshape(kv_heads, -1, q.shape[-1])
+def _by_kv_head(x: Tensor, kv_heads: int) -> Tensor:
+    """(H, T, D) -> (T H_kv, G D): the G query heads of a key head beside one another."""
+    return x.transpose(0, 1).reshape(x.shape[1] * kv_heads, -1)
 
 
-def _by_position(x: Tensor, heads: int) -> Tensor:
-    """(H_kv, G R, D) -> (R, H, D)."""
-    return x.reshape(heads, -1, x.shape[-1]).transpose(0, 1)
+def _queries(x: Tensor, batch: Batch, D: int) -> Tensor:
+    """(T H_kv, G D) -> (B H_kv, R G, D): what the batch has of it."""
+    return x.index_select(0, batch.rows).view(len(batch.rows) // batch.R, -1, D)
 
 
-def _gather(x: Tensor, slices: tuple[slice, ...]) -> Tensor:
-    """(H_kv, T, D) -> (H_kv, K, D): the K positions of the slices, one after the other."""
-    return x[:, slices[0]] if len(slices) == 1 else torch.cat([x[:, s] for s in slices], dim=1)
+def _keys(x: Tensor, batch: Batch) -> Tensor:
+    """(T H_kv, D) -> (B H_kv, K, D)."""
+    return x.index_select(0, batch.keys).view(-1, batch.P + batch.R, x.shape[-1])
 
 
-def _scatter_add(total: Tensor, slices: tuple[slice, ...], part: Tensor) -> None:
-    """Add a part, (H_kv, K, D), to the positions of the slices in a total, (H_kv, T, D): the reverse of `_gather`."""
-    at = 0
-    for s in slices:
-        length = s.stop - s.start
-        total[:, s] += part[:, at : at + length]
-        at += length
+def _in_order(parts: list[Tensor], plan: Plan, G: int) -> Tensor:
+    """Of every batch (B H_kv, R G, D) -> (T H_kv, G D)."""
+    flat = [part.view(-1, G * part.shape[-1]) for part in parts]
+    return (torch.cat(flat) if len(flat) > 1 else flat[0]).index_select(0, plan.places)
 
 
-@lru_cache(maxsize=8)  # every layer of a forward and a backward pass asks for the same layout
-def blocks(layout: PackedLayout, device: torch.device) -> tuple[Block, ...]:
-    """The blocks of a row. Together they cover each position once."""
-    return tuple(block for group in layout.groups for block in _group_blocks(group, device))
+def _to_keys(parts: list[Tensor], plan: Plan, kv_heads: int) -> Tensor:
+    """Gradients of every batch's keys, (B H_kv, K, D) -> of all, (H_kv, T, D).
 
-
-def _group_blocks(group: GroupSpan, device: torch.device) -> Iterator[Block]:
-    """Blocks of one group: of a small one a single block, `hidden` (R, R)."""
-    if group.end - group.start <= BLOCK_ROWS:
-        # A small group is one block: a few masked products cost less than many small ones.
-        whole = slice(group.start, group.end)
-        shift = group.start
-        alone = GroupSpan(0, group.prompt_end - shift, tuple((a - shift, b - shift) for a, b in group.responses))
-        visible = PackedLayout((alone,), alone.end).dense_mask
-        yield Block(whole, (whole,), ~visible.to(device))
-        return
-    yield from _causal_blocks((), group.start, group.prompt_end, device)
-    prompt = (slice(group.start, group.prompt_end),)
-    for first, last in group.responses:
-        yield from _causal_blocks(prompt, first, last, device)
-
-
-def _causal_blocks(before: tuple[slice, ...], first: int, last: int, device: torch.device) -> Iterator[Block]:
-    """Blocks of the rows [first, last), which see all of `before` and, causally, themselves; `hidden` is (R, R)."""
-    for start in range(first, last, BLOCK_ROWS):
-        stop = min(start + BLOCK_ROWS, last)
-        future = torch.ones(stop - start, stop - start, dtype=torch.bool, device=device).triu(1)
-        yield Block(slice(start, stop), (*before, slice(first, stop)), future)
+    Many branches add to a prompt's keys: in float32, so that their sum is rounded once.
+    """
+    dtype, D = parts[0].dtype, parts[0].shape[-1]
+    own = [part[:, batch.P :].reshape(-1, D) for part, batch in zip(parts, plan.batches, strict=True)]
+    total = _in_order(own, plan, 1).to(torch.promote_types(dtype, torch.float32)).view(-1, kv_heads, D)
+    for part, batch in zip(parts, plan.batches, strict=True):
+        if not any(batch.prefixes):
+            continue
+        of_prefixes = part[:, : batch.P].reshape(batch.branches, -1)
+        if batch.members is not None:
+            of_prefixes = batch.members @ of_prefixes
+        of_prefixes = of_prefixes.view(len(batch.prefixes), kv_heads, batch.P, D).transpose(1, 2)  # (S, P, H_kv, D)
+        for each, prefix in zip(of_prefixes, batch.prefixes, strict=True):
+            at = 0
+            for first, last in prefix:
+                total[first:last] += each[at : at + last - first]
+                at += last - first
+    return total.to(dtype).transpose(0, 1)
 
 
 def _flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scaling: float) -> Tensor:
@@ -208,6 +188,7 @@ def _flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scali
     """
     from torch.nn.attention.flex_attention import flex_attention
 
+    q, k = q.to(v.dtype), k.to(v.dtype)  # as in `packed_attention_forward`: the kernel multiplies one dtype only
     out = _compiled(flex_attention)(
         q, k, v, block_mask=_flex_mask(layout, q.device), scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
     )
@@ -216,6 +197,13 @@ def _flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scali
 
 @lru_cache(maxsize=1)
 def _compiled(function: Any) -> Any:
+    """Compiled a few times for rows of any length, and again for other dtypes, scales, numbers of heads, or gradients.
+
+    Beyond a limit that torch sets (8), it would be run uncompiled, with all scores in memory: policy, reference and
+    reward models in one process may need more.
+    """
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, FLEX_COMPILATIONS)
     return torch.compile(function, dynamic=True)
 
 

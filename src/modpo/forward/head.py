@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 24  # logits alive at a time: 64 MiB in float32
+CHUNK_ELEMENTS = 1 << 23  # logits alive at a time: 32 MiB in float32. Larger ones are new pages each time: slow.
+ROWS_OF_WEIGHTS = 2048  # of the head that are summed up at a time
 
 
 class TokenReadings(NamedTuple):
@@ -20,7 +21,7 @@ class TokenReadings(NamedTuple):
     logps: Tensor  # nats
     entropy: Tensor  # of the distribution of which the token is one outcome, nats
     mean_logit: Tensor  # over the vocabulary
-    is_top: Tensor  # bool: whether the token is the likeliest one, the first of those that tie
+    is_top: Tensor  # bool: whether no token is likelier
 
 
 def head_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def head_readings(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
     hidden, weight, bias = _in_one_dtype(hidden, weight, bias)
     logps, entropy, is_top = _HeadLogps.apply(hidden, weight, bias, labels, True)
     with torch.no_grad():  # the mean over the vocabulary of a linear map is a linear map
-        mean_logit = hidden.to(logps.dtype) @ weight.mean(0, dtype=logps.dtype)
+        mean_logit = hidden.to(logps.dtype) @ _mean_row(weight, logps.dtype)
         if bias is not None:
             mean_logit += bias.mean(dtype=logps.dtype)
     return TokenReadings(logps, entropy, mean_logit, is_top)
@@ -53,7 +54,12 @@ def logits_readings(logits: Tensor, labels: Tensor) -> TokenReadings:
     logps = log_probs.gather(1, labels[:, None])[:, 0]
     with torch.no_grad():
         entropy = -torch.cat([(part.exp() * part).sum(-1) for part in log_probs.split(_rows(logits.shape[1]))])
-        return TokenReadings(logps, entropy, wide(logits).mean(-1), logits.argmax(-1) == labels)
+        return TokenReadings(logps, entropy, wide(logits).mean(-1), logps == log_probs.amax(-1))
+
+
+def _mean_row(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """(V, H) -> (H,), summed in `dtype`, of which no copy of the whole is made."""
+    return torch.stack([part.sum(0, dtype=dtype) for part in weight.split(ROWS_OF_WEIGHTS)]).sum(0) / len(weight)
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -80,9 +86,26 @@ def _chunks(positions: int, vocabulary: int) -> Sequence[slice]:
     return [slice(a, min(a + rows, positions)) for a in range(0, positions, rows)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """hidden (n, H), weight (V, H) -> logits (n, V) that nobody else holds."""
-    return wide(nn.functional.linear(hidden, weight, bias))
+class _Room:
+    """Where the logits of one chunk after the other are put: new memory for each would cost as much as its exps."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor) -> None:
+        rows, V = min(len(hidden), _rows(len(weight))), len(weight)
+        self._narrow = hidden.new_empty(rows, V)
+        self._wide = wide(self._narrow) if hidden.dtype.itemsize < 4 else self._narrow
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """hidden (n, H), weight (V, H) -> logits (n, V), float32 at least."""
+        narrow, n = self._narrow[: len(hidden)], len(hidden)
+        if bias is None:
+            torch.mm(hidden, weight.T, out=narrow)
+        else:
+            torch.addmm(bias, hidden, weight.T, out=narrow)
+        return narrow if self._wide is self._narrow else self._wide[:n].copy_(narrow)
+
+    def narrow(self, wide: Tensor) -> Tensor:
+        """(n, V) in the number format of the weights, over the logits."""
+        return wide if self._wide is self._narrow else self._narrow[: len(wide)].copy_(wide)
 
 
 class _HeadLogps(torch.autograd.Function):
@@ -102,18 +125,19 @@ class _HeadLogps(torch.autograd.Function):
         ctx.frozen = not any(ctx.needs_input_grad[1:3])
         slope = torch.empty_like(hidden) if ctx.frozen and ctx.needs_input_grad[0] else None
         found: list[tuple[Tensor, ...]] = []
+        room = _Room(hidden, weight)
         for chunk in _chunks(len(hidden), len(weight)):
-            logits, label = _logits(hidden[chunk], weight, bias), labels[chunk, None]
-            largest, top = logits.max(-1, keepdim=True) if readings else (logits.amax(-1, keepdim=True), None)
+            logits, label = room.logits(hidden[chunk], weight, bias), labels[chunk, None]
+            largest = logits.amax(-1, keepdim=True)
             at_label = logits.gather(1, label) - largest  # (n, 1), as all that follow
             shifted = logits.sub_(largest)
             exps = shifted.exp() if readings and slope is None else shifted.exp_()
             total = exps.sum(-1, keepdim=True)
             if slope is not None:
-                probs = exps.div_(total).to(weight.dtype)
+                probs = room.narrow(exps.div_(total))
                 expected = probs @ weight  # (n, H)
                 slope[chunk] = weight[labels[chunk]] - expected
-            if top is None:
+            if not readings:
                 found.append((at_label - total.log(),))
                 continue
             if slope is None:
@@ -121,7 +145,7 @@ class _HeadLogps(torch.autograd.Function):
             else:
                 mean = (wide(hidden[chunk]) * wide(expected)).sum(-1, keepdim=True) - largest
                 mean += wide(probs @ bias[:, None]) if bias is not None else 0
-            found.append((at_label - total.log(), total.log() - mean, top == label))
+            found.append((at_label - total.log(), total.log() - mean, at_label == 0))
         ctx.save_for_backward(*((slope,) if ctx.frozen else (hidden, weight, bias, labels)))
         logps, *others = (torch.cat(parts).squeeze(1) for parts in zip(*found, strict=True))
         ctx.mark_non_differentiable(*others)
@@ -137,8 +161,9 @@ class _HeadLogps(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         d_bias = torch.zeros_like(d_weight[:, 0]) if bias is not None else None
+        room = _Room(hidden, weight)
         for chunk in _chunks(len(hidden), len(weight)):
-            probs = torch.softmax(_logits(hidden[chunk], weight, bias), dim=-1)
+            probs = torch.softmax(room.logits(hidden[chunk], weight, bias), dim=-1)
             d_logits = -probs * d_logps[chunk, None]
             d_logits.scatter_add_(1, labels[chunk, None], d_logps[chunk, None].to(d_logits.dtype))
             if d_bias is not None:

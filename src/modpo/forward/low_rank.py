@@ -21,17 +21,26 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from modpo.forward.norms import attach_frozen_norms
+from modpo.forward.projections import Projection, project
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
+# Names of layers of one module that transformers' models call with the same tensor. Called otherwise, they are computed
+# one by one, and as rightly.
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
-def join_adapters(trainer: Trainer) -> None:
-    """Let a trainer's model add its active adapters up in one product, where weights can be read without a call.
+
+def join_products(trainer: Trainer) -> None:
+    """Let a trainer's model compute its adapters together and its frozen norms at once, where weights can be read
+    without a call.
 
     DeepSpeed and FSDP gather weights as modules are called.
     """
     if not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
         attach_joint_adapters(trainer.model)
+        attach_frozen_norms(trainer.model)
 
 
 def causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -60,23 +69,70 @@ def uncast_inputs(trainer: Trainer) -> AbstractContextManager[None]:
 
 
 def attach_joint_adapters(model: nn.Module) -> None:
-    """Let each linear layer of a PEFT model add its active LoRA adapters up in one product.
+    """Let each linear layer of a PEFT model add its active LoRA adapters up in one product, and layers that read the
+    same input, such as q, k and v, be computed together.
 
     Where that would be something else than what PEFT computes (merged or disabled adapters, dropout, biases, DoRA and
     other variants) the layer's own forward does it. Attaching twice does nothing.
     """
     for module in model.modules():
+        for names in SIBLINGS:
+            layers = [getattr(module, name, None) for name in names]
+            if all(type(layer) is Linear and "forward" not in layer.__dict__ for layer in layers):
+                together = Together(layers)
+                for layer in layers:
+                    layer.__dict__["together"] = together
+    for module in model.modules():
         if type(module) is Linear and "forward" not in module.__dict__:
+            module.__dict__.setdefault("together", Together([module]))
             module.__dict__["forward"] = types.MethodType(_forward, module)
+
+
+class Together:
+    """Layers that are called with the same input: called with it, the first computes what the others will be asked."""
+
+    def __init__(self, layers: list[Linear]) -> None:
+        self._layers = layers
+        self._input: Tensor | None = None
+        self._outputs: dict[int, Tensor] = {}  # not asked yet, by the layer's place
+
+    def output(self, layer: Linear, x: Tensor) -> Tensor | None:
+        """(..., in) -> (..., out) of one of the layers; None: one of them is not a frozen layer with adapters."""
+        place = next(i for i, each in enumerate(self._layers) if each is layer)
+        if x is not self._input or place not in self._outputs:
+            self._input, self._outputs = x, self._computed(x)
+        output = self._outputs.pop(place, None)
+        if not self._outputs:
+            self._input = None
+        return output
+
+    def _computed(self, x: Tensor) -> dict[int, Tensor]:
+        """Of all layers, if they can be computed together."""
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        named = [_active(layer) for layer in self._layers]
+        able = (_is_frozen(each, names, dtype) for each, names in zip(self._layers, named, strict=True))
+        if not all(able):
+            return {}
+        As, layers = [], []
+        for layer, names in zip(self._layers, named, strict=True):
+            As += [_times(layer.lora_A[name].weight, layer.scaling[name]) for name in names]
+            B = _joined([layer.lora_B[name].weight for name in names], dim=1).to(dtype)
+            layers.append(Projection(layer.base_layer.weight, layer.base_layer.bias, B))
+        return dict(enumerate(project(x.to(dtype), _joined(As, dim=0).to(dtype), layers)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_input": None, "_outputs": {}}  # what is between two calls is not copied
 
 
 def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """(..., in) -> (..., out)."""
-    names = [name for name in self.active_adapters if name in self.lora_A]
-    low_rank = names and not self.disable_adapters and not self.merged and all(_is_plain(self, name) for name in names)
-    if args or kwargs or not low_rank:
+    names = _active(self)
+    if args or kwargs or not names:
         output: Tensor = type(self).forward(self, x, *args, **kwargs)
         return output
+    together: Tensor | None = self.together.output(self, x)
+    if together is not None:
+        return together
     base: Tensor = self.base_layer(x)
     A = _joined([self.lora_A[name].weight for name in names], dim=0)  # (R, in)
     B = _joined([self.lora_B[name].weight for name in names], dim=1)  # (out, R)
@@ -89,6 +145,31 @@ def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 # A layer is pickled with the name of its forward: read again, it has its class's.
 _forward.__name__ = "forward"
+
+
+def _active(layer: Linear) -> list[str]:
+    """Its active adapters; none where there are none, or where PEFT must add them up."""
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    plain = not layer.disable_adapters and not layer.merged and all(_is_plain(layer, name) for name in names)
+    return names if plain else []
+
+
+def _is_frozen(layer: Linear, names: list[str], dtype: torch.dtype) -> bool:
+    """Whether a layer is a frozen matrix of that number format with adapters, which autocast or nobody has to cast."""
+    base = layer.base_layer
+    frozen = [base.weight] if base.bias is None else [base.weight, base.bias]
+    factors = [half[name].weight for name in names for half in (layer.lora_A, layer.lora_B)]
+    return (
+        bool(names)
+        and type(base) is nn.Linear
+        and not ("forward" in base.__dict__ or base._forward_hooks or base._forward_pre_hooks)
+        and all(weight.dtype == dtype and not weight.requires_grad for weight in frozen)
+        and (torch.is_autocast_enabled(base.weight.device.type) or all(each.dtype == dtype for each in factors))
+    )
+
+
+def _times(weight: Tensor, scale: float) -> Tensor:
+    return weight if scale == 1 else weight * scale
 
 
 def _is_plain(layer: Linear, name: str) -> bool:

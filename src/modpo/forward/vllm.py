@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from modpo.base.costs import count
+from modpo.forward.sampled import SamplingSettings
 
 
 class VllmPolicy:
@@ -21,35 +22,26 @@ class VllmPolicy:
             model=str(folder), dtype=dtype, trust_remote_code=trust_remote_code, generation_config="vllm"
         )
 
-    def generate(
-        self,
-        prompts_ids: Sequence[Sequence[int]],
-        *,
-        ends: Collection[int],
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-    ) -> list[list[int]]:
-        """Sample one answer to each prompt. Prompt i has the seed `seed + i`.
-
-        Args, Returns: as those of `modpo.forward.generate.generate`.
-        """
-        settings = [
+    def generate(self, prompts_ids: Sequence[Sequence[int]], settings: SamplingSettings) -> list[list[list[int]]]:
+        """Token ids of the answers to each prompt, every one sampled with a seed of its own."""
+        n = settings.answers_per_prompt
+        first = (settings.seed + settings.first_prompt) * n
+        asked = [
             self._vllm.SamplingParams(
-                temperature=temperature,
-                max_tokens=max_new_tokens,
-                stop_token_ids=sorted(ends),
+                temperature=settings.temperature,
+                max_tokens=settings.max_new_tokens,
+                stop_token_ids=sorted(settings.ends),
                 ignore_eos=True,  # what ends an answer is in `ends`
-                seed=seed + i,
+                seed=first + i,
                 detokenize=False,
             )
-            for i in range(len(prompts_ids))
+            for i in range(len(prompts_ids) * n)
         ]
-        prompts = [{"prompt_token_ids": list(ids)} for ids in prompts_ids]
-        outputs = self._llm.generate(prompts, settings, use_tqdm=False)
+        prompts = [{"prompt_token_ids": list(ids)} for ids in prompts_ids for _ in range(n)]
+        outputs = self._llm.generate(prompts, asked, use_tqdm=False)
         answers = [list(output.outputs[0].token_ids) for output in outputs]
         count(tokens_generated=sum(map(len, answers)))  # how vLLM puts them into passes it keeps to itself
-        return answers
+        return [answers[i : i + n] for i in range(0, len(answers), n)]
 
 
 def vllm_is_usable() -> bool:

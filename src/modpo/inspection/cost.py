@@ -86,7 +86,7 @@ def expected_cost(
     work = sum(passes, start=Work()) * (seen / len(paired) * trainings)
     scored = sum((packed_work(*group) for group in lengths), start=Work()) * (groups / len(lengths))
     checkpointing = training.gradient_checkpointing
-    rates = measured_rates(shape, experiment.model.dtype, int(largest.read), device=where)
+    rates = measured_rates(shape, experiment.model.number_format, int(largest.read), device=where)
     return ExpectedCost(
         shape=shape,
         memory=training_memory(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from modpo.forward.attention import BLOCK_ROWS
+from modpo.forward.branches import BRANCH_ROWS
 from modpo.forward.head import CHUNK_ELEMENTS
 from modpo.inspection.model_shape import ModelShape
 
@@ -170,19 +170,17 @@ def training_memory(
 def layer_bytes_per_token(shape: ModelShape) -> float:
     """What one layer keeps of one token for the backward pass, with a gated MLP; b bytes a number.
 
-    8 h                  the inputs of both norms, in float32
-    2 b h                their outputs before the norm's weight, if that is trained
-    b (2 h + q + i)      what q|k|v, gate|up, o and down read; with adapters and 16 bits b (5 h + q + i):
-                         each adapter keeps a copy of its own
+    8 h + 2 b h          the inputs of both norms, in float32, and their outputs before the norm's weight; with adapters
+                         that weight is frozen, and 2 b h + 8 for the inputs as they came and their scales
+    b (2 h + q + i)      what q|k|v, gate|up, o and down read
     b (q + 2 kv)         queries, keys and values
     3 b i                gate, up and silu(gate)
     """
     h, i, b = shape.hidden, shape.intermediate, shape.bytes
-    copies = 5 if shape.lora and b == 2 else 2
-    norms = 8 * h + (0 if shape.lora else 2 * b * h)
-    return norms + b * (copies * h + shape.queries + i) + b * (shape.queries + 2 * shape.keys) + 3 * b * i
+    norms = 2 * b * h + 8 if shape.lora else 8 * h + 2 * b * h
+    return norms + b * (2 * h + shape.queries + i) + b * (shape.queries + 2 * shape.keys) + 3 * b * i
 
 
 def _attention_block(shape: ModelShape, longest: int) -> float:
     """Scores, probabilities and their gradient of one block of rows."""
-    return 3 * shape.heads * min(longest, BLOCK_ROWS) * longest * shape.bytes
+    return 3 * shape.heads * min(longest, BRANCH_ROWS) * longest * shape.bytes

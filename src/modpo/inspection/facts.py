@@ -32,6 +32,7 @@ from modpo.inspection.reward_statistics import (
     reward_warnings,
 )
 from modpo.inspection.token_statistics import lengths_of, reading, token_statistics
+from modpo.models.dtype_choice import with_dtype
 from modpo.models.positions import LOWER_MAX_LENGTH, longest_of, place_in, require_readable
 from modpo.models.reference import ReferenceModel
 from modpo.rewards.batch import Reward, reward_batch
@@ -84,6 +85,7 @@ def look(experiment: Experiment) -> Inspection:
     found += text_notes(counts, train.select(indices), reference.tokenizer)
     found += reward_warnings(experiment.objectives, statistics, _in_loss(experiment))
     found += scorer_warnings(resolved(experiment))
+    experiment = with_dtype(experiment, writes=False)
     first = next((i for i, paired in enumerate(pairs) if paired), 0)
     return Inspection(
         experiment=experiment,

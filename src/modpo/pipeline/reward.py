@@ -29,7 +29,7 @@ from modpo.experiment.objectives import DRAWN, RewardSection, RewardTraining
 from modpo.experiment.proxy import PROXY, REWARD
 from modpo.experiment.sections import Experiment
 from modpo.forward.packing_choice import require_fixed_rope, with_packing
-from modpo.models.folders import require_device_dtype
+from modpo.models.dtype_choice import with_dtype
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.reward_training import (
     RewardTask,
@@ -67,7 +67,7 @@ def train_reward(experiment: Experiment, name: str, role: str = REWARD) -> Path:
         InputError: nothing to train, bad rows or settings, before any model is loaded.
         IntegrityError: the folder holds a reward of other data or settings. NumericError: a number is not finite.
     """
-    require_device_dtype(experiment)
+    experiment = with_dtype(experiment)
     task = _task(experiment, name, role)
     config = _config(task)
     reference = ReferenceModel.of(experiment)

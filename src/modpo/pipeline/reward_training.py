@@ -105,7 +105,7 @@ def reward_model_config(task: RewardTask) -> RewardConfig:
 
     experiment = task.experiment
     # When all weights are trained they stay in float32: in 16 bits most steps would be rounded away.
-    dtype = experiment.model.dtype if experiment.lora else "float32"
+    dtype = experiment.model.number_format if experiment.lora else "float32"
     defaults = {
         **quiet_settings(experiment, task.work),
         **modest_batches(task.training.arguments),

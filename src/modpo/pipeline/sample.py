@@ -14,6 +14,7 @@ from modpo.data.loading import check_layouts, load_groups, load_held_out
 from modpo.data.sources import open_rows
 from modpo.data.tokens import require_usable, tokenize_prompt
 from modpo.experiment.sections import Experiment, SampleSection
+from modpo.models.dtype_choice import with_dtype
 from modpo.models.positions import require_answerable
 from modpo.models.reference import ReferenceModel
 from modpo.scored.answers import SampleSettings, require_ours, sample_responses, write_prompts
@@ -30,6 +31,7 @@ def sample_experiment(experiment: Experiment) -> None:
     answered, held_out = sample_prompts(experiment)
     answers_path, prompts_path = _outputs(experiment, section)
     engine = _engine(section, experiment.where("sample.engine"))
+    experiment = with_dtype(experiment)
     reference = ReferenceModel.of(experiment)
     require_usable(
         reference.tokenizer,
@@ -43,7 +45,8 @@ def sample_experiment(experiment: Experiment) -> None:
     seed = experiment.seed if section.seed is None else section.seed
     answers, tokens, temperature = section.responses_per_prompt, section.max_new_tokens, section.temperature
     settings = SampleSettings(answers, tokens, temperature, seed, engine)
-    sample_responses(reference, answered, answers_path, settings, cache_dir=experiment.cache_dir)
+    cache_dir, packing = experiment.cache_dir, experiment.training.packing
+    sample_responses(reference, answered, answers_path, settings, cache_dir=cache_dir, packing=packing)
 
 
 def sample_prompts(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:

@@ -20,7 +20,8 @@ from modpo.data.tokens import require_usable
 from modpo.experiment.sections import Experiment
 from modpo.forward.packing_choice import require_fixed_rope
 from modpo.models.adapters import merged_adapters
-from modpo.models.folders import TRAINING_LOG, lora_config, require_device_dtype
+from modpo.models.dtype_choice import with_dtype
+from modpo.models.folders import TRAINING_LOG, lora_config
 from modpo.models.positions import LOWER_MAX_LENGTH, require_readable
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.demonstrations import Demonstrations, load_demonstrations
@@ -56,15 +57,16 @@ def train_sft(experiment: Experiment) -> Path:
         InputError: no `sft` section, bad demonstrations or settings, before any model is loaded.
         IntegrityError: the folder holds a model of other data or settings. NumericError: a number is not finite.
     """
-    if experiment.sft is None:
+    section = experiment.sft
+    if section is None:
         fix = "add `sft: {path: demonstrations.jsonl}`"
         raise InputError(Problem(experiment.source, "sft", "there is no such section", fix))
-    require_device_dtype(experiment)
+    experiment = with_dtype(experiment)
     folder = experiment.output_dir / "sft"
-    config = _config(experiment, experiment.sft.arguments, folder.with_name(".work-sft"))
+    config = _config(experiment, section.arguments, folder.with_name(".work-sft"))
     never, seed = held_out_prompts(experiment), experiment.data.split_seed
     skip, kwargs = experiment.data.skip_empty, experiment.data.chat_template_kwargs
-    data = load_demonstrations(experiment.sft, never=never, seed=seed, skip_empty=skip, template_kwargs=kwargs)
+    data = load_demonstrations(section, never=never, seed=seed, skip_empty=skip, template_kwargs=kwargs)
     reference = ReferenceModel.of(experiment)
     require_usable(
         reference.tokenizer,
@@ -78,7 +80,7 @@ def train_sft(experiment: Experiment) -> Path:
         "model": reference.fingerprint,
         "tokenizer": tokenizer_identity(reference.tokenizer, experiment.data.max_length, None),
         "lora": asdict(experiment.lora) if experiment.lora else None,
-        "arguments": experiment.sft.arguments,
+        "arguments": section.arguments,
         "seed": experiment.seed,
     }
     model = Artifact(folder, decisive, LABEL, guarded=True)
@@ -157,6 +159,6 @@ def save_model(trainer: Trainer, experiment: Experiment, tokenizer: PreTrainedTo
     import torch
 
     model = merged_adapters(trainer.model) if experiment.lora else trainer.model
-    model.to(getattr(torch, experiment.model.dtype)).save_pretrained(folder)
+    model.to(getattr(torch, experiment.model.number_format)).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     write_json(folder / TRAINING_LOG, trainer.state.log_history)

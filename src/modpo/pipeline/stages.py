@@ -5,19 +5,20 @@ Each stage is skipped when its result is there and was made from the same data w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from modpo.base.errors import PartialFailure
 from modpo.base.failures import FAILED, fix_of
-from modpo.base.progress import say
+from modpo.base.progress import working
 from modpo.experiment.proxy import PROXY, REWARD, by_proxies, needs_proxies
 from modpo.experiment.sections import Experiment, Resolved, RewardSection, resolved
+from modpo.models.dtype_choice import with_dtype
+from modpo.pipeline.run import EVALUATE, REPORT, SWEEP, Stages
 from modpo.scored.answers import SAMPLE
-
-SWEEP, EVALUATE, REPORT = "sweep", "evaluate", "report"
 
 
 @dataclass(frozen=True)
@@ -28,49 +29,44 @@ class Stage:
     run: Callable[[Experiment], Experiment]
 
 
-@dataclass(frozen=True)
-class StageCount:
-    """Says which stage begins: "stage 2 of 5: reward kind"."""
-
-    names: Sequence[str]
-
-    def begin(self, name: str) -> None:
-        """One line for the stage of that name."""
-        say(f"stage {self.names.index(name) + 1} of {len(self.names)}: {name}")
-
-
-def run_pipeline(experiment: Experiment, *, evaluate: bool = True) -> None:
+def run_pipeline(experiment: Experiment, *, evaluate: bool = True, expected: Mapping[str, float] | None = None) -> None:
     """Every stage, from demonstrations to the report.
 
     Args:
         evaluate: False stops after the sweep.
+        expected: see `Stages`; a stage that the run has not is of no account.
 
     Raises:
         PartialFailure: some points could not be trained; the others are measured all the same.
     """
     after = [SWEEP, EVALUATE, REPORT] if evaluate else [SWEEP]
-    count = StageCount([*(stage.name for stage in stages_before(experiment)), *after])
-    check_early(experiment, measurable=evaluate)
-    experiment = prepare(experiment, count)
-
-    from modpo.evaluation.evaluate import evaluate_sweep
-    from modpo.methods.sweep import run_sweep
-    from modpo.report import write_report
-
-    count.begin(SWEEP)
-    failed = run_sweep(experiment)
     vectors = len(experiment.sweep.weights)
-    if evaluate and len(failed) < vectors:
-        count.begin(EVALUATE)
-        evaluate_sweep(experiment)
-        count.begin(REPORT)
-        write_report(experiment.output_dir)
+    with Stages([*(stage.name for stage in stages_before(experiment)), *after], expected or {}) as stages:
+        with working("checks of data and settings"):
+            check_early(experiment, measurable=evaluate)
+        failed = _run(prepare(experiment, stages), stages, evaluate=evaluate)
     if failed:
         fix = fix_of([experiment.output_dir / FAILED / f"{name}.json" for name in failed])
         raise PartialFailure(
             f"{experiment.output_dir}: {len(failed)} of {vectors} points failed: {', '.join(failed)}; "
             f"fix: {fix}; finished points are kept"
         )
+
+
+def _run(experiment: Resolved, stages: Stages, *, evaluate: bool) -> list[str]:
+    """The sweep, and what is measured of it; the names of the points that failed."""
+    from modpo.evaluation.evaluate import evaluate_sweep
+    from modpo.methods.sweep import run_sweep
+    from modpo.report import write_report
+
+    with stages.stage(SWEEP):
+        failed = run_sweep(experiment)
+    if evaluate and len(failed) < len(experiment.sweep.weights):
+        with stages.stage(EVALUATE):
+            evaluate_sweep(experiment)
+        with stages.stage(REPORT):
+            write_report(experiment.output_dir)
+    return failed
 
 
 def check_early(experiment: Experiment, *, measurable: bool) -> None:
@@ -85,7 +81,7 @@ def check_early(experiment: Experiment, *, measurable: bool) -> None:
 
 
 def prepare(
-    experiment: Experiment, count: StageCount | None = None, *, last: str | None = None, proxies: bool = False
+    experiment: Experiment, run: Stages | None = None, *, last: str | None = None, proxies: bool = False
 ) -> Resolved:
     """Run the stages before the sweep that the experiment has, and give it back with their results filled in.
 
@@ -93,7 +89,7 @@ def prepare(
     stand for rewards where the method scores answers of its own. One that is resolved is given back as it is.
 
     Args:
-        count: says which stage begins; default: of these stages alone.
+        run: the run that these stages belong to; default: one of these stages alone.
         last: the stage to stop after; default: all of them.
         proxies: train those that the method has no use for, too.
 
@@ -101,13 +97,14 @@ def prepare(
         InputError, IntegrityError, NumericError: see the stages.
     """
     stages = stages_before(experiment, proxies=proxies)
-    count = count or StageCount([stage.name for stage in stages])
+    experiment = with_dtype(experiment, writes=bool(stages))
     filled = experiment
-    for stage in stages:
-        count.begin(stage.name)
-        filled = stage.run(filled)
-        if stage.name == last:
-            break
+    with nullcontext(run) if run else Stages([stage.name for stage in stages]) as run:
+        for stage in stages:
+            with run.stage(stage.name):
+                filled = stage.run(filled)
+            if stage.name == last:
+                break
     ready = resolved(filled, asked=experiment)
     if ready.comparison is not None or not needs_proxies(ready):  # each method of a comparison on its own
         return ready

@@ -16,7 +16,7 @@ from modpo.base import simplex
 from modpo.base.artifact import require_free
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import new_folder, read_manifest
-from modpo.base.progress import say
+from modpo.base.progress import say, working
 from modpo.base.simplex import Weights
 from modpo.data.chat_template import stop_ids
 from modpo.data.clock import Clock, save_tokenizer
@@ -29,6 +29,7 @@ from modpo.forward.policy import Policy
 from modpo.front.schema import Front, Point
 from modpo.models.adapters import ADAPTER_WEIGHTS, attach_adapter, merge_adapter, require_adapter
 from modpo.models.combine import combine_adapters, plain_config, steer
+from modpo.models.dtype_choice import say_if_slow
 from modpo.models.folders import ADAPTER_CONFIG, is_adapter
 from modpo.models.quantized import is_quantized
 from modpo.models.reference import ReferenceModel
@@ -80,6 +81,7 @@ class Steering:
         """The experiment that the folder holds, its model that of `sft` if there was one."""
         path = self.folder / EXPERIMENT_FILE
         experiment = read_experiment(path, trust_remote_code=self._trust_remote_code)
+        say_if_slow(experiment, "answer on a machine like that of the training, or more patiently")
         if experiment.sft is not None:
             model = replace(experiment.model, model_name_or_path=str(self.folder / "sft"), revision=None)
             experiment = replace(experiment, model=model)
@@ -160,6 +162,7 @@ class Steering:
         self.reference.release()  # the next call reads a base of its own: two adapters on one would mix
         return model
 
+    @working("the policy, baked")
     def bake(self, weights: Weights, folder: Path, *, rank: int | None = None, merge: bool = False) -> float:
         """Write the policy at a vector as a plain PEFT folder, or merged into the base as a plain model folder.
 

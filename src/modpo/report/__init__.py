@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from modpo.base.files import locked, new_file, remove_leftovers
+from modpo.base.progress import working
 from modpo.front.schema import read_front
 
 __all__ = ["write_report"]
 
 
+@working("the report, drawn")
 def write_report(folder: Path) -> None:
     """Read `front.json` and, if they are there, `responses.jsonl` and `ledger.json`; write `front.png`, `report.html`.
 

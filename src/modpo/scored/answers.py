@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modpo.base.costs import Cost
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import MANIFEST, new_file, sha256_file, sha256_json, write_json
-from modpo.base.progress import say
+from modpo.base.progress import Progress, say
 from modpo.data.groups import PromptGroups
 from modpo.data.tokens import answer_text, tokenize_prompt
 from modpo.data.tokens import identity as tokenizer_identity
+from modpo.experiment.sections import AUTO
+from modpo.forward.packing_choice import packing_of
+from modpo.forward.packing_needs import Needs, Packing
+from modpo.forward.sampled import RULES, SamplingSettings
 from modpo.models.reference import ReferenceModel, answer_ends, answer_turn
 from modpo.scored.columns import Column, Row, column
 
@@ -27,9 +31,10 @@ if TYPE_CHECKING:
 SAMPLE = "sample"  # the stage
 # Prompts in a shard, which is what a killed run can lose. vLLM wants many at a time.
 SHARD_PROMPTS = {"transformers": 48, "vllm": 1024}
+ANSWERS_AT_A_TIME = 192  # where a CPU multiplies at 95 % of its best rate
 
-# Token ids of prompts, a seed and a label -> token ids of one answer to each.
-Sampler = Callable[[list[list[int]], int, str], list[list[int]]]
+# Token ids of prompts, the number of the first of them and a label -> token ids of the answers to each.
+Sampler = Callable[[list[list[int]], int, str], list[list[list[int]]]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,13 @@ class SampleSettings:
 
 
 def sample_responses(
-    reference: Reference, prompts: PromptGroups, output: Path, settings: SampleSettings, *, cache_dir: Path
+    reference: Reference,
+    prompts: PromptGroups,
+    output: Path,
+    settings: SampleSettings,
+    *,
+    cache_dir: Path,
+    packing: Packing = AUTO,
 ) -> None:
     """Sample answers to each prompt into rows of {prompt, responses} at `output` (JSONL).
 
@@ -59,7 +70,7 @@ def sample_responses(
     """
     samples = _column(reference, prompts, cache_dir, settings)
     if not _is_written(output, samples.key):
-        _fill(reference, prompts, samples, settings)
+        _fill(reference, prompts, samples, settings, cache_dir=cache_dir, packing=packing)
         _write_rows(output, samples.key, _answered_rows(prompts, samples), samples.cost)
 
 
@@ -69,10 +80,21 @@ def answers_cost(output: Path) -> Cost | None:
     return Cost.of(written) if isinstance(written, dict) else None
 
 
-def sample_column(reference: Reference, prompts: PromptGroups, settings: SampleSettings, *, cache_dir: Path) -> Column:
-    """The answers in the cache, one row a prompt: under a key of model, prompts and settings, sampled where missing."""
+def sample_column(
+    reference: Reference,
+    prompts: PromptGroups,
+    settings: SampleSettings,
+    *,
+    cache_dir: Path,
+    packing: Packing = AUTO,
+) -> Column:
+    """The answers in the cache, one row a prompt: under a key of model, prompts and settings, sampled where missing.
+
+    Args:
+        packing: whether the model reads packed rows while it samples; the answers are of one distribution either way.
+    """
     samples = _column(reference, prompts, cache_dir, settings)
-    _fill(reference, prompts, samples, settings)
+    _fill(reference, prompts, samples, settings, cache_dir=cache_dir, packing=packing)
     return samples
 
 
@@ -98,50 +120,72 @@ def _column(reference: Reference, prompts: PromptGroups, cache_dir: Path, settin
         "prompts": prompts.fingerprint,
         "ends": answer_ends(reference, prompts),
         **asdict(settings),
+        "sampling": RULES,
     }
     return column(cache_dir, "samples", identity, len(prompts), SHARD_PROMPTS[settings.engine])
 
 
-def _fill(reference: Reference, prompts: PromptGroups, samples: Column, settings: SampleSettings) -> None:
+def _fill(
+    reference: Reference,
+    prompts: PromptGroups,
+    samples: Column,
+    settings: SampleSettings,
+    *,
+    cache_dir: Path,
+    packing: Packing,
+) -> None:
     if samples.complete:
         say(f"samples: {len(prompts)} prompts, in the cache")
         return
-    tokenizer, n, ends = reference.tokenizer, settings.responses_per_prompt, answer_ends(reference, prompts)
+    tokenizer, ends = reference.tokenizer, answer_ends(reference, prompts)
     turn = answer_turn(reference, prompts)
-    sampler = _sampler(reference, settings, ends)
+    sampler = _sampler(reference, settings, ends, packing, cache_dir)
 
     def sampled(shard: range) -> Iterator[Row]:
         asked = [tokenize_prompt(prompts[i].prompt, tokenizer, prompts[i].template_kwargs) for i in shard]
-        prompts_ids = [ids for ids in asked for _ in range(n)]
         label = f"samples for prompts {shard.start + 1} to {shard.stop} of {len(prompts)}"
-        answers = sampler(prompts_ids, settings.seed + shard.start, label)
-        for first in range(0, len(answers), n):
-            texts = [answer_text(ids, ends, tokenizer, turn) for ids in answers[first : first + n]]
+        with progress.part(len(shard), spanned=True):
+            answered = sampler(asked, shard.start, label)
+        for answers in answered:
+            texts = [answer_text(ids, ends, tokenizer, turn) for ids in answers]
             yield {"responses": [text for text in texts if text]}  # an empty answer teaches nothing
 
-    samples.fill(sampled)
+    done = len(prompts) - sum(len(samples.groups_of(shard)) for shard in samples.missing_shards())
+    with Progress("samples", len(prompts), "prompts", done=done, spans=True) as progress:
+        samples.fill(sampled)
 
 
-def _sampler(reference: Reference, settings: SampleSettings, ends: list[int]) -> Sampler:
-    same: dict[str, Any] = {
-        "ends": ends,
-        "max_new_tokens": settings.max_new_tokens,
-        "temperature": settings.temperature,
-    }
+def _sampler(
+    reference: Reference, settings: SampleSettings, ends: list[int], packing: Packing, cache_dir: Path
+) -> Sampler:
+    asked = SamplingSettings(
+        ends, settings.max_new_tokens, settings.responses_per_prompt, settings.temperature, settings.seed
+    )
     if settings.engine == "vllm":
         from modpo.forward.vllm import VllmPolicy
 
         assert isinstance(reference, ReferenceModel)
         section = reference.section
-        policy = VllmPolicy(reference.folder, section.dtype, trust_remote_code=section.trust_remote_code)
-        # Every answer has a seed of its own: those of a shard end before those of the next begin.
-        return lambda prompts, seed, label: policy.generate(prompts, seed=seed * settings.responses_per_prompt, **same)
+        policy = VllmPolicy(reference.folder, section.number_format, trust_remote_code=section.trust_remote_code)
+        return lambda prompts, first, label: policy.generate(prompts, replace(asked, first_prompt=first))
 
     from modpo.forward.generate import generate
 
-    return lambda prompts, seed, label: generate(
-        reference.model, reference.tokenizer, prompts, batch_size=len(prompts), seed=seed, label=label, **same
-    )
+    def sample(prompts: list[list[int]], first: int, label: str) -> list[list[list[int]]]:
+        needs = Needs(max(map(len, prompts)) + settings.max_new_tokens)
+        packed = packing_of(packing, reference, needs, cache_dir)
+        answers = generate(
+            reference.model,
+            reference.tokenizer,
+            prompts,
+            replace(asked, first_prompt=first),
+            packing=packed,
+            batch_size=ANSWERS_AT_A_TIME,
+            label=label,
+        )
+        return [[answer.ids for answer in group] for group in answers]
+
+    return sample
 
 
 def _answered_rows(prompts: PromptGroups, samples: Column) -> Iterator[Row]:

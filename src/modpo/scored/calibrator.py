@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from modpo.base.progress import working
 from modpo.data.groups import PromptGroups
 from modpo.data.tokens import tokenize_prompt
-from modpo.experiment.sections import Objective
+from modpo.experiment.sections import AUTO, Objective
+from modpo.forward.packing_needs import Packing
 from modpo.models.reference import Reference
 from modpo.rewards.batch import Reward, RewardBatch, answer_batch
 from modpo.scored.answers import SampleSettings, sample_column
@@ -40,6 +42,7 @@ class Calibrator:
         objectives: direction and calibration.
         answers: the answers of the reference policy on which rewards are standardised; None: the data's own responses.
         where: names a field's place in an error.
+        packing: whether the reference reads packed rows as it answers.
     """
 
     reference: Reference
@@ -48,7 +51,9 @@ class Calibrator:
     objectives: Mapping[str, Objective]
     answers: AnswerSettings | None
     where: Callable[[str], str]
+    packing: Packing = AUTO
 
+    @working("calibrations")
     def fit(
         self, groups: PromptGroups, rewards: Mapping[str, Column], pairs: Mapping[str, Column]
     ) -> tuple[dict[str, Calibration], Costs]:
@@ -75,7 +80,7 @@ class Calibrator:
             groups = groups.select(range(min(self.answers.prompts, len(groups))))
             if (tokens := self._room(groups, self.answers.max_new_tokens)) > 0:
                 one = SampleSettings(responses_per_prompt=1, max_new_tokens=tokens)
-                answers = sample_column(self.reference, groups, one, cache_dir=self.cache_dir)
+                answers = sample_column(self.reference, groups, one, cache_dir=self.cache_dir, packing=self.packing)
 
         def fit() -> Calibration:
             if answers is None:

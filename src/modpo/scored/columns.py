@@ -33,6 +33,7 @@ from modpo.base.files import (
     unsealed,
     write_sealed,
 )
+from modpo.base.progress import working
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -133,6 +134,7 @@ class Column:
             reach("shard.row", self.folder)
             yield row
 
+    @working("checksums of the scored data")
     def open(self) -> Dataset:
         """The column as a memory-mapped `datasets.Dataset`, after checking every shard against its sha256."""
         return side_by_side(self)

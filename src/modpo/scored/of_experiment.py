@@ -13,6 +13,7 @@ from modpo.experiment.sections import (
     RewardSection,
     resolved,
 )
+from modpo.models.dtype_choice import with_dtype
 from modpo.models.reference import Reference, ReferenceModel
 from modpo.rewards.batch import Reward, RewardContext
 from modpo.rewards.loading import load_reward
@@ -70,4 +71,5 @@ def experiment_scorer(experiment: Experiment, reference: Reference | None = None
 def score_experiment(experiment: Experiment) -> ScoredData:
     """Score an experiment's training data into its cache; what is there already is kept."""
     train, _ = load_groups(experiment, keep=True)
+    experiment = with_dtype(experiment)
     return experiment_scorer(experiment).score(train)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modpo.base.errors import NumericError
-from modpo.base.progress import Progress, say
+from modpo.base.progress import Progress, say, working
 from modpo.data.groups import PromptGroups
 from modpo.data.prompt_group import UNNAMED
 from modpo.data.text_notes import COUNTED, text_notes
@@ -86,6 +86,7 @@ class Scorer:
     answers: AnswerSettings | None = None
     where: Callable[[str], str] = str
 
+    @working("scored data")
     def score(self, groups: PromptGroups, calibrations: Mapping[str, Calibration] | None = None) -> ScoredData:
         """All columns of `groups`, computed where they are missing.
 
@@ -122,8 +123,15 @@ class Scorer:
 
     @property
     def _calibrator(self) -> Calibrator:
+        context = self.context
         return Calibrator(
-            self.reference, self.rewards, self.context.cache_dir, self.objectives, self.answers, self.where
+            self.reference,
+            self.rewards,
+            context.cache_dir,
+            self.objectives,
+            self.answers,
+            self.where,
+            context.packing,
         )
 
     def _column(self, kind: str, identity: dict[str, Any], rows: int) -> Column:

@@ -95,8 +95,8 @@ def quiet_settings(experiment: Experiment, work: Path) -> dict[str, Any]:
     return {
         "output_dir": str(work),
         "seed": experiment.seed,
-        "bf16": experiment.model.dtype == "bfloat16",
-        "fp16": experiment.model.dtype == "float16",
+        "bf16": experiment.model.number_format == "bfloat16",
+        "fp16": experiment.model.number_format == "float16",
         "activation_checkpointing": experiment.training.gradient_checkpointing,
         "use_cpu": on_cpu,  # bf16 on a CPU has to be asked for
         "save_strategy": "no",

@@ -43,7 +43,7 @@ class TrainingProgress(TrainerCallback, ExitStack):
         self._label = label
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        progress = Progress(self._label, state.max_steps, "steps", done=state.global_step)
+        progress = Progress(self._label, state.max_steps, "steps", done=state.global_step, spans=True)
         self._progress = self.enter_context(progress)
 
     def on_log(self, *_: Any, logs: dict[str, float], **kwargs: Any) -> None:

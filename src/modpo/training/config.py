@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,11 +14,14 @@ from peft import PeftConfig
 from trl import DPOConfig
 
 from modpo.base.errors import InputError, Problem
+from modpo.base.progress import say_once
 from modpo.base.simplex import Weights, read_weights
 from modpo.experiment.chat_settings import FIELD, reserved
 from modpo.experiment.primary import smallest_primary_weight
 from modpo.experiment.sections import AUTO
 from modpo.forward.packing_needs import Needs
+from modpo.models.folders import default_cache_dir, device
+from modpo.models.matmul_speed import matmul_speed
 from modpo.training.trl_settings import refused
 
 ONLY_OBJECTIVE = "preference"  # what the objective of the pairs is called where none is named
@@ -102,9 +106,21 @@ class MODPOConfig(DPOConfig):
         metadata={"help": "Where reference log-probs and rewards are kept. Default: ~/.cache/modpo."},
     )
 
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Mixed precision in bfloat16. Default: where this device multiplies it faster than float32, unless "
+            "`fp16` is set; a model that is given by its name and trained by LoRA is then read in bfloat16 too."
+        },
+    )
+    chooses_dtype: bool = field(init=False, default=False, repr=False)  # neither bf16 nor fp16 was given
+
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             self.use_cpu = True  # bf16 on a CPU has to be asked for
+        self.chooses_dtype = self.bf16 is None and not self.fp16
+        if self.chooses_dtype:
+            self.bf16 = self._bf16_is_faster()
         if self.weights is None:
             self.weights = {self.objective or ONLY_OBJECTIVE: 1.0}
         for name in ("weights", FIELD):
@@ -116,6 +132,16 @@ class MODPOConfig(DPOConfig):
         problems = list(self._refused())
         if problems:
             raise InputError(problems)
+
+    def _bf16_is_faster(self) -> bool:
+        """Whether the device of training multiplies faster in bfloat16 than in float32; said once."""
+        cache_dir = Path(self.cache_dir) if self.cache_dir else default_cache_dir()
+        speed = matmul_speed(cache_dir, "cpu" if self.use_cpu else device())
+        faster = speed.faster == "bfloat16"
+        say_once(
+            f"MODPOConfig: bf16 is left out, so it is {faster}: {speed.faster} is {speed.compared(speed.faster)} here"
+        )
+        return faster
 
     def _refused(self) -> Iterator[Problem]:
         """A problem for each setting under which the loss would not be MODPO's."""

@@ -54,7 +54,7 @@ class KeptReference:
         self.ref_model, self._read_again = ref_model, read_again
         self._start: dict[str, Tensor] | None = None  # of the trained weights, where leaving adapters out is not enough
         self._again: PreTrainedModel | None = None
-        self._is_left_without = peft_config is not None and _plain(peft_config)
+        self._is_left_without = peft_config is not None and plain(peft_config)
 
     def remember(self, policy: Model) -> None:
         """Keep the trained weights that a policy with adapters begins with, where the reference is it with them."""
@@ -101,7 +101,7 @@ class KeptReference:
         return self._again
 
 
-def _plain(config: PeftConfig) -> bool:
+def plain(config: PeftConfig) -> bool:
     """Whether a model without the adapters is as it was before: they alone are trained, and the base is not changed."""
     start = getattr(config, "init_lora_weights", True)
     changes_base = isinstance(start, str) and start not in ("gaussian", "orthogonal")

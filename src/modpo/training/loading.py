@@ -7,26 +7,31 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import create_model_from_path
 
 from modpo.base.errors import Problem
 from modpo.base.text import first_line
 from modpo.training.config import MODPOConfig
+from modpo.training.kept_reference import plain
 from modpo.training.trl_arguments import WHERE, ArgumentValueError, Model
 
 
 def policy_of(
-    model: str | Model, args: MODPOConfig, quantization_config: Any
+    model: str | Model, args: MODPOConfig, quantization_config: Any, peft_config: PeftConfig | None
 ) -> tuple[Model, Callable[[], PreTrainedModel] | None]:
     """The model to train, on the device of training, and what reads it again as it was, from where it came from.
+
+    By name it is float32, and bfloat16 where none of its weights is trained and `args` choose the faster format.
 
     Raises:
         ArgumentValueError: it cannot be loaded, or is loaded and a setting of loading is given.
     """
     if isinstance(model, str):
-        load = partial(named_model, model, args, quantization_config)
+        given = {} if quantization_config else _format(args, peft_config)
+        load = partial(named_model, model, args, quantization_config, **given)
         policy: Model = load()
     elif quantization_config is not None:
         problem, fix = (
@@ -44,15 +49,30 @@ def policy_of(
     return _on_device(policy, args), load if again else None
 
 
-def reference_of(ref_model: str | Model, args: MODPOConfig, quantization_config: Any) -> Model:
-    """The reference policy, on the device of training.
+def reference_of(
+    ref_model: str | Model, args: MODPOConfig, quantization_config: Any, peft_config: PeftConfig | None
+) -> Model:
+    """The reference policy, on the device of training, by name in the number format of `policy_of`.
 
     Raises:
         ArgumentValueError: it cannot be loaded.
     """
     if isinstance(ref_model, str):
-        ref_model = named_model(ref_model, args, quantization_config, field="ref_model")
+        given = {} if quantization_config else _format(args, peft_config)
+        ref_model = named_model(ref_model, args, quantization_config, field="ref_model", **given)
     return _on_device(ref_model, args)
+
+
+def _format(args: MODPOConfig, peft_config: PeftConfig | None) -> dict[str, Any]:
+    """The `dtype` of a model by name, where it is not TRL's float32: weights that are trained stay in that."""
+    frozen = isinstance(peft_config, LoraConfig) and plain(peft_config) and not _trains_more(peft_config)
+    chooses = args.chooses_dtype and args.bf16 and "quantization_config" not in _init_kwargs(args)
+    return {"dtype": torch.bfloat16} if frozen and chooses else {}
+
+
+def _trains_more(adapter: LoraConfig) -> bool:
+    """Whether some of the model's own weights are trained beside the adapters."""
+    return bool(adapter.modules_to_save or adapter.trainable_token_indices)
 
 
 def _on_device(model: Model, args: MODPOConfig) -> Model:
@@ -62,7 +82,7 @@ def _on_device(model: Model, args: MODPOConfig) -> Model:
 def named_model(
     name: str, args: MODPOConfig, quantization_config: Any = None, *, field: str = "model", **defaults: Any
 ) -> PreTrainedModel:
-    """A causal language model by its name or folder: float32 unless `args.model_init_kwargs` has a `dtype`.
+    """A causal language model by its name or folder: float32 unless a `dtype` is given.
 
     Pickled weights are read only where `model_init_kwargs` says `use_safetensors: False`: they can run code.
 

@@ -24,11 +24,11 @@ from modpo.base.costs import count
 from modpo.data.tokens import tokenize_prompt
 from modpo.experiment.chat_settings import FIELD
 from modpo.forward.attention import packed_attention
-from modpo.forward.generate import bare_generation, folded_head
 from modpo.forward.logprobs import attach_packed_forward, detach_packed_forward, packed_token_logps
-from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
+from modpo.forward.low_rank import causal_lm, join_products, uncast_inputs
 from modpo.forward.packability import require_packable
 from modpo.forward.packing import pack
+from modpo.forward.padded_generation import bare_generation, folded_head
 from modpo.models.quantized import is_quantized
 from modpo.training.arguments import disable_functional_dropout
 from modpo.training.resumable import Resumable
@@ -72,7 +72,7 @@ class OnPolicy(Resumable):
         super().__init__(model, *args, **kwargs)
         self.reading = reading
         self._causal_lm = causal_lm(self.model)
-        join_adapters(self)
+        join_products(self)
         if self.args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
         # Layers that are run again in the backward pass would have to be run with packed attention.

@@ -28,11 +28,12 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from trl import DPOTrainer
 
 from modpo.base.errors import NumericError
+from modpo.base.processors import say_if_too_many_threads
 from modpo.experiment.primary import REGRESSION
 from modpo.experiment.sections import Objective
 from modpo.forward.attention import packed_attention
 from modpo.forward.logprobs import attach_packed_forward
-from modpo.forward.low_rank import causal_lm, join_adapters, uncast_inputs
+from modpo.forward.low_rank import causal_lm, join_products, uncast_inputs
 from modpo.forward.packability import choose_packing
 from modpo.forward.packing_needs import Needs
 from modpo.forward.readings import ResponseReadings, packed_readings, padded_readings
@@ -56,13 +57,14 @@ from modpo.training.model_checks import (
 from modpo.training.pair_logits import pair_logits
 from modpo.training.row_inputs import RowInputs
 from modpo.training.scored_rows import RowScorer, require_objectives, say_where_nothing_is_regressed
+from modpo.training.signs_of_life import SignsOfLife
 from modpo.training.splits import eval_splits, train_split
 from modpo.training.start import ReferenceAtStart, adds_nothing
 from modpo.training.trl_arguments import Model, given_or_default, require_arguments
 from modpo.training.trl_settings import say_what_has_no_effect
 
 
-class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
+class MODPOTrainer(RowInputs, ReferenceAtStart, SignsOfLife, MeanLogs, DPOTrainer):
     """Train one policy for one preference vector.
 
     The arguments are TRL's, in TRL's order. What is more, or other:
@@ -120,11 +122,11 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
         train_rows = train_split(train_dataset, args)
         eval_rows = None if eval_dataset is None else eval_splits(eval_dataset, args)
 
-        policy, read_again = policy_of(model, args, quantization_config)
+        policy, read_again = policy_of(model, args, quantization_config, peft_config)
         require_trainable(policy, peft_config)
         require_checkpointable(policy, peft_config, args)
         without_router_loss(policy, args)
-        reference = None if ref_model is None else reference_of(ref_model, args, quantization_config)
+        reference = None if ref_model is None else reference_of(ref_model, args, quantization_config, peft_config)
         tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
         use_pad_token(tokenizer, args.pad_token)
         self._asked_packing, self._needs = args.packing, args.needs(peft_config)
@@ -154,6 +156,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
         self._kept_reference.remember(self.model)
         self._prepare_model()
+        say_if_too_many_threads(torch.get_num_threads())
         say_what_has_no_effect(args, packing=bool(self.args.packing))
         say_where_nothing_is_regressed(args, train.column_names)
         self._starts_at_reference = reference is None and adds_nothing(peft_config)
@@ -183,7 +186,7 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, MeanLogs, DPOTrainer):
     def _prepare_model(self) -> None:
         """Make the model that TRL has prepared one of which log-probs are read our way."""
         self._causal_lm = causal_lm(self.model)
-        join_adapters(self)
+        join_products(self)
         if self.args.disable_dropout:
             disable_functional_dropout(self._causal_lm)
         if self.args.packing and isinstance(self.model, PeftModel):  # its adapters may stand in the way

@@ -1,0 +1,86 @@
+"""What the quickstart does on this machine: the largest size that its rates let fit into the time.
+
+What was planned stays in the output folder, so that the same command goes on with the same work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from modpo.base.errors import InputError, Problem
+from modpo.base.files import write_json
+from modpo.base.progress import duration, say
+from modpo.quickstart.size import FAST, SEPARATE_FAST, Rates, Size, largest_within, sizes
+
+FILE = "plan.json"
+MINUTES = 15.0
+SHARE = 0.85  # of the time that is planned with: machines are not as fast in every minute
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done, and what each stage is expected to take, in seconds."""
+
+    size: Size
+    expected: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole."""
+        return sum(self.expected.values())
+
+
+def make_plan(output: Path, rates: Callable[[], Rates], *, separate: bool, fast: bool, minutes: float | None) -> Plan:
+    """The plan that stands in the output folder, else a new one, told in a line and written there.
+
+    Args:
+        rates: measures them.
+        fast: the smallest size, however fast the machine is.
+        minutes: that it may take; None: 15, or what it was planned with.
+
+    Raises:
+        InputError: the folder was planned for another time.
+    """
+    asked = {"separate": separate, "fast": fast, "minutes": minutes}
+    kept = _kept(output / FILE, asked)
+    if kept is not None:
+        say(f"plan: {kept.size}, as it was begun")
+        return kept
+    measured = rates()
+    choices = sizes(separate=separate)
+    within = (minutes or MINUTES) * 60
+    smallest = SEPARATE_FAST if separate else FAST
+    size = smallest if fast else largest_within(SHARE * within, measured, choices)
+    plan = Plan(size, size.seconds(measured))
+    _tell(plan, choices[0], measured, within, fast=fast)
+    written = {"asked": asked, "size": asdict(size), "expected": plan.expected, "rates": asdict(measured)}
+    write_json(output / FILE, written)
+    return plan
+
+
+def _tell(plan: Plan, full: Size, rates: Rates, within: float, *, fast: bool) -> None:
+    speed = (
+        f"{rates.sampling:.0f} tokens a second are sampled, {rates.reading:.0f} read, {rates.training:.0f} trained on"
+    )
+    say(f"this machine: {speed}")
+    if plan.size != full and not fast:
+        say(f"the full size ({full}) would take about {duration(sum(full.seconds(rates).values()))}")
+    late = plan.seconds > within and not fast
+    more = f", more than the {duration(within)} asked for: it is the smallest size" if late else ""
+    say(f"plan: {plan.size}: about {duration(plan.seconds)}{more}")
+
+
+def _kept(path: Path, asked: Mapping[str, object]) -> Plan | None:
+    """The plan of an earlier start; None where there is none, or none that can be read."""
+    try:
+        written = json.loads(path.read_text("utf-8"))
+        plan, before = Plan(Size(**written["size"]), dict(written["expected"])), dict(written["asked"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if asked["minutes"] is not None and asked["minutes"] != before.get("minutes"):
+        problem = f"was planned for {before.get('minutes') or MINUTES:g} minutes, not for {asked['minutes']:g}"
+        raise InputError(Problem(str(path), "minutes", problem, "name another folder, or leave the time out"))
+    return plan
