@@ -26,7 +26,7 @@ from modpo.evaluation.measured import RESPONSES
 from modpo.experiment.sections import Experiment
 from modpo.front.schema import Front, Point, read_front
 from modpo.pipeline.stages import run_pipeline
-from modpo.quickstart import FULL, SEPARATE, quickstart_experiment
+from modpo.quickstart import FULL, quickstart_experiment
 
 RESULTS = Path(__file__).parent / "results" / "continuous_vs_separate.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "continuous_vs_separate.png"
@@ -61,11 +61,9 @@ def _folder(output: Path, seed: int, mode: str) -> Path:
 
 def _experiment(args: argparse.Namespace, seed: int, mode: str) -> Experiment:
     """The quickstart's experiment; both modes of a seed train on the same answers."""
-    size = replace(FULL, train_prompts=args.prompts, vectors=args.vectors)
+    size = replace(FULL, train_prompts=args.prompts, vectors=args.vectors, separate=mode == "separate")
     data = args.output / f"seed{seed}" / "data"
     overrides = [f"data.path={data / 'train.jsonl'}", f"data.eval_path={data / 'held_out.jsonl'}", *args.set]
-    if mode == "separate":
-        overrides = [*SEPARATE, *overrides]
     return replace(quickstart_experiment(_folder(args.output, seed, mode), size, overrides), seed=seed)
 
 

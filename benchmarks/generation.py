@@ -25,7 +25,7 @@ from benchmarks.trl import machine
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 ANSWERS = 4  # to each prompt
 # Prompts, and tokens of an answer at most.
-CASES = {"short": (48, 48), "pairs": (48, 96), "qa": (12, 96)}
+CASES = {"short": (48, 48), "pairs": (24, 64), "qa": (6, 64)}
 WHAT = {
     "short": "prompts of the quickstart",
     "pairs": "prompts of hh-rlhf's shape",

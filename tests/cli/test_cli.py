@@ -247,13 +247,14 @@ def test_report_and_quickstart_take_their_folder(stages, tmp_path):
     assert main(["quickstart", "--fast", "--output", str(tmp_path)]) == 0
     for options in ([], ["--separate"], ["--fast"], ["--separate", "--fast"]):  # a folder belongs to one experiment
         assert main(["quickstart", *options]) == 0
+    full, fast = (("fast", False), ("minutes", None)), (("fast", True), ("minutes", None))
     assert stages.calls == [
         ("write_report", tmp_path),
-        ("run_quickstart", tmp_path, ("separate", False), ("fast", True), ("minutes", None)),
-        ("run_quickstart", Path("runs/quickstart"), ("separate", False), ("fast", False), ("minutes", None)),
-        ("run_quickstart", Path("runs/quickstart-separate"), ("separate", True), ("fast", False), ("minutes", None)),
-        ("run_quickstart", Path("runs/quickstart-fast"), ("separate", False), ("fast", True), ("minutes", None)),
-        ("run_quickstart", Path("runs/quickstart-separate-fast"), ("separate", True), ("fast", True), ("minutes", None)),
+        ("run_quickstart", tmp_path, ("separate", False), *fast),
+        ("run_quickstart", Path("runs/quickstart"), ("separate", False), *full),
+        ("run_quickstart", Path("runs/quickstart-separate"), ("separate", True), *full),
+        ("run_quickstart", Path("runs/quickstart-fast"), ("separate", False), *fast),
+        ("run_quickstart", Path("runs/quickstart-separate-fast"), ("separate", True), *fast),
     ]
 
 

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -188,3 +189,13 @@ def test_unknown_hub_name_says_where_it_looked(tmp_path: Path) -> None:
     assert f"{tmp_path}/nobody/nothing" in told
     assert f"{tmp_path}/home" in told
     assert told.count("\n") == 1
+
+
+def test_rows_of_a_data_set_are_the_same_in_whatever_order_they_are_read():
+    made = datasets.Dataset.from_list([{"prompt": f"{i}?", "responses": ["a"] * (i % 3)} for i in range(250)])
+    rows = rows_from_dataset(made)
+    order = [*range(120), 7, 7, *range(110, 250), *random.Random(0).choices(range(250), k=300), 0, 1, 2]
+    for i in order:
+        row = rows[i]
+        assert row == made[i]
+        row["responses"].append("changed by who read it")

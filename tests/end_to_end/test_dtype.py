@@ -76,6 +76,10 @@ def test_another_name_than_the_folder_s_is_refused(file: Path, machine, capsys) 
     assert main(["train", str(file), *weights, "--set", "model.dtype=bfloat16"]) == 0
     assert main(["train", str(file), *weights, "--set", "model.dtype=float32"]) == 4
     assert "the folder holds another experiment (model differ)" in capsys.readouterr().err
+    machine("float32")
+    (read_experiment(file).output_dir / "model_dtype.json").unlink()  # as of a folder that was begun in a named format
+    assert main(["train", str(file), *weights]) == 0
+    assert read_experiment(read_experiment(file).output_dir / "experiment.yaml").model.dtype == "bfloat16"
 
 
 def test_an_inspection_chooses_nothing_for_the_folder(file: Path, machine) -> None:

@@ -16,7 +16,7 @@ import modpo.models.matmul_speed as matmul
 from modpo.base.errors import EnvironmentFault, InputError
 from modpo.base.files import write_sealed
 from modpo.base.progress import say_once
-from modpo.experiment.file import read_experiment
+from modpo.experiment.file import EXPERIMENT_FILE, read_experiment, to_yaml
 from modpo.experiment.sections import Experiment, resolved
 from modpo.models.dtype_choice import FILE, with_dtype
 from modpo.models.matmul_speed import FOLDER, MatmulSpeed, matmul_speed
@@ -143,6 +143,19 @@ def test_what_was_asked_for_is_resolved_too(experiment, machine) -> None:
     assert found.model == found.asked.model == replace(experiment().model, dtype="bfloat16")
 
 
+def test_a_folder_goes_on_in_what_its_experiment_names(experiment, machine, capsys) -> None:
+    """Also where the file named a format when the folder was begun."""
+    machine(FAST_BF16)
+    folder = experiment().output_dir
+    folder.mkdir()
+    begun = to_yaml(experiment(", dtype: float32"))
+    (folder / EXPERIMENT_FILE).write_text(begun)
+    assert with_dtype(experiment()).model.dtype == "float32"
+    assert f"auto is float32, as {folder} was begun (here bfloat16 is 2 times as fast" in capsys.readouterr().err
+    (folder / EXPERIMENT_FILE).write_text("of another version: 1")
+    assert with_dtype(experiment()).model.dtype == "bfloat16"
+
+
 def test_a_folder_goes_on_as_it_was_begun(experiment, machine, capsys) -> None:
     machine(FAST_BF16, "here")
     assert with_dtype(experiment(), writes=False).model.dtype == "bfloat16"
@@ -151,7 +164,7 @@ def test_a_folder_goes_on_as_it_was_begun(experiment, machine, capsys) -> None:
     machine(FAST_FLOAT32, "there")
     capsys.readouterr()
     assert with_dtype(experiment()).model.dtype == "bfloat16"
-    said = "(here float32 is 10 times as fast; another `output_dir` chooses anew)"
+    said = "(here float32 is 10 times as fast as bfloat16; another `output_dir` chooses anew)"
     assert capsys.readouterr().err == (
         f"model.dtype: auto is bfloat16, as {experiment().output_dir} was begun {said}\n"
     )

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from modpo.data.loading import load_groups
-from modpo.data.tokens import tokenize_group
+from modpo.data.prompt_group import PromptGroup
+from modpo.data.tokens import tokenize_together
 from modpo.experiment.sections import (
     DataSection,
     EvaluationSection,
@@ -115,9 +116,9 @@ class House:
 
         real_logps = modpo.forward.frozen.reference_logps
 
-        def counting_tokens(*args: Any, **kwargs: Any) -> Any:
-            counted.tokens += 1
-            return tokenize_group(*args, **kwargs)
+        def counting_tokens(groups: list[PromptGroup], *args: Any, **kwargs: Any) -> Any:
+            counted.tokens += len(groups)
+            return tokenize_together(groups, *args, **kwargs)
 
         def counting_logps(*args: Any, **kwargs: Any) -> list[float]:
             found = real_logps(*args, **kwargs)
@@ -126,7 +127,7 @@ class House:
 
         reference = ReferenceModel(experiment.model, experiment.cache_dir)
         with self.monkeypatch.context() as patch:
-            patch.setattr(scoring, "tokenize_group", counting_tokens)
+            patch.setattr(scoring, "tokenize_together", counting_tokens)
             patch.setattr(modpo.forward.frozen, "reference_logps", counting_logps)
             scorer = experiment_scorer(experiment, reference)
             calls = getattr(sys.modules.get("scorer"), "calls", [])

@@ -17,7 +17,7 @@ import pytest
 from modpo.base import files as publish
 from modpo.base.errors import IntegrityError
 from modpo.base.files import read_sealed, write_sealed
-from modpo.scored.columns import SCHEMA, Column, Row, column
+from modpo.scored.columns import MOST_SHARDS, SCHEMA, Column, Row, column
 
 ROWS, SHARD = 10, 3  # shards of 3, 3, 3 and 1
 
@@ -62,6 +62,19 @@ def test_filled_column_holds_every_row_in_order(tmp_path, rows, shards):
     assert [shard["rows"] for shard in made.finished_shards().values()] == shards
     assert made.complete
     assert made.missing_shards() == []
+
+
+def test_a_shard_that_is_written_in_batches_holds_every_row(tmp_path):
+    made = filled(tmp_path, rows=1000, shard_groups=700)
+    assert made.table().column("scores").to_pylist() == [[i, i + 0.5] for i in range(1000)]
+    assert [shard["rows"] for shard in made.finished_shards().values()] == [700, 300]
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(1, 256), (16_384, 256), (16_385, 512), (250_000, 4096)])
+def test_a_column_has_at_most_so_many_shards(tmp_path, rows, groups):
+    made = column(tmp_path, "reward", {}, rows)
+    assert made.shard_groups == groups
+    assert made.shard_count <= MOST_SHARDS
 
 
 def test_filled_column_is_not_computed_again(tmp_path):

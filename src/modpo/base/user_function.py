@@ -9,8 +9,9 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -104,7 +105,7 @@ def source_identity(function: Callable[..., Any], module: ModuleType) -> dict[st
     definer = inspect.getmodule(inspect.unwrap(function)) or module
     top_level = definer.__name__.partition(".")[0]
     distributions = {
-        *metadata.packages_distributions().get(top_level, ()),
+        *_distributions(tuple(sys.path)).get(top_level, ()),
         *getattr(function, "distributions", ()),
     }
     source = _source(module) + (_source(definer) if definer is not module else b"")
@@ -112,6 +113,12 @@ def source_identity(function: Callable[..., Any], module: ModuleType) -> dict[st
         "source_sha256": hashlib.sha256(source).hexdigest(),
         "distributions": {name: _version(name) for name in sorted(distributions)},
     }
+
+
+@lru_cache(maxsize=1)
+def _distributions(path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Of each top-level module the distributions that hold it, on that `sys.path`: every installed one is opened."""
+    return metadata.packages_distributions()
 
 
 def described(error: BaseException) -> str:

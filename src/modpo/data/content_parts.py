@@ -24,6 +24,8 @@ def with_joined_parts(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _joined(value: Any, field: str) -> Any:
+    if isinstance(value, str):  # nearly always
+        return value
     if isinstance(value, list):
         return [_joined(inner, f"{field}[{i}]") for i, inner in enumerate(value)]
     if isinstance(value, dict) and isinstance(value.get("content"), list):

@@ -17,8 +17,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+import numpy as np
+
 from modpo.base.errors import InputError, Problem
-from modpo.data.placed_rows import PlacedRows, Span, not_utf8
+from modpo.data.placed_rows import PlacedRows, Span, in_arrays, not_utf8
 from modpo.data.rows import Row
 
 TEXTS = ("prompt", "chosen", "rejected")
@@ -31,7 +33,10 @@ _PYTHON_LIST = re.compile(r"\[\s*\{\s*'(role|content|from|value)'")
 class CsvRows(PlacedRows):
     """Rows of a .csv or .tsv file."""
 
-    def _find_spans(self, file: IO[bytes]) -> Iterator[Span]:
+    def _find_spans(self, file: IO[bytes]) -> Iterator[np.ndarray]:
+        return in_arrays(self._spans(file))
+
+    def _spans(self, file: IO[bytes]) -> Iterator[Span]:
         """The rows' places; notes the columns and what their cells are."""
         of_suffix = DELIMITERS[-1:] if self.name.removesuffix(".gz").endswith(".tsv") else DELIMITERS
         for self._delimiter in of_suffix:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import Any
 
+import numpy as np
+
 from modpo.base.errors import InputError, IntegrityError, Problem
 from modpo.data.preference_row import PreferenceRow
 from modpo.data.prompt_group import Pair, PromptGroup, Text
@@ -73,7 +75,7 @@ class GroupBuilder:
         """The group; what its rows hold beyond their columns is taken from the first."""
         count = len(self.responses)
         columns = {
-            name: tuple(mean(column[slot]) if slot in column else None for slot in range(count))
+            name: tuple(_mean(column[slot]) if slot in column else None for slot in range(count))
             for name, column in self._columns.items()
         }
         pairs = {label_set: tuple(found) for label_set, found in self.pairs.items()}
@@ -82,6 +84,10 @@ class GroupBuilder:
         return PromptGroup(
             first.prompt, responses, pairs, columns, first.fields, self.where, template_kwargs=first.template_kwargs
         )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return values[0] if len(values) == 1 else mean(values)
 
 
 def build_group(reader: RowReader, numbers: Sequence[int]) -> GroupBuilder:
@@ -99,4 +105,13 @@ def prompt_key(row: PreferenceRow) -> int:
 
 def content_key(content: Any) -> int:
     """64 bits of a hash of the content: the same in every process."""
-    return int.from_bytes(hashlib.blake2b(json.dumps(content).encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(_digest(json.dumps(content).encode()), "little")
+
+
+def content_keys(written: Iterable[bytes]) -> np.ndarray:
+    """`content_key` of each content, uint64, of contents as `json.dumps` writes them."""
+    return np.frombuffer(b"".join(map(_digest, written)), dtype="<u8")
+
+
+def _digest(written: bytes) -> bytes:
+    return hashlib.blake2b(written, digest_size=8).digest()

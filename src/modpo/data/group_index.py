@@ -14,12 +14,16 @@ from modpo.data.group_builder import TALLIES, GroupBuilder, build_group, content
 from modpo.data.implicit_prompts import OWN_FIELD, is_shared_by_strangers, looks_like_prompt
 from modpo.data.row_reader import LeftOut, RowReader
 
+WIDTH = 3 + len(TALLIES)  # numbers of a row
+
 
 @dataclass
 class Scan:
     """What one pass over the rows finds."""
 
     kept: np.ndarray  # (rows, 6): a row's number, a hash of its prompt, a hash of all that it says, its `TALLIES`
+    label_sets: list[str]  # their names
+    labelled: np.ndarray  # (labels, 3): which row of `kept` has pairs of which label set, and how many
     conversational: bool
     split: set[int]  # hashes of prompts that are what two texts begin with
     counted: Counter[str]  # rows that a user should know of, by what is the matter with them
@@ -28,6 +32,7 @@ class Scan:
 def scan_rows(reader: RowReader) -> Scan:
     """One pass over the rows: a few numbers of each that is kept."""
     found, problems, split, counted = array("Q"), Problems(), set[int](), Counter[str]()
+    labelled, label_sets = array("q"), dict[str, int]()
     conversational: bool | None = None  # None: no row so far
     for number in range(len(reader.rows)):
         with problems:
@@ -45,11 +50,15 @@ def scan_rows(reader: RowReader) -> Scan:
             builder.add(row, where)
             prompt = prompt_key(row)
             said = [row.prompt, row.responses, row.pairs, *([row.template_kwargs] if row.template_kwargs else [])]
+            for name, pairs in builder.pairs.items():
+                place = len(found) // WIDTH
+                labelled.extend((place, label_sets.setdefault(name, len(label_sets)), len(pairs)))
             found.extend((number, prompt, content_key(said), *builder.tallies))
             split.update({prompt} if row.split and not row.conversational else ())
             counted.update(row.notes)
     problems.raise_any()
-    return Scan(np.asarray(found).reshape(-1, 3 + len(TALLIES)), bool(conversational), split, counted)
+    kept, labels = np.asarray(found).reshape(-1, WIDTH), np.asarray(labelled).reshape(-1, 3)
+    return Scan(kept, list(label_sets), labels, bool(conversational), split, counted)
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class Index:
     bounds: np.ndarray  # (groups + 1,) where each group's rows begin
     keys: np.ndarray  # (groups,) hash of the prompt
     tallies: dict[str, np.ndarray]  # each (groups,)
+    label_sets: list[str]  # their names
+    labelled: np.ndarray  # (labels, 3): which group has pairs of which label set, and how many; may repeat
     conversational: bool
 
     def rows_of(self, group: int) -> list[int]:
@@ -67,8 +78,9 @@ class Index:
         return numbers
 
 
-def index_rows(scanned: np.ndarray, *, conversational: bool) -> Index:
-    """Groups in the order in which their prompts first occur, from what `_scan` found."""
+def index_rows(scan: Scan) -> Index:
+    """Groups in the order in which their prompts first occur."""
+    scanned = scan.kept
     numbers, prompts, contents = scanned[:, :3].T
     keys, first_rows, group_of_row = np.unique(prompts, return_index=True, return_inverse=True)
     by_first_row = np.argsort(first_rows)
@@ -80,7 +92,16 @@ def index_rows(scanned: np.ndarray, *, conversational: bool) -> Index:
     repeats[np.unique(contents, return_index=True)[1]] = 0
     counted = dict(zip(TALLIES, scanned[:, 3:].T.astype(np.int64), strict=True)) | {"duplicate_rows": repeats}
     tallies = {name: np.add.reduceat(counts[order], bounds[:-1]) for name, counts in counted.items()}
-    return Index(numbers[order], bounds, keys[by_first_row], {"rows": sizes, **tallies}, conversational)
+    labelled = np.column_stack([group_of_row[scan.labelled[:, 0]], scan.labelled[:, 1:]])
+    return Index(
+        rows=numbers[order],
+        bounds=bounds,
+        keys=keys[by_first_row],
+        tallies={"rows": sizes, **tallies},
+        label_sets=scan.label_sets,
+        labelled=labelled,
+        conversational=scan.conversational,
+    )
 
 
 def count_merged(reader: RowReader, index: Index) -> None:

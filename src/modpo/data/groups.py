@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -18,8 +18,9 @@ import numpy as np
 from modpo.base.errors import InputError, IntegrityError, Problem
 from modpo.base.progress import working
 from modpo.data.formats import PROMPTS, RULES, find_layout, is_function
-from modpo.data.group_builder import build_group, content_key, prompt_key
+from modpo.data.group_builder import build_group, content_keys, prompt_key
 from modpo.data.group_index import Index, check_split_prompts, count_merged, index_rows, scan_rows
+from modpo.data.kept_index import Found, KeptIndex
 from modpo.data.prompt_group import PromptGroup
 from modpo.data.row_reader import RowReader
 from modpo.data.rows import Rows
@@ -80,13 +81,26 @@ class PromptGroups(Sequence[PromptGroup]):
         totals = {name: int(tally[self._numbers].sum()) for name, tally in self._index.tallies.items()}
         return {"groups": len(self), **totals}
 
+    @property
+    def response_counts(self) -> np.ndarray:
+        """Distinct responses to each prompt, (groups,)."""
+        counts: np.ndarray = self._index.tallies["responses"][self._numbers]
+        return counts
+
     @cached_property
     def label_sets(self) -> dict[str, int]:
-        """How many pairs each label set has, by its name. Reads the rows."""
-        totals: Counter[str] = Counter()
-        for group in self:
-            totals.update({label_set: len(pairs) for label_set, pairs in group.pairs.items()})
-        return dict(totals)
+        """How many pairs each label set has, by its name, in the order in which they first occur."""
+        groups, label_sets, pairs = self._index.labelled.T
+        places = np.full(len(self._index.keys), -1)
+        places[self._numbers[::-1]] = np.arange(len(self))[::-1]
+        mine = places[groups] >= 0
+        occurs = places[groups] * len(groups) + np.arange(len(groups))  # the groups' order, then the rows'
+        first = np.full(len(self._index.label_sets), np.iinfo(occurs.dtype).max)
+        np.minimum.at(first, label_sets[mine], occurs[mine])
+        often = np.bincount(self._numbers, minlength=len(places))[groups]
+        totals = np.bincount(label_sets, weights=often * pairs, minlength=len(first)).astype(int)
+        order = np.argsort(first, kind="stable").tolist()
+        return {self._index.label_sets[i]: int(totals[i]) for i in order if totals[i]}
 
     @property
     def keys(self) -> np.ndarray:
@@ -118,10 +132,16 @@ class PromptGroups(Sequence[PromptGroup]):
             problem = f"{n} prompts cannot be held out of {len(self)}"
             fix = f"hold out 0 to {len(self) - 1}, or give more prompts"
             raise InputError(Problem(self._reader.rows.name, "eval_prompts", problem, fix))
-        draws = np.array([content_key([seed, int(key)]) for key in self.keys], dtype=np.uint64)
+        draws = _draws(self.keys.tobytes(), seed)
         held_out = np.zeros(len(self), dtype=bool)
         held_out[np.argsort(draws, kind="stable")[:n]] = True
         return self.select(np.flatnonzero(~held_out)), self.select(np.flatnonzero(held_out))
+
+
+@lru_cache(maxsize=2)
+def _draws(keys: bytes, seed: int) -> np.ndarray:
+    """A number for each prompt, that a seed draws."""
+    return content_keys(b"[%d, %d]" % (seed, key) for key in np.frombuffer(keys, dtype=np.uint64).tolist())
 
 
 def overlap(a: PromptGroups, b: PromptGroups) -> int:
@@ -138,6 +158,8 @@ def group_rows(
     unanswered: bool = False,
     skip_empty: bool = False,
     template_kwargs: Mapping[str, Any] | None = None,
+    cache_dir: Path | None = None,
+    keep: bool = False,
 ) -> PromptGroups:
     """Check every row once, and group the rows by prompt.
 
@@ -148,6 +170,7 @@ def group_rows(
         unanswered: whether a row may have no response where a function lays it out: it is measured on, or answered.
         skip_empty: whether rows with a blank prompt or response are left out, and counted.
         template_kwargs: variables of the chat template for all rows; a row's own go before them.
+        cache_dir: where what was found of the same rows before is looked up. keep: and written.
 
     Raises:
         InputError: up to 20 bad rows at once; no rows; no pair left; two values for one response in a column; what
@@ -156,18 +179,25 @@ def group_rows(
     layout = find_layout(format, where=rows.name)
     answered = format != PROMPTS and not (unanswered and is_function(format))
     reader = RowReader(rows, layout, tuple(columns), answered, skip_empty, dict(template_kwargs or {}))
-    scan = scan_rows(reader)
-    if not len(scan.kept):
-        problem = "holds no rows" if not rows else f"holds nothing to learn from: all {len(rows)} rows are left out"
-        raise InputError(Problem(rows.name, "", problem, "give at least one prompt with its responses"))
-    index = index_rows(scan.kept, conversational=scan.conversational)
-    count_merged(reader, index)
-    check_split_prompts(reader, index, scan.split)
-    groups = PromptGroups(reader, index, np.arange(len(index.keys)), _warnings(index, scan.counted))
+    find = partial(_checked, reader)
+    index, counted = find() if cache_dir is None else KeptIndex(reader, cache_dir, keep).read_or_find(find)
+    groups = PromptGroups(reader, index, np.arange(len(index.keys)), _warnings(index, counted))
     if groups.counts["identical_pairs"] and not groups.counts["pairs"]:
         problem = f"no pair is left: in all {groups.counts['identical_pairs']} chosen equals rejected"
         raise InputError(Problem(rows.name, "chosen", problem, "give pairs of two different responses"))
     return groups
+
+
+def _checked(reader: RowReader) -> Found:
+    scan = scan_rows(reader)
+    if not len(scan.kept):
+        count = len(reader.rows)
+        problem = f"holds nothing to learn from: all {count} rows are left out" if count else "holds no rows"
+        raise InputError(Problem(reader.rows.name, "", problem, "give at least one prompt with its responses"))
+    index = index_rows(scan)
+    count_merged(reader, index)
+    check_split_prompts(reader, index, scan.split)
+    return index, scan.counted
 
 
 def _warnings(index: Index, counted: Mapping[str, int]) -> list[str]:

@@ -8,25 +8,28 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
+import numpy as np
+
 from modpo.base.errors import InputError, Problem
-from modpo.data.placed_rows import PlacedRows, Span, not_utf8
+from modpo.data.placed_rows import PlacedRows, Span, in_arrays, not_utf8
 from modpo.data.rows import Row
 
 READ_SIZE = 1 << 20  # bytes
+NEWLINE, SPACES = ord("\n"), np.frombuffer(b" \t\n\r\x0b\x0c", dtype=np.uint8)
 AS_LINES = "write one JSON object per line (.jsonl), or one array of objects (.json)"
 
 
 class JsonRows(PlacedRows):
     """Rows of a .jsonl or .json file, gzipped or not."""
 
-    def _find_spans(self, file: IO[bytes]) -> Iterator[Span]:
+    def _find_spans(self, file: IO[bytes]) -> Iterator[np.ndarray]:
         """The rows' places. A .json file holds an array, or else is read like a .jsonl file."""
         file.seek(0)
         start = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
         file.seek(start)
         if self.name.removesuffix(".gz").endswith(".json") and _first_byte(file) == b"[":
             file.seek(start)
-            return _array_spans(file.read(), start, self.name)
+            return in_arrays(_array_spans(file.read(), start, self.name))
         file.seek(start)
         return _line_spans(file, start)
 
@@ -73,12 +76,28 @@ def _first_byte(file: IO[bytes]) -> bytes:
     return b""
 
 
-def _line_spans(file: IO[bytes], start: int) -> Iterator[Span]:
-    for number, line in enumerate(file, start=1):
-        end = start + len(line)
-        if line.strip():  # an empty line is no row, but counts as a line
-            yield start, end, number
-        start = end
+def _line_spans(file: IO[bytes], start: int) -> Iterator[np.ndarray]:
+    number, begun = 0, list[bytes]()  # of a line that goes on behind the block
+    for block in iter(lambda: file.read(READ_SIZE), b""):
+        begun.append(block)
+        if b"\n" not in block:
+            continue
+        text = b"".join(begun)
+        ends = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == NEWLINE) + 1
+        yield _spans_of(text, ends, start, number)
+        whole = int(ends[-1])
+        start, number, begun = start + whole, number + len(ends), [text[whole:]]
+    if last := b"".join(begun):
+        yield _spans_of(last, np.array([len(last)]), start, number)
+
+
+def _spans_of(text: bytes, ends: np.ndarray, offset: int, number: int) -> np.ndarray:
+    """The rows among lines that end at `ends`: an empty line is no row, but counts as a line."""
+    starts = np.concatenate([[0], ends[:-1]])
+    spaced = np.isin(np.frombuffer(text, dtype=np.uint8)[starts], SPACES)  # hardly any
+    blank = [i for i in np.flatnonzero(spaced) if not text[starts[i] : ends[i]].strip()]
+    lines = np.arange(number + 1, number + len(ends) + 1)
+    return np.delete(np.column_stack([starts + offset, ends + offset, lines]), blank, axis=0)
 
 
 def _array_spans(raw: bytes, offset: int, path: str) -> Iterator[Span]:

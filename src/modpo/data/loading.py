@@ -12,8 +12,11 @@ from modpo.data.sources import open_rows
 from modpo.experiment.sections import Experiment, RewardSection
 
 
-def load_groups(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
+def load_groups(experiment: Experiment, *, keep: bool = False) -> tuple[PromptGroups, PromptGroups]:
     """The experiment's training and held-out prompt groups, checked. No model is needed for it.
+
+    Args:
+        keep: whether what is found of the rows is written into the cache, so that they are read once.
 
     Raises:
         InputError: bad rows, nothing to train an objective on, or more held-out prompts than there are.
@@ -30,6 +33,8 @@ def load_groups(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:
         columns=required_columns(experiment),
         skip_empty=data.skip_empty,
         template_kwargs=data.chat_template_kwargs,
+        cache_dir=experiment.cache_dir,
+        keep=keep,
     )
     if data.eval_path is not None:
         held_out = load_held_out(experiment)
@@ -115,7 +120,7 @@ def _require_pairs(experiment: Experiment, groups: PromptGroups) -> None:
             fix = f"name one of its label sets; it has {', '.join(counts)}" if counts else fix
             problem = f"no pair of the label set {label_set!r} in {len(groups)} prompts"
             problems.append(Problem(experiment.data.path, f"objectives.{name}.pairs", problem, fix))
-    if not experiment.label_sets and not any(len(group.responses) > 1 for group in groups):
+    if not experiment.label_sets and not (groups.response_counts > 1).any():
         fix = "give prompts with two responses or more"
         problems.append(Problem(experiment.data.path, "responses", f"nothing to compare in {len(groups)} prompts", fix))
     if problems:

@@ -15,13 +15,17 @@ import zlib
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, cast
+
+import numpy as np
 
 from modpo.base.errors import InputError, Problem
 from modpo.data.rows import Row, Rows
 
 Span = tuple[int, int, int]  # where a row begins and ends, bytes, and the line it begins on, from 1
+SPANS_AT_ONCE = 10_000
 
 
 class PlacedRows(Rows):
@@ -33,14 +37,13 @@ class PlacedRows(Rows):
         weakref.finalize(self, self._file.close)
         self.fingerprint = hashlib.file_digest(self._file, "sha256").hexdigest()  # type: ignore[arg-type]
         self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
-        for start, end, line in self._find_spans(self._file):
-            self._starts.append(start)
-            self._ends.append(end)
-            self._lines.append(line)
+        for spans in self._find_spans(self._file):
+            for places, found in zip((self._starts, self._ends, self._lines), spans.T, strict=True):
+                places.frombytes(found.astype(np.int64).tobytes())
 
     @abstractmethod
-    def _find_spans(self, file: IO[bytes]) -> Iterator[Span]:
-        """The rows' places."""
+    def _find_spans(self, file: IO[bytes]) -> Iterator[np.ndarray]:
+        """The rows' places, some at a time, each (rows, 3) as `Span` says."""
 
     @abstractmethod
     def _parse(self, raw: bytes, where: str) -> Row:
@@ -50,8 +53,9 @@ class PlacedRows(Rows):
         return len(self._starts)
 
     def where(self, index: int) -> str:
-        line = self._lines[index]
-        alone = line not in self._lines[max(index - 1, 0) : index] and line not in self._lines[index + 1 : index + 2]
+        lines, line = self._lines, self._lines[index]
+        before, after = index > 0 and lines[index - 1], index + 1 < len(lines) and lines[index + 1]
+        alone = line not in (before, after)  # lines count from 1
         return f"{self.name}:{line}" if alone else f"{self.name}:{line} (row {index})"
 
     def read(self, index: int) -> Row:
@@ -73,6 +77,12 @@ def _open(path: str) -> IO[bytes]:
         raise InputError(Problem(path, "", f"the gzip file is damaged ({error})", "fetch or pack it again")) from None
     unpacked.seek(0)
     return cast(IO[bytes], unpacked)
+
+
+def in_arrays(spans: Iterator[Span]) -> Iterator[np.ndarray]:
+    """Places that are found one by one, some at a time."""
+    while some := list(islice(spans, SPANS_AT_ONCE)):
+        yield np.array(some, dtype=np.int64)
 
 
 def not_utf8(where: str, error: UnicodeDecodeError) -> Problem:

@@ -33,12 +33,15 @@ WITHOUT_EFFECT = {  # what loss or reference would have to read, and the value a
 }
 
 CHANGE_MEANING = (*SYSTEM, *TURNS_BEFORE, *TOOLS, *MEDIA)
+_CHANGE_MEANING, _QUESTIONS, _WITHOUT_EFFECT = map(frozenset, (CHANGE_MEANING, QUESTIONS, WITHOUT_EFFECT))
 
 Trouble = tuple[str, str, str]  # field, problem, fix
 
 
 def field_troubles(prompt: Text, row: Row) -> Iterator[Trouble]:
     """What is wrong with the fields that change the meaning of a row whose prompt is known."""
+    if _CHANGE_MEANING.isdisjoint(row):  # nearly always
+        return
     for name in (*TOOLS, *MEDIA):
         if not _is_empty(row.get(name)):
             what = "tools" if name in TOOLS else "images, video and audio"
@@ -68,12 +71,13 @@ def prompt_notes(prompt: Text, responses: Sequence[Text], fields: Row) -> list[s
     notes = [
         f"rows have a field `{name}` whose text is not in their prompt: it is not trained on; "
         "fix: write it into the prompt where it belongs there"
-        for name in QUESTIONS
+        for name in (() if _QUESTIONS.isdisjoint(fields) else QUESTIONS)
         if not all(_stands_in(prompt, text) for text in _texts(fields.get(name)))
     ]
-    if isinstance(prompt, str) and len(prompt.split()) > 2 and responses:
+    if isinstance(prompt, str) and responses:
         opening = prompt.strip()
-        if all(isinstance(response, str) and response.lstrip().startswith(opening) for response in responses):
+        repeated = all(isinstance(response, str) and response.lstrip().startswith(opening) for response in responses)
+        if repeated and len(prompt.split()) > 2:
             notes.append("rows have responses that begin with their prompt, which is trained on twice; fix: cut it off")
     return notes
 
@@ -88,6 +92,8 @@ def with_system_turn(prompt: Text, row: Row) -> Text:
 
 def fields_without_effect(row: Row) -> list[str]:
     """The fields of a row that other trainers read in the loss, and none does here."""
+    if _WITHOUT_EFFECT.isdisjoint(row):
+        return []
     return [name for name, neutral in WITHOUT_EFFECT.items() if row.get(name) not in (None, neutral)]
 
 
@@ -110,7 +116,7 @@ def _begins_with_system(prompt: Text) -> bool:
 
 
 def _system_texts(row: Row) -> list[tuple[str, Any]]:
-    return [(name, row[name]) for name in SYSTEM if not _is_empty(row.get(name))]
+    return [(name, row[name]) for name in SYSTEM if name in row and not _is_empty(row[name])]
 
 
 def _stands_in(prompt: Text, text: str) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from modpo.data.group_texts import group_texts, unread
 from modpo.data.prompt_group import PromptGroup, plain_text
 from modpo.data.tokens import NO_LIMIT, tokenize_group, tokenize_prompt
@@ -26,7 +28,7 @@ SHOWN = 60  # characters of a text in an example
 
 
 def text_notes(
-    counts: Mapping[str, Sequence[int]], groups: Sequence[PromptGroup], tokenizer: PreTrainedTokenizerBase
+    counts: Mapping[str, Sequence[int] | np.ndarray], groups: Sequence[PromptGroup], tokenizer: PreTrainedTokenizerBase
 ) -> list[str]:
     """One line for each kind of thing that happened, with how often, and an example where it takes one to see it.
 
@@ -34,11 +36,10 @@ def text_notes(
         counts: each of `COUNTED`, by group.
         groups: the groups that were tokenized.
     """
-    totals = {name: sum(counts[name]) for name in COUNTED}
+    totals = {name: int(np.sum(counts[name], dtype=np.int64)) for name in COUNTED}
 
     def example(name: str, shown: Callable[[PromptGroup, PreTrainedTokenizerBase], str]) -> str:
-        first = next((i for i, count in enumerate(counts[name]) if count), None)
-        return "" if first is None else shown(groups[first], tokenizer)
+        return shown(groups[int(np.argmax(np.asarray(counts[name]) != 0))], tokenizer) if totals[name] else ""
 
     prompts, responses = totals["prompt_truncated"], totals["responses_truncated"]
     found = {

@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from modpo.base.errors import InputError, Problem, Problems
@@ -65,10 +67,47 @@ def tokenize_group(
         InputError: no response token or no prompt token is left, the chat template refuses the conversation,
             or the lengths leave no room.
     """
+    return next(tokenize_together([group], tokenizer, max_length=max_length, max_prompt_length=max_prompt_length))
+
+
+def tokenize_together(
+    groups: Sequence[PromptGroup],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    max_prompt_length: int | None = None,
+) -> Iterator[TokenizedGroup]:
+    """`tokenize_group` of each group, whose texts the tokenizer reads at once; groups are all of one kind.
+
+    Raises:
+        InputError: see `tokenize_group`, of the first group that something is wrong with.
+    """
     _check_lengths(max_length, max_prompt_length)
-    texts, plain = group_texts(group, tokenizer), isinstance(group.prompt, str)
-    special = _spelled_special(tokenizer, texts)
-    prompt_ids, *whole_ids = _encode([texts.prompt, *texts.wholes], tokenizer, plain=plain)
+    texts = [group_texts(group, tokenizer) for group in groups]
+    plain = all(isinstance(group.prompt, str) for group in groups)
+    ids = iter(_encode([text for of in texts for text in (of.prompt, *of.wholes)], tokenizer, plain=plain))
+    known = _special_tokens(tokenizer)
+    for group, of in zip(groups, texts, strict=True):
+        prompt_ids, *whole_ids = islice(ids, 1 + len(of.wholes))
+        special = known | set(of.turn.tokens.values())
+        yield _tokenized(group, of, special, prompt_ids, whole_ids, tokenizer, max_length, max_prompt_length)
+
+
+def _tokenized(
+    group: PromptGroup,
+    texts: GroupTexts,
+    special: set[str],
+    prompt_ids: list[int],
+    whole_ids: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    max_prompt_length: int | None,
+) -> TokenizedGroup:
+    """A group whose texts were read.
+
+    Args:
+        special: spellings of the tokens that stand for no text. prompt_ids, whole_ids: of each text.
+    """
     shared = [_common_prefix(prompt_ids, ids) for ids in whole_ids]
     boundary = min(shared)
     _check_nothing_empty(boundary, texts, special, group.where)
@@ -106,6 +145,12 @@ def tokenize_groups(
     Raises:
         InputError: what is wrong with the groups, up to 20 problems at once; a group without responses.
     """
+    groups = list(groups)
+    with suppress(InputError):  # one by one, to find what is wrong with them
+        if all(group.responses for group in groups):
+            return list(
+                tokenize_together(groups, tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
+            )
     tokenized: list[TokenizedGroup] = []
     problems = Problems()
     for group in groups:
@@ -269,12 +314,12 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _spelled_special(tokenizer: PreTrainedTokenizerBase, texts: GroupTexts) -> set[str]:
-    """Spelling of the tokens that stand for no text. The unknown token stands for some."""
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Spelling of the tokens that stand for no text, but for ends of turns. The unknown token stands for some."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     if tokenizer.unk_token_id != tokenizer.eos_token_id:
         special.discard(tokenizer.unk_token)
-    return special | set(texts.turn.tokens.values())
+    return special
 
 
 # --- checks ------------------------------------------------------------------------------------------------
@@ -308,8 +353,9 @@ def _check_nothing_empty(boundary: int, texts: GroupTexts, special: Collection[s
 
 def _is_blank(text: str, special: Collection[str]) -> bool:
     """Whether a text is white space and special tokens."""
-    for token in sorted(special, key=len, reverse=True):
-        text = text.replace(token, "")
+    if any(token in text for token in special):
+        for token in sorted(special, key=len, reverse=True):
+            text = text.replace(token, "")
     return not text.strip()
 
 

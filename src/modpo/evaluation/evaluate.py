@@ -102,7 +102,6 @@ def require_measurable(experiment: Experiment) -> None:
             cannot be had.
     """
     _, held_out = load_groups(experiment)
-    experiment = with_dtype(experiment, writes=False)
     to_train = {n for n, o in experiment.objectives.items() if o.reward is not None and o.reward.train is not None}
     scoring = set(measuring_rewards(resolved(experiment), load_ready_rewards(experiment))) | to_train
     prompts = _measured_prompts(experiment, held_out, scoring)

@@ -96,16 +96,18 @@ class Measurer:
         with policy.loaded(merged=device() == "cpu") as model:
             lines = self._lines(point, questions.sampled(policy, model, point.name))
             agreements = self._agreements(point, model)
-            ratios = self._ratios(model, self.audited.dataset()) if self.audited and point.folder else []
+            audited = self.audited.dataset() if self.audited and point.folder else None
+            ratios = self._ratios(model, audited, f"audit of {point.name}") if audited is not None else []
             return Measured(lines, agreements, ratios)
 
     def _lines(self, point: SweptPoint, answers: Answers) -> list[dict[str, Any]]:
         scores = self.questions.scores(answers, self.rewards)
         return answers.lines(point.name, point.weights, self.questions.prompts, scores)
 
-    def _ratios(self, model: PreTrainedModel | PeftModel, data: Any) -> list[list[float]]:
+    def _ratios(self, model: PreTrainedModel | PeftModel, data: Any, label: str) -> list[list[float]]:
         """log pi - log pi_ref of scored responses, by prompt, nats."""
-        flat = iter(flat_logps(model, data["prompt_ids"][:], data["responses_ids"][:], packing=self.questions.packing))
+        prompts_ids, responses_ids, packing = data["prompt_ids"][:], data["responses_ids"][:], self.questions.packing
+        flat = iter(flat_logps(model, prompts_ids, responses_ids, packing=packing, label=label))
         return [[next(flat) - ref for ref in ref_logps] for ref_logps in data["ref_logps"]]
 
     # --- best of n ----------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ class Measurer:
         if point.folder is None:  # the reference prefers no answer to another; read twice, rounding would decide
             return {name: [0.5] * len(self.questions.prompts) for name in self._agreement_columns}
         data = self.scored.dataset()
-        ratios = self._ratios(model, data)
+        ratios = self._ratios(model, data, f"log-probs of {point.name}")
         return {name: agreement(ratios, self._pairs(name, data)) for name in self._agreement_columns}
 
     def _pairs(self, name: str, data: Any) -> Sequence[Sequence[Sequence[int]]]:

@@ -36,13 +36,13 @@ class Places:
     group: Tensor  # (R,) which prompt
     number: Tensor  # (R,) which of its n places
     written: Tensor  # (R,) tokens in the place before this pass
-    hidden: Tensor  # (G, 1, n, 1, L + S) bool: keys that are not there
+    bias: Tensor  # (G, 1, n, 1, L + S): 0, or -inf for keys that are not there; added it is faster than filled in
     full: bool  # every place is taken, and the answers stand in their order
 
     @property
     def shape(self) -> tuple[int, int]:
         """G and n."""
-        return self.hidden.shape[0], self.hidden.shape[2]
+        return self.bias.shape[0], self.bias.shape[2]
 
 
 @dataclass
@@ -86,7 +86,7 @@ class LayerCache:
         q = q.contiguous()
         together = q.flatten(2, 3)  # the answers to a prompt read it in one product
         of_prompt = (together @ self.prompt_keys.transpose(-1, -2)).view(*q.shape[:-1], length)
-        scores = torch.cat([of_prompt, q @ self.keys.transpose(-1, -2)], -1).masked_fill_(places.hidden, float("-inf"))
+        scores = torch.cat([of_prompt, q @ self.keys.transpose(-1, -2)], -1).add_(places.bias)
         probs = scores.softmax(-1)
         out = probs[..., length:] @ self.values
         out += (probs[..., :length].flatten(2, 3) @ self.prompt_values).view_as(out)

@@ -55,7 +55,9 @@ class Batch:
         no_prompt = _beyond(self.lengths, layer.prompt_keys.shape[2])[:, None, :].expand(-1, n, -1)
         no_answer = _beyond(there, layer.keys.shape[3])
         hidden = torch.cat([no_prompt, no_answer], -1)[:, None, :, None]
-        return Places(self.group, self.number, written, hidden, full=len(self.rows) == len(self.lengths) * n)
+        bias = torch.zeros(hidden.shape, dtype=layer.keys.dtype, device=hidden.device)
+        bias = bias.masked_fill_(hidden, float("-inf"))
+        return Places(self.group, self.number, written, bias, full=len(self.rows) == len(self.lengths) * n)
 
     def of_rows(self, kept: list[int]) -> Batch:
         """Some of the answers; the others leave their places empty."""

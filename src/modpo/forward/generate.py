@@ -15,6 +15,7 @@ from modpo.forward.decoding import Decoder
 from modpo.forward.low_rank import causal_lm, evaluating
 from modpo.forward.packability import require_packable
 from modpo.forward.padded_generation import generate_padded
+from modpo.forward.prepacked import prepacked
 from modpo.forward.sampled import SampledAnswer, SamplingSettings
 
 
@@ -51,7 +52,7 @@ def generate(
             inner = causal_lm(model)
             if not getattr(inner.forward, "takes_packed_rows", False):
                 require_packable(model)
-            with packed_attention(inner, IMPLEMENTATION):
+            with packed_attention(inner, IMPLEMENTATION), prepacked(inner):
                 return Decoder(inner, prompts_ids, settings, progress.advance).decode(order, batch_size)
         pad = int(tokenizer.pad_token_id)
         ids = generate_padded(model, pad, prompts_ids, settings, progress.advance, order=order, batch_size=batch_size)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modpo.base.progress import Progress
 from modpo.forward.sampled import SampledAnswer
 from modpo.models.adapters import adapter_fingerprint, attach_adapter, merge_adapter, require_adapter
 from modpo.models.folders import is_adapter
@@ -128,7 +129,8 @@ class Policy:
         ours = [answer.logp for group in answers for answer in group if answer.logp is not None]
         if self.folder is None or len(ours) < sum(map(len, ids)):
             return self.log_ratios(model, prompts_ids, ids, packing=packing)
-        return self._less_reference(ours, model, prompts_ids, ids, packing=packing)
+        label = "log-probs of the answers under the reference"
+        return self._less_reference(ours, model, prompts_ids, ids, packing=packing, label=label)
 
     def _less_reference(
         self,
@@ -138,9 +140,10 @@ class Policy:
         responses_ids: Sequence[Sequence[Sequence[int]]],
         *,
         packing: bool,
+        label: str | None = None,
     ) -> list[float]:
         with self.reference(model) as base:
-            theirs = flat_logps(base, prompts_ids, responses_ids, packing=packing)
+            theirs = flat_logps(base, prompts_ids, responses_ids, packing=packing, label=label)
         return [a - b for a, b in zip(logps, theirs, strict=True)]
 
     def release(self) -> None:
@@ -156,8 +159,17 @@ def flat_logps(
     responses_ids: Sequence[Sequence[Sequence[int]]],
     *,
     packing: bool,
+    label: str | None = None,
 ) -> list[float]:
-    """log pi(y|x) of all responses of N prompts, one flat list, nats."""
+    """log pi(y|x) of all responses of N prompts, one flat list, nats.
+
+    Args:
+        label: what the console is told of it; None: nothing.
+    """
     from modpo.forward.frozen import logps_by_group
 
-    return [x for group in logps_by_group(model, prompts_ids, responses_ids, packing=packing) for x in group]
+    groups = logps_by_group(model, prompts_ids, responses_ids, packing=packing)
+    if label is None:
+        return [x for group in groups for x in group]
+    with Progress(label, len(prompts_ids), "prompts") as progress:
+        return [x for group in progress.over(groups) for x in group]

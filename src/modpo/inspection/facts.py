@@ -62,7 +62,6 @@ def look(experiment: Experiment) -> Inspection:
     """Gather what `inspect_experiment` shows."""
     _require_sampled(experiment)
     train, held_out = load_groups(experiment)
-    experiment = with_dtype(experiment, writes=False)
     rewards = quick_rewards(experiment.objectives, load_ready_rewards(experiment))
     reference = ReferenceModel.of(experiment, writes=False)
     experiment = expected_packing(experiment, reference)
@@ -86,6 +85,7 @@ def look(experiment: Experiment) -> Inspection:
     found += text_notes(counts, train.select(indices), reference.tokenizer)
     found += reward_warnings(experiment.objectives, statistics, _in_loss(experiment))
     found += scorer_warnings(resolved(experiment))
+    experiment = with_dtype(experiment, writes=False)
     first = next((i for i, paired in enumerate(pairs) if paired), 0)
     return Inspection(
         experiment=experiment,

@@ -30,7 +30,7 @@ from modpo.data.loading import load_groups
 from modpo.experiment.file import EXPERIMENT_FILE, read_experiment, to_yaml
 from modpo.experiment.methods import CONTINUOUS
 from modpo.experiment.proxy import without_proxies
-from modpo.experiment.sections import Experiment, resolved
+from modpo.experiment.sections import AUTO, Experiment, resolved
 from modpo.forward.packing_choice import with_packing
 from modpo.methods.run import Run, maker
 from modpo.models.dtype_choice import with_dtype
@@ -95,7 +95,7 @@ def _started(experiment: Experiment, output: Path | None = None) -> Iterator[Run
         output: a folder of its own; None: the sweep's.
     """
     experiment = resolved(with_dtype(experiment))
-    train, _ = load_groups(experiment)
+    train, _ = load_groups(experiment, keep=True)
     if output is not None:
         require_free(output)
     with locked(output.parent if output else experiment.output_dir):
@@ -145,7 +145,8 @@ def _differences(path: Path, after: Experiment) -> list[str]:
         name: (getattr(before, name), getattr(after, name)) for name in ("lora", "data", "seed")
     }
     sections["objectives"] = (_deciding_objectives(before), _deciding_objectives(after))
-    sections["model"] = (before.model, replace(after.model, trust_remote_code=False))
+    dtype = before.model.dtype if after.model.dtype == AUTO else after.model.dtype  # auto is what the folder has
+    sections["model"] = (before.model, replace(after.model, dtype=dtype, trust_remote_code=False))
     sections["training"] = (_deciding_training(before), _deciding_training(after))
     sections["sweep.method"] = (before.sweep.method, after.sweep.method)
     return [name for name, (old, new) in sections.items() if old != new]

@@ -6,6 +6,7 @@ command that makes something there. A run that goes on elsewhere keeps it, and s
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +14,7 @@ from typing import TypeVar
 from modpo.base.errors import EnvironmentFault, InputError, Problem
 from modpo.base.files import write_json
 from modpo.base.progress import say_once
+from modpo.experiment.file import EXPERIMENT_FILE, read_experiment
 from modpo.experiment.sections import AUTO, Experiment, Resolved
 from modpo.models.folders import device, read_object
 from modpo.models.matmul_speed import MatmulSpeed, matmul_speed
@@ -35,15 +37,20 @@ def with_dtype(experiment: AnyExperiment, *, writes: bool = True) -> AnyExperime
         EnvironmentFault: the device cannot train in it. InputError: the output folder's file holds no dtype.
     """
     if experiment.model.dtype != AUTO:
-        _require_trainable(experiment)
+        require_device_dtype(experiment)
         say_if_slow(experiment, "leave it out, for `auto`")
         return experiment
-    kept, here = _kept(experiment.output_dir), matmul_speed(experiment.cache_dir)
+    kept, here = _begun_in(experiment.output_dir), matmul_speed(experiment.cache_dir)
     dtype = kept or here.faster
     if writes and kept is None:
         write_json(experiment.output_dir / FILE, {"dtype": dtype})
     say_once(_said(experiment.output_dir, dtype, here))
     return _named(experiment, dtype)
+
+
+def unmeasured(experiment: AnyExperiment) -> AnyExperiment:
+    """With float32 for `auto`, to check other settings before anything is measured: every device has it."""
+    return _named(experiment, "float32") if experiment.model.dtype == AUTO else experiment
 
 
 def say_if_slow(experiment: Experiment, fix: str) -> None:
@@ -60,7 +67,12 @@ def say_if_slow(experiment: Experiment, fix: str) -> None:
         say_once(f"warning: {experiment.where(FIELD)}:{FIELD}: {slow}; fix: {fix}")
 
 
-def _require_trainable(experiment: Experiment) -> None:
+def require_device_dtype(experiment: Experiment) -> None:
+    """Refuse a number format that this machine's device cannot train in.
+
+    Raises:
+        EnvironmentFault: it cannot.
+    """
     if experiment.model.dtype == "float16" and device() == "cpu":
         where = experiment.where(FIELD)
         raise EnvironmentFault(f"{where}:dtype: float16 does not train on a CPU; fix: use bfloat16 or float32")
@@ -82,8 +94,12 @@ def _said(folder: Path, dtype: str, here: MatmulSpeed) -> str:
     return f"{FIELD}: auto is {dtype}, as {folder} was begun ({slow}; another `output_dir` chooses anew)"
 
 
-def _kept(folder: Path) -> str | None:
-    """What the output folder was begun with; None: it was not begun yet."""
+def _begun_in(folder: Path) -> str | None:
+    """The number format of the policies in the output folder, or of what was made for them; None: nothing was."""
+    with suppress(InputError):  # there is none, or it is of another version, which is refused where it is compared
+        named = read_experiment(folder / EXPERIMENT_FILE).model.dtype
+        if named != AUTO:  # where a user's own file lies there
+            return named
     path = folder / FILE
     if not path.exists():
         return None

@@ -1,5 +1,4 @@
-"""What is wrong with an experiment, found before a weight is read and before anything is written but how fast this
-machine multiplies.
+"""What is wrong with an experiment, found before a weight is read and before anything is written.
 
 What stages before the sweep are still to make is left to them: answers to train on, rewards to be trained.
 """
@@ -21,15 +20,17 @@ from modpo.data.tokens import require_usable, tokenize_groups
 from modpo.experiment.sections import Experiment, resolved
 from modpo.forward.packing_choice import with_packing
 from modpo.models.adapters import add_adapters
-from modpo.models.dtype_choice import with_dtype
+from modpo.models.dtype_choice import require_device_dtype, unmeasured
 from modpo.models.folders import read_object, skeleton, tensor_shapes
 from modpo.models.positions import LOWER_MAX_LENGTH, longest_of, place_in, require_readable
 from modpo.models.reference import ReferenceModel
 from modpo.pipeline.sample import require_room, sample_prompts
-from modpo.rewards.batch import Reward, reward_batch
+from modpo.rewards.batch import Reward, RewardContext, reward_batch
 from modpo.rewards.loading import PROBE_ROWS, probe, quick_rewards
 from modpo.scored.equal_tokens import EqualTokens
+from modpo.scored.lists import longest_with_response
 from modpo.scored.of_experiment import load_proxies, load_ready_rewards
+from modpo.scored.scorer import tokens_column
 
 MOST_GROUPS = 2000  # prompt groups that are tokenized here; the rest is found out when it is scored
 
@@ -49,13 +50,13 @@ def check_training(experiment: Experiment, weights: Weights, output: Path | None
     from modpo.methods.sweep import require_same_experiment
 
     require_writable(output or experiment.output_dir, "output" if output else "output_dir")
-    experiment = with_dtype(experiment, writes=False)
     if output is None:
         require_same_experiment(resolved(experiment).asked)
     check_experiment(experiment)
     _check_adapters(experiment)
-    training_arguments(experiment, weights, experiment.output_dir)
-    check_settings(experiment, weights)
+    settled = unmeasured(experiment)
+    training_arguments(settled, weights, experiment.output_dir)
+    check_settings(settled, weights)
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -69,7 +70,7 @@ def check_experiment(experiment: Experiment) -> None:
     require_writable(experiment.cache_dir, "cache_dir")
     check_layouts(experiment)
     groups = None if experiment.sample is not None else load_groups(experiment)[0]
-    experiment = with_dtype(experiment, writes=False)
+    require_device_dtype(experiment)
     reference = ReferenceModel.of(experiment, writes=False)
     tensor_shapes(sorted(reference.folder.glob("*.safetensors")), reference.where, reference.field)  # whole files
     if experiment.training.packing is True:
@@ -78,19 +79,32 @@ def check_experiment(experiment: Experiment) -> None:
     if groups is not None:
         kwargs = groups.template_kwargs
         require_usable(tokenizer, conversational=groups.conversational, where=reference.where, template_kwargs=kwargs)
-        data = experiment.data
-        tokens = tokenize_groups(
-            groups[:MOST_GROUPS], tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
-        )
-        require_readable(place_in(groups), map(longest_of, tokens), reference.positions, LOWER_MAX_LENGTH)
-        if len(groups) <= MOST_GROUPS:
-            EqualTokens.of_tokenized(groups, tokens, experiment.label_sets).refuse(tokenizer, data.max_length)
+        _check_tokens(experiment, groups, reference)
     _require_room(experiment, reference, groups)
     rewards = load_ready_rewards(experiment)
     load_proxies(experiment)
     if groups is not None:
         _probe(experiment, groups, rewards)
         _warn(experiment, groups)
+
+
+def _check_tokens(experiment: Experiment, groups: PromptGroups, reference: ReferenceModel) -> None:
+    """Tokenize the first groups; of many that are in the cache, look at how long all of them are."""
+    data, tokenizer = experiment.data, reference.tokenizer
+    if len(groups) > MOST_GROUPS:
+        kept = tokens_column(groups, tokenizer, RewardContext.of(experiment))
+        if kept.complete:
+            ids = map(kept.table().column, ("prompt_ids", "responses_ids"))
+            require_readable(
+                place_in(groups), longest_with_response(*ids).tolist(), reference.positions, LOWER_MAX_LENGTH
+            )
+            return
+    tokens = tokenize_groups(
+        groups[:MOST_GROUPS], tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
+    )
+    require_readable(place_in(groups), map(longest_of, tokens), reference.positions, LOWER_MAX_LENGTH)
+    if len(groups) <= MOST_GROUPS:
+        EqualTokens.of_tokenized(groups, tokens, experiment.label_sets).refuse(tokenizer, data.max_length)
 
 
 def _require_room(experiment: Experiment, reference: ReferenceModel, groups: PromptGroups | None) -> None:

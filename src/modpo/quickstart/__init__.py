@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from modpo.base.progress import say, working
@@ -43,7 +44,7 @@ def _rates(output: Path) -> Rates:
         return measure_rates(experiment, group_rows(open_rows(str(PROMPTS)), format="prompts"))
 
 
-def quickstart_experiment(output: Path, size: Size) -> Experiment:
+def quickstart_experiment(output: Path, size: Size, overrides: Sequence[str] = ()) -> Experiment:
     """The shipped experiment at that size, with its data and results in `output`."""
     from modpo.experiment.file import read_experiment
 
@@ -62,5 +63,6 @@ def quickstart_experiment(output: Path, size: Size) -> Experiment:
             f"evaluation.max_new_tokens={size.max_new_tokens}",
             f"training.num_train_epochs={size.epochs}",
             f"sweep.mode={'separate' if size.separate else 'continuous'}",
+            *overrides,
         ],
     )

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from modpo.base.errors import MOST_PROBLEMS_SHOWN, InputError, NumericError, Problem
 from modpo.data.clock import TODAY, Clock
-from modpo.data.groups import PromptGroups
 from modpo.data.preference_row import finite, is_number
 from modpo.data.prompt_group import PromptGroup, Text, plain_text
 from modpo.experiment.sections import AUTO, Experiment, ModelSection, resolved
@@ -134,7 +133,7 @@ def _value_problem(batch: RewardBatch, row: int, value: Any, trouble: str, field
     return Problem(batch.where[row], field, f"{shown} {trouble} (response {response})", fix)
 
 
-def reward_batch(groups: PromptGroups, indices: Sequence[int]) -> RewardBatch:
+def reward_batch(groups: Sequence[PromptGroup], indices: Sequence[int]) -> RewardBatch:
     """The responses of some groups, as a scorer sees them: one entry per response, None where a field is missing."""
     entries = [(group, r) for group in map(groups.__getitem__, indices) for r in range(len(group.responses))]
     columns = {name for group, _ in entries for name in group.columns}

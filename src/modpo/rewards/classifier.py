@@ -51,10 +51,11 @@ class ClassifierReward:
         """
         self.name, self._section = name, section
         self._where, self._field = where, field
-        self._dtype = section.dtype or context.model.number_format
         if section.load_in_8bit:
             _require_8bit(f"{where}:{self._field}.load_in_8bit")
-        model = replace(context.model, model_name_or_path=section.reward_model or "", revision=None)
+        dtype = section.dtype or context.model.dtype
+        model = replace(context.model, model_name_or_path=section.reward_model or "", dtype=dtype, revision=None)
+        self._read_as = model
         self._checkpoint = ClassifierCheckpoint(
             model, context.cache_dir, where, f"{self._field}.reward_model", context.clock
         )
@@ -90,7 +91,7 @@ class ClassifierReward:
             "input": self._input.identity,
             "pad_token_id": self._pad_id,
             "label": self._label,
-            "dtype": self._dtype,
+            "dtype": self._read_as.number_format,
             "load_in_8bit": self._section.load_in_8bit,
         }
 
@@ -100,7 +101,7 @@ class ClassifierReward:
 
     @cached_property
     def _model(self) -> PreTrainedModel | PeftModel:
-        model = self._checkpoint.read(self._dtype, load_in_8bit=self._section.load_in_8bit)
+        model = self._checkpoint.read(self._read_as.number_format, load_in_8bit=self._section.load_in_8bit)
         model.config.get_text_config().pad_token_id = self._pad_id
         return model
 

@@ -59,7 +59,7 @@ class ImplicitReward:
             IntegrityError: the policy differs from its manifest.
         """
         self.name, self._field, self._context = name, field, context
-        model = replace(context.model, dtype=section.dtype or context.model.number_format)
+        model = replace(context.model, dtype=section.dtype or context.model.dtype)
         named = replace(model, model_name_or_path=section.implicit or "", revision=None)
         folder = find_folder(named, context.cache_dir, where, f"{field}.implicit")
         manifest = read_manifest(folder) or {}

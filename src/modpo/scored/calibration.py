@@ -48,7 +48,7 @@ class Calibration:
 UNCALIBRATED = Calibration()
 
 
-def standardise(scores: Sequence[float], *, where: str, objective: str) -> Calibration:
+def standardise(scores: Sequence[float] | np.ndarray, *, where: str, objective: str) -> Calibration:
     """Mean and standard deviation of raw rewards, as center and 1 / factor.
 
     Raises:
@@ -62,7 +62,7 @@ def standardise(scores: Sequence[float], *, where: str, objective: str) -> Calib
     return Calibration("standardise", float(values.mean()), 1 / deviation, fitted_on=f"{len(values)} answers")
 
 
-def bradley_terry(differences: Sequence[float], *, where: str, objective: str) -> Calibration:
+def bradley_terry(differences: Sequence[float] | np.ndarray, *, where: str, objective: str) -> Calibration:
     """The factor under which reward differences are the logits of the pairs' labels, by maximum likelihood.
 
         maximise sum_i log sigmoid(factor * d_i),    d_i = reward(chosen) - reward(rejected), larger is better
@@ -95,7 +95,7 @@ def bradley_terry(differences: Sequence[float], *, where: str, objective: str) -
     return Calibration("bradley_terry", 0.0, float(brentq(slope, 0.0, high)), fitted_on=f"{len(d)} pairs")
 
 
-def fill_of(objective: Objective, scores: Sequence[float | None]) -> float | None:
+def fill_of(objective: Objective, scores: Sequence[float | None] | np.ndarray) -> float | None:
     """What stands for a gap: the mean of the raw rewards that are there, where the objective says so."""
     reward = objective.reward
     if reward is None or reward.missing != "mean":

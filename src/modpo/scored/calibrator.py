@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from modpo.base.progress import working
 from modpo.data.groups import PromptGroups
 from modpo.data.tokens import tokenize_prompt
@@ -17,6 +19,7 @@ from modpo.scored.answers import SampleSettings, sample_column
 from modpo.scored.calibration import UNCALIBRATED, Calibration, bradley_terry, fill_of, read_or_fit, standardise
 from modpo.scored.columns import Column
 from modpo.scored.data import Costs
+from modpo.scored.lists import flat, lengths, pairs_of_rows, starts
 
 CALIBRATED_ON = "answers to calibrate on"  # a stage
 
@@ -58,7 +61,8 @@ class Calibrator:
         fitted, all_costs = {}, Costs()
         for name, column_ in rewards.items():
             objective = self.objectives.get(name, Objective(name))
-            fill = fill_of(objective, _flat(column_))
+            fills = objective.reward is not None and objective.reward.missing == "mean"
+            fill = fill_of(objective, _given(column_)) if fills else None
             if objective.calibration == "standardise":
                 calibration, costs = self._standardise(groups, name, column_)
             elif objective.calibration == "bradley_terry":
@@ -80,10 +84,10 @@ class Calibrator:
 
         def fit() -> Calibration:
             if answers is None:
-                scores, on = _flat(own), "responses of the data"
+                given, on = _given(own).tolist(), "responses of the data"
             else:
-                scores, on = list(reward(_answer_batch(groups, answers))), "answers of the reference policy"
-            given = [score for score in scores if score is not None]
+                scores, on = reward(_answer_batch(groups, answers)), "answers of the reference policy"
+                given = [score for score in scores if score is not None]
             found = standardise(given, where=self.where(f"objectives.{name}"), objective=name)
             return replace(found, fitted_on=f"{len(given)} {on}")
 
@@ -104,12 +108,7 @@ class Calibrator:
     def _fit_bradley_terry(self, objective: Objective, own: Column, pairs: Column) -> tuple[Calibration, Costs]:
         def fit() -> Calibration:
             sign = 1.0 if objective.maximize else -1.0
-            differences = [
-                sign * (row["scores"][chosen] - row["scores"][rejected])
-                for row, labels in zip(own.open(), pairs.open(), strict=True)
-                for chosen, rejected in labels["pairs"]
-                if row["scores"][chosen] is not None and row["scores"][rejected] is not None
-            ]
+            differences = sign * _differences(own, pairs)
             where = self.where(f"objectives.{objective.name}")
             return bradley_terry(differences, where=where, objective=objective.name)
 
@@ -130,6 +129,17 @@ def _answer_batch(prompts: PromptGroups, answers: Column) -> RewardBatch:
     return answer_batch([group for group, _ in answered], [text for _, text in answered])
 
 
-def _flat(scores: Column) -> list[float | None]:
-    """A reward's numbers, one per response, as one flat list."""
-    return [score for row in scores.open()["scores"] for score in row]
+def _given(scores: Column) -> np.ndarray:
+    """A reward's numbers, of all responses that have one."""
+    found: np.ndarray = flat(scores.table().column("scores")).drop_null().to_numpy()
+    return found
+
+
+def _differences(scores: Column, pairs: Column) -> np.ndarray:
+    """Reward of chosen less that of rejected, of all pairs of which both have one."""
+    lists = scores.table().column("scores")
+    numbers, first = flat(lists).to_numpy(), starts(lengths(lists))  # a null is NaN, which no reward is
+    places, row = pairs_of_rows(pairs.table().column("pairs"))
+    chosen, rejected = (numbers[first[row] + side] for side in places.T)
+    found: np.ndarray = (chosen - rejected)[~np.isnan(chosen) & ~np.isnan(rejected)]
+    return found

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +27,21 @@ from modpo.base.files import (
     is_own_file,
     locked,
     new_file,
-    read_sealed,
     remove_leftovers,
     sha256_file,
     sha256_json,
+    unsealed,
     write_sealed,
 )
 from modpo.base.progress import working
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from datasets.table import Table
 
 SCHEMA = 2  # 2: the manifest is sealed
-SHARD_GROUPS = 256  # prompt groups in a shard: what a killed run can lose
+SHARD_GROUPS = 256  # prompt groups in a shard: what a killed run can lose, and what is held in memory
+MOST_SHARDS = 64  # of a column; one of more prompt groups has larger ones: each is a file, and a line of the manifest
 
 Row = dict[str, Any]
 
@@ -77,7 +81,7 @@ class Column:
         try:
             if not is_own_file(self.folder, MANIFEST):
                 raise ValueError("it is no regular file")
-            read = read_sealed(manifest)
+            read = _unsealed(manifest.read_bytes().decode())
             if read["schema"] > SCHEMA:
                 raise IntegrityError(
                     f"{manifest}: was written by a newer modpo; fix: update modpo, or delete {self.folder}"
@@ -133,7 +137,15 @@ class Column:
     @working("checksums of the scored data")
     def open(self) -> Dataset:
         """The column as a memory-mapped `datasets.Dataset`, after checking every shard against its sha256."""
-        from datasets import Dataset, concatenate_datasets
+        return side_by_side(self)
+
+    def table(self) -> Any:
+        """As `open`, a `pyarrow.Table`."""
+        return self.mapped().table
+
+    def mapped(self) -> Table:
+        """As `open`, a table as `datasets` holds one, which is sent to another process by its files' names."""
+        from datasets.table import MemoryMappedTable, concat_tables
 
         shards, missing = self.finished_shards(), len(self.missing_shards())
         if missing:
@@ -143,7 +155,7 @@ class Column:
         for path in paths:
             if not is_own_file(self.folder, path.name) or sha256_file(path) != shards[path.name]["sha256"]:
                 raise IntegrityError(f"{path}: is missing or was changed; fix: delete {self.folder} and score again")
-        return concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
+        return concat_tables([MemoryMappedTable.from_file(str(path)) for path in paths])
 
     @property
     def cost(self) -> Cost | None:
@@ -160,9 +172,39 @@ class Column:
 
 def column(cache_dir: Path, kind: str, identity: dict[str, Any], rows: int, shard_groups: int | None = None) -> Column:
     """The column of that content in the cache, whether or not it has been computed."""
-    shard_groups = shard_groups or SHARD_GROUPS
+    shard_groups = shard_groups or _shard_groups(rows)
     whole = {"kind": kind, "schema": SCHEMA, "shard_groups": shard_groups, "rows": rows, **identity}
     return Column(cache_dir / "scored" / f"{kind}-{sha256_json(whole)[:24]}", kind, whole, rows, shard_groups)
+
+
+def side_by_side(*columns: Column, names: Sequence[Mapping[str, str]] = ()) -> Dataset:
+    """Columns of the same prompt groups as one memory-mapped `datasets.Dataset`, verified.
+
+    Args:
+        names: of each column the fields that are kept, and what they are called; by default all, by their names.
+    """
+    from datasets import Dataset
+    from datasets.table import concat_tables
+
+    tables = [column.mapped() for column in columns]
+    for i, kept in enumerate(names):
+        tables[i] = tables[i].select(list(kept)).rename_columns(list(kept.values()))
+    known_by = sha256_json([[column.key, column.content_hash()] for column in columns] + [list(map(dict, names))])
+    return Dataset(concat_tables(tables, axis=1), fingerprint=known_by[:16])
+
+
+@lru_cache(maxsize=16)
+def _unsealed(text: str) -> dict[str, Any]:
+    """`unsealed`, of a manifest that is asked for many times. To be read only."""
+    return unsealed(text)
+
+
+def _shard_groups(rows: int) -> int:
+    """Prompt groups in a shard of a column of so many."""
+    groups = SHARD_GROUPS
+    while groups * MOST_SHARDS < rows:
+        groups *= 2
+    return groups
 
 
 def _cost_of(entry: dict[str, Any]) -> dict[str, Any]:
@@ -172,11 +214,21 @@ def _cost_of(entry: dict[str, Any]) -> dict[str, Any]:
 def _write_arrow(path: Path, kind: str, rows: Iterator[Row], expected: int) -> None:
     import pyarrow as pa
 
-    table = pa.Table.from_pylist(list(rows), schema=_arrow_schema(kind))
-    if table.num_rows != expected:
-        raise ValueError(f"{path}: {table.num_rows} rows were computed for {expected} prompt groups")
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
+    schema, written = _arrow_schema(kind), 0
+    batches = iter(lambda: list(islice(rows, SHARD_GROUPS)), [])
+    first = next(batches, [])  # a run that is killed in it leaves no file behind
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in chain([first], batches):
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+            written += len(batch)
+    if written != expected:
+        raise ValueError(f"{path}: {written} rows were computed for {expected} prompt groups")
+
+
+def fields_of(kind: str) -> list[str]:
+    """The names of the fields of a kind of column."""
+    names: list[str] = _arrow_schema(kind).names
+    return names
 
 
 def _arrow_schema(kind: str) -> Any:

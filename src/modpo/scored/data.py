@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modpo.base.costs import Cost
 from modpo.scored.calibration import Calibration
-from modpo.scored.columns import Column
+from modpo.scored.columns import Column, fields_of, side_by_side
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,12 +43,8 @@ class ScoredData:
 
         Fields: `prompt_ids`, `responses_ids`, `first_equal`, `ref_logps`, `pairs/<objective>` and `reward/<objective>`.
         """
-        from datasets import concatenate_datasets
-
-        columns = [self.tokens.open(), self.reference.open()]
-        columns += [
-            c.open().select_columns("pairs").rename_column("pairs", PAIRS_PREFIX + name)
-            for name, c in self.pairs.items()
-        ]
-        columns += [c.open().rename_column("scores", REWARD_PREFIX + name) for name, c in self.rewards.items()]
-        return concatenate_datasets(columns, axis=1)
+        named = [(self.tokens, {field: field for field in fields_of("tokens")})]
+        named += [(self.reference, {"ref_logps": "ref_logps"})]
+        named += [(column, {"pairs": PAIRS_PREFIX + name}) for name, column in self.pairs.items()]
+        named += [(column, {"scores": REWARD_PREFIX + name}) for name, column in self.rewards.items()]
+        return side_by_side(*(column for column, _ in named), names=[fields for _, fields in named])

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from modpo.base.errors import InputError, Problem
 from modpo.data.groups import PromptGroups
 from modpo.data.prompt_group import Pair, PromptGroup
 from modpo.data.tokens import NO_LIMIT, TokenizedGroup, tokenize_group
+from modpo.scored.lists import is_first, lengths, sums
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,6 +64,17 @@ class EqualTokens:
             found.distinct += len(set(first)) > 1
             if equal and found.group is None:
                 found.group = number
+        return found
+
+    @classmethod
+    def of_column(cls, groups: PromptGroups, first_equal: Any) -> EqualTokens:
+        """Count them as `of` does, in the column of that name of all groups."""
+        sizes = lengths(first_equal)
+        distinct = sums(is_first(first_equal), sizes)
+        found = cls(groups, responses=int((sizes - distinct).sum()))
+        found.compared, found.distinct = int((sizes > 1).sum()), int((distinct > 1).sum())
+        if found.responses:
+            found.group = int(np.argmax(sizes > distinct))
         return found
 
     @classmethod

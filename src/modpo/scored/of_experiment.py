@@ -70,6 +70,6 @@ def experiment_scorer(experiment: Experiment, reference: Reference | None = None
 
 def score_experiment(experiment: Experiment) -> ScoredData:
     """Score an experiment's training data into its cache; what is there already is kept."""
-    train, _ = load_groups(experiment)
+    train, _ = load_groups(experiment, keep=True)
     experiment = with_dtype(experiment)
     return experiment_scorer(experiment).score(train)

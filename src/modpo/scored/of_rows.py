@@ -76,7 +76,14 @@ def score_dataset(
     )
     _say_what_is_not_read(rows, name, objectives.keys() - sections.keys())
     read = rows_from_list(rows, name) if isinstance(rows, list) else rows_from_dataset(rows, name)
-    groups = group_rows(read, columns=columns, skip_empty=skip_empty, template_kwargs=template_kwargs)
+    groups = group_rows(
+        read,
+        columns=columns,
+        skip_empty=skip_empty,
+        template_kwargs=template_kwargs,
+        cache_dir=context.cache_dir,
+        keep=True,
+    )
     for warning in groups.warnings:
         say(f"warning: {warning}")
     return scorer.score(groups).dataset()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from modpo.base.progress import Progress, say, working
 from modpo.data.groups import PromptGroups
 from modpo.data.prompt_group import UNNAMED
 from modpo.data.text_notes import COUNTED, text_notes
-from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_group
+from modpo.data.tokens import TokenizedGroup, require_usable, tokenize_together
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.experiment.sections import (
     DRAWN,
@@ -42,12 +42,26 @@ from modpo.scored.columns import Column, Row, column
 from modpo.scored.data import ScoredData
 from modpo.scored.equal_tokens import EqualTokens, differing, first_equal
 from modpo.scored.labels import draw_bradley_terry
+from modpo.scored.lists import highest_id, lengths, longest_with_response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GROUPS_PER_REWARD_CALL = 32
+GROUPS_HELD = 256
 TOKEN_FIELDS = 2  # raised whenever a row of tokens says more of the same ids
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The column of tokens, opened once."""
+
+    column: Column
+
+    @cached_property
+    def table(self) -> Any:
+        """A `pyarrow.Table`, verified."""
+        return self.column.table()
 
 
 @dataclass(frozen=True)
@@ -82,11 +96,11 @@ class Scorer:
         for reward in self.rewards.values():
             probe(reward, reward_batch(groups, range(min(4, len(groups)))))
         tokens = self._tokens(groups)
-        self._require_readable(groups, tokens)
+        self._require_readable(groups, tokens.table)
         pairs = {name: self._data_pairs(groups, label_set, tokens) for name, label_set in self.label_sets.items()}
         fits = calibrations is None  # so these are not measured on, but trained on
         if fits:
-            self._equal_tokens(groups, tokens, pairs)
+            self._equal_tokens(groups, tokens.table, pairs)
         rewards = {name: self._reward(groups, name, reward) for name, reward in self.rewards.items()}
         fitted, fitting = (
             self._calibrator.fit(groups, rewards, pairs) if calibrations is None else (dict(calibrations), {})
@@ -94,11 +108,11 @@ class Scorer:
         for name, objective in self.objectives.items():
             if objective.pairs == DRAWN:
                 pairs[name] = self._drawn_pairs(objective, rewards[name], fitted[name], tokens)
-        if fits and (warning := self._equal_tokens(groups, tokens, pairs)):
+        if fits and (warning := self._equal_tokens(groups, tokens.table, pairs)):
             say(f"warning: {warning}")
         for reward in self.rewards.values():
             reward.release()
-        return ScoredData(tokens, self._reference(tokens), pairs, rewards, fitted, fitting)
+        return ScoredData(tokens.column, self._reference(tokens), pairs, rewards, fitted, fitting)
 
     def draw_pairs(self, groups: PromptGroups, name: str) -> Column:
         """The pairs of one objective that are drawn from its reward, as `score` draws them, and nothing else."""
@@ -123,61 +137,64 @@ class Scorer:
     def _column(self, kind: str, identity: dict[str, Any], rows: int) -> Column:
         return column(self.context.cache_dir, kind, identity, rows)
 
-    def _tokens(self, groups: PromptGroups) -> Column:
+    def _tokens(self, groups: PromptGroups) -> Tokens:
         tokenizer = self.reference.tokenizer
         longest, longest_prompt = self.context.max_length, self.context.max_prompt_length
         kwargs = groups.template_kwargs
         require_usable(tokenizer, conversational=groups.conversational, where="model", template_kwargs=kwargs)
-        read = partial(tokenize_group, tokenizer=tokenizer, max_length=longest, max_prompt_length=longest_prompt)
-        decisive = tokenizer_identity(tokenizer, longest, longest_prompt)
-        identity = {"texts": groups.fingerprint, "tokenizer": decisive, "fields": TOKEN_FIELDS}
-        tokens = self._column("tokens", identity, len(groups))
-        _fill(tokens, "tokens", lambda indices: (_token_row(read(groups[i])) for i in indices))
-        _say_what_was_lost(tokens, groups, tokenizer)
+        read = partial(tokenize_together, tokenizer=tokenizer, max_length=longest, max_prompt_length=longest_prompt)
+        column_ = tokens_column(groups, tokenizer, self.context)
+
+        def compute(indices: range) -> Iterator[Row]:
+            for part in _in_parts(indices):
+                yield from map(_token_row, read([groups[i] for i in part]))
+
+        tokens = Tokens(_fill(column_, "tokens", compute))
+        _say_what_was_lost(tokens.table, groups, tokenizer)
         return tokens
 
-    def _require_readable(self, groups: PromptGroups, tokens: Column) -> None:
+    def _require_readable(self, groups: PromptGroups, tokens: Any) -> None:
         """Refuse rows that the reference has no positions or no embeddings for; where none can be, none is read."""
         positions, vocabulary = self.reference.positions, self.reference.vocabulary
+        ids = tokens.column("prompt_ids"), tokens.column("responses_ids")
         if positions is not None and self.context.max_length > positions:
-            lengths = (len(r["prompt_ids"]) + max(map(len, r["responses_ids"])) for r in tokens.open())
-            require_readable(place_in(groups), lengths, positions)
+            require_readable(place_in(groups), longest_with_response(*ids).tolist(), positions)
         if vocabulary is not None and max(self.reference.tokenizer.get_vocab().values(), default=0) >= vocabulary:
-            highest = (max(map(max, [r["prompt_ids"], *r["responses_ids"]])) for r in tokens.open())
-            require_embedded(place_in(groups), highest, vocabulary)
+            require_embedded(place_in(groups), highest_id(*ids).tolist(), vocabulary)
 
-    def _data_pairs(self, groups: PromptGroups, label_set: str, tokens: Column) -> Column:
+    def _data_pairs(self, groups: PromptGroups, label_set: str, tokens: Tokens) -> Column:
         identity = {"source": "data", "label_set": label_set, "texts": groups.fingerprint}
         label = "pairs" if label_set == UNNAMED else f"pairs {label_set}"
         return self._pairs(identity, tokens, label, lambda i: groups[i].pairs.get(label_set, ()))
 
     def _pairs(
-        self, identity: dict[str, Any], tokens: Column, label: str, pairs_of: Callable[[int], Sequence[Sequence[int]]]
+        self, identity: dict[str, Any], tokens: Tokens, label: str, pairs_of: Callable[[int], Sequence[Sequence[int]]]
     ) -> Column:
         """A column of those pairs whose responses differ as tokens."""
-        first = tokens.open().select_columns("first_equal")
+        first = tokens.table.column("first_equal")
 
         def compute(indices: range) -> Iterator[Row]:
-            for i in indices:
+            for i, equal in zip(indices, first.slice(indices.start, len(indices)).to_pylist(), strict=True):
                 given = pairs_of(i)
-                kept = differing(given, first[i]["first_equal"])
+                kept = differing(given, equal)
                 yield {"pairs": kept, "dropped": len(given) - len(kept)}
 
-        whole = {**identity, "tokens": tokens.content_hash()}
-        return _fill(self._column("pairs", whole, tokens.rows), label, compute)
+        whole = {**identity, "tokens": tokens.column.content_hash()}
+        return _fill(self._column("pairs", whole, tokens.column.rows), label, compute)
 
-    def _equal_tokens(self, groups: PromptGroups, tokens: Column, pairs: Mapping[str, Column]) -> str | None:
+    def _equal_tokens(self, groups: PromptGroups, tokens: Any, pairs: Mapping[str, Column]) -> str | None:
         """What a user should know of responses with the same tokens; refused if nothing else is left."""
-        found = EqualTokens.of(groups, tokens.open()["first_equal"])
+        found = EqualTokens.of_column(groups, tokens.column("first_equal"))
         for name, column_ in pairs.items():
-            rows = column_.open()
-            found.count_pairs(name, kept=sum(map(len, rows["pairs"])), dropped=sum(rows["dropped"]))
+            table = column_.table()
+            kept, dropped = lengths(table.column("pairs")).sum(), table.column("dropped").to_numpy().sum()
+            found.count_pairs(name, kept=int(kept), dropped=int(dropped))
         found.refuse(self.reference.tokenizer, self.context.max_length)
         return found.warning(self.reference.tokenizer, self.context.max_length)
 
-    def _drawn_pairs(self, objective: Objective, reward: Column, calibration: Calibration, tokens: Column) -> Column:
+    def _drawn_pairs(self, objective: Objective, reward: Column, calibration: Calibration, tokens: Tokens) -> Column:
         """Pairs as annotators of that reward would label them."""
-        scores, sign = reward.open(), objective.sign
+        scores, sign = reward.table().column("scores"), objective.sign
         identity = {
             "source": DRAWN,
             "reward": reward.content_hash(),
@@ -186,39 +203,47 @@ class Scorer:
         }
 
         def draw(i: int) -> list[list[int]]:
-            return draw_bradley_terry([calibration.apply(raw, sign) for raw in scores[i]["scores"]], seed=i)
+            return draw_bradley_terry([calibration.apply(raw, sign) for raw in scores[i].as_py()], seed=i)
 
         return self._pairs(identity, tokens, "pairs drawn from the reward", draw)
 
     def _reward(self, groups: PromptGroups, name: str, reward: Reward) -> Column:
         def compute(indices: range) -> Iterator[Row]:
             for start in range(0, len(indices), GROUPS_PER_REWARD_CALL):
-                part = indices[start : start + GROUPS_PER_REWARD_CALL]
-                scores = iter(reward(reward_batch(groups, part)))
-                for i in part:
-                    yield {"scores": list(islice(scores, len(groups[i].responses)))}
+                part = [groups[i] for i in indices[start : start + GROUPS_PER_REWARD_CALL]]
+                scores = iter(reward(reward_batch(part, range(len(part)))))
+                for group in part:
+                    yield {"scores": list(islice(scores, len(group.responses)))}
 
         identity = {"texts": groups.fingerprint, "reward": reward.identity}
         return _fill(self._column("reward", identity, len(groups)), f"reward {name}", compute)
 
-    def _reference(self, tokens: Column) -> Column:
-        dataset, needs = tokens.open(), Needs(self.context.max_length)
+    def _reference(self, tokens: Tokens) -> Column:
+        needs = Needs(self.context.max_length)
         packing = packing_of(self.context.packing, self.reference, needs, self.context.cache_dir)
 
         def compute(indices: range) -> Iterator[Row]:
             from modpo.forward.frozen import logps_by_group
 
-            rows = dataset.select(indices)
-            prompts_ids, responses_ids = rows["prompt_ids"][:], rows["responses_ids"][:]
             model, autocast = self.reference.model, self.reference.autocast
-            for logps in logps_by_group(model, prompts_ids, responses_ids, packing=packing, autocast=autocast):
-                if not np.isfinite(logps).all():
-                    fix = "check the model's weights and dtype"
-                    raise NumericError(f"a reference log-prob is not finite: {logps}; fix: {fix}")
-                yield {"ref_logps": logps}
+            for part in _in_parts(indices):
+                rows = tokens.table.slice(part.start, len(part))
+                ids = rows.column("prompt_ids").to_pylist(), rows.column("responses_ids").to_pylist()
+                for logps in logps_by_group(model, *ids, packing=packing, autocast=autocast):
+                    if not np.isfinite(logps).all():
+                        fix = "check the model's weights and dtype"
+                        raise NumericError(f"a reference log-prob is not finite: {logps}; fix: {fix}")
+                    yield {"ref_logps": logps}
 
-        identity = {"tokens": tokens.content_hash(), "model": self.reference.fingerprint, "packing": packing}
-        return _fill(self._column("reference", identity, tokens.rows), "reference log-probs", compute)
+        identity = {"tokens": tokens.column.content_hash(), "model": self.reference.fingerprint, "packing": packing}
+        return _fill(self._column("reference", identity, tokens.column.rows), "reference log-probs", compute)
+
+
+def tokens_column(groups: PromptGroups, tokenizer: PreTrainedTokenizerBase, context: RewardContext) -> Column:
+    """The column of the groups' tokens in the cache, whether or not it has been computed."""
+    decisive = tokenizer_identity(tokenizer, context.max_length, context.max_prompt_length)
+    identity = {"texts": groups.fingerprint, "tokenizer": decisive, "fields": TOKEN_FIELDS}
+    return column(context.cache_dir, "tokens", identity, len(groups))
 
 
 def _fill(target: Column, label: str, compute: Callable[[range], Iterator[Row]]) -> Column:
@@ -239,12 +264,16 @@ def _fill(target: Column, label: str, compute: Callable[[range], Iterator[Row]])
     return target
 
 
+def _in_parts(indices: range) -> Iterator[range]:
+    """Shards may be large: so many prompt groups are held as Python numbers at a time."""
+    return (indices[start : start + GROUPS_HELD] for start in range(0, len(indices), GROUPS_HELD))
+
+
 def _token_row(group: TokenizedGroup) -> Row:
     return {**vars(group), "first_equal": first_equal(group.responses_ids)}
 
 
-def _say_what_was_lost(tokens: Column, groups: PromptGroups, tokenizer: PreTrainedTokenizerBase) -> None:
+def _say_what_was_lost(tokens: Any, groups: PromptGroups, tokenizer: PreTrainedTokenizerBase) -> None:
     """Truncation and what a chat template changes are no errors, and never silent."""
-    table = tokens.open().data
-    for note in text_notes({name: table.column(name).to_pylist() for name in COUNTED}, groups, tokenizer):
+    for note in text_notes({name: tokens.column(name).to_numpy() for name in COUNTED}, groups, tokenizer):
         say(f"warning: {groups.source}: {note}")

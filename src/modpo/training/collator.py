@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from modpo.base.simplex import Weights
-from modpo.experiment.primary import Choice, Margins, choose
+from modpo.experiment.primary import Choice, Margins, able_objectives, active_objectives, choose
 from modpo.forward.packing import pack, packed_tokens, runs
 from modpo.scored.calibration import UNCALIBRATED, Calibration
 from modpo.scored.data import PAIRS_PREFIX, REWARD_PREFIX
+from modpo.scored.lists import flat, lengths, pairs_of_rows, starts, sums
 
 Row = Mapping[str, Any]
 
@@ -66,6 +68,46 @@ class GroupCollator:
         groups = [self.group(row) for row in rows]
         sizes = [packed_tokens(group.prompt_ids, group.responses_ids) for group in groups]
         return {"parts": [self.part(groups[part]) for part in runs(sizes, self.max_packed_tokens)]}
+
+    def trained(self, rows: Any) -> np.ndarray:
+        """Which rows hold something to train on, (rows,) bool: those of which a choice has pairs.
+
+        Of all rows at once: `choices` of a million would take minutes.
+
+        Args:
+            rows: a `pyarrow.Table` of what decides it.
+        """
+        names = [name for name in self.weights if REWARD_PREFIX + name in rows.column_names]
+        known = {name: self._known(name, flat(rows.column(REWARD_PREFIX + name))) for name in names}
+        pairs = {name for name in self.weights if PAIRS_PREFIX + name in rows.column_names}
+        sizes, active = lengths(rows.column("ref_logps")), active_objectives(self.weights)
+        first, found = starts(sizes), np.zeros(len(rows), dtype=bool)
+
+        def all_known(others: Sequence[str]) -> np.ndarray:
+            return np.logical_and.reduce([known[name] for name in others], initial=True, axis=0)
+
+        for name in able_objectives(self.weights, pairs, known, self.objective):
+            places, row = pairs_of_rows(rows.column(PAIRS_PREFIX + name))
+            of_responses = np.broadcast_to(all_known([n for n in active if n != name]), sizes.sum())
+            found[row[of_responses[first[row][:, None] + places].all(axis=1)]] = True
+        if all(name in known for name in active):  # then every two responses that differ are regressed on
+            found |= self._compared(rows, sizes, np.broadcast_to(all_known(active), sizes.sum()))
+        return found
+
+    def _known(self, name: str, scores: Any) -> np.ndarray:
+        """Which responses have a margin reward, (responses,) bool, of their scores."""
+        filled = self.calibrations.get(name, UNCALIBRATED).fill is not None
+        return np.ones(len(scores), dtype=bool) if filled else scores.is_valid().to_numpy(zero_copy_only=False)
+
+    def _compared(self, rows: Any, sizes: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Which rows have two responses that differ as tokens and are both `known`, (responses,) bool."""
+        if "first_equal" not in rows.column_names:
+            return sums(known, sizes) > 1
+        # Of responses with the same tokens one that is known counts.
+        group = flat(rows.column("first_equal")).to_numpy() + np.repeat(starts(sizes), sizes)
+        distinct = np.zeros(len(known), dtype=bool)
+        distinct[group[known]] = True
+        return sums(distinct, sizes) > 1
 
     def choices(self, row: Row) -> list[Choice]:
         """The primary objective of a row, and the pairs it is trained on. Of MODPO there is one."""

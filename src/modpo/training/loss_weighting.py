@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from modpo.base.errors import InputError, Problem
 from modpo.experiment.primary import Choice, Margins
 from modpo.scored.data import PAIRS_PREFIX
+from modpo.scored.lists import lengths
 from modpo.training.collator import GroupCollator, Row
 from modpo.training.loss import modpo_loss, pair_logps
 from modpo.training.trainer import MODPOTrainer
@@ -25,6 +27,12 @@ from modpo.training.trainer import MODPOTrainer
 
 class OwnPairs(GroupCollator):
     """Scored prompt groups -> one batch, with the pairs of every objective that has a weight, and no margins."""
+
+    def trained(self, rows: Any) -> np.ndarray:
+        """Which rows hold something to train on, (rows,) bool: those with pairs of an objective that has a weight."""
+        named = [PAIRS_PREFIX + name for name, weight in self.weights.items() if weight > 0]
+        counts = [lengths(rows.column(name)) > 0 for name in named if name in rows.column_names]
+        return np.logical_or.reduce(counts, axis=0) if counts else np.zeros(len(rows), dtype=bool)
 
     def choices(self, row: Row) -> list[Choice]:
         """The pairs of a row, by objective."""

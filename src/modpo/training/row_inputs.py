@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import PredictionOutput
 
+from modpo.scored.lists import longest_with_response
 from modpo.training.kept_reference import KeptReference
-from modpo.training.scored_rows import RowScorer
+from modpo.training.scored_rows import ROWS_AT_ONCE, TOKENS, RowScorer
 from modpo.training.splits import eval_splits
 
 BY_LENGTH = ("group_by_length", "batch_rebalance")  # kinds of `train_sampling_strategy`
@@ -76,6 +78,6 @@ class RowInputs(Trainer):
         """Rows with the tokens of each prompt with its longest response, where they are sorted by them."""
         if self.args.train_sampling_strategy not in BY_LENGTH:
             return rows
-        read = rows.select_columns(["prompt_ids", "responses_ids"]).with_format(None)
-        lengths = [len(row["prompt_ids"]) + max(map(len, row["responses_ids"])) for row in read]
-        return rows.add_column(self.args.length_column_name, lengths)
+        read = rows.select_columns(TOKENS).with_format("arrow").iter(ROWS_AT_ONCE)
+        lengths = [longest_with_response(*(batch.column(name) for name in TOKENS)) for batch in read]
+        return rows.add_column(self.args.length_column_name, np.concatenate(lengths))

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ from modpo.training.trl_arguments import WHERE, ArgumentValueError, Model
 
 TOKENS = ("prompt_ids", "responses_ids")
 DECIDING = ("ref_logps", "first_equal")  # fields that, beside pairs and rewards, decide what is trained on
+ROWS_AT_ONCE = 10_000
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by `mixed_precision`
 
 
@@ -126,9 +128,10 @@ def trainable_rows(rows: Dataset, collator: GroupCollator, name: str) -> Dataset
     Raises:
         InputError: none does.
     """
-    read = rows.select_columns([column for column in rows.column_names if _decides(column)])
-    kept = [i for i, row in enumerate(read) if any(choice.pairs for choice in collator.choices(row))]
-    if not kept:
+    read = rows.select_columns([column for column in rows.column_names if _decides(column)]).with_format("arrow")
+    trained = [collator.trained(batch) for batch in read.iter(ROWS_AT_ONCE)]
+    kept = np.flatnonzero(np.concatenate(trained)) if trained else np.zeros(0, dtype=np.int64)
+    if not len(kept):
         active = ", ".join(n for n, weight in collator.weights.items() if weight > 0)
         problem = f"nothing to train on at this preference vector, in {len(rows)} prompts"
         fix = f"of {active}, one needs pairs and the others a reward, or all a reward and prompts two responses"
@@ -198,8 +201,8 @@ def without_filled(scored: Dataset, name: str, max_length: int) -> Dataset:
     Raises:
         InputError: none is left.
     """
-    kept = [i for i, cut in enumerate(scored["prompt_truncated"]) if not cut]
-    if not kept:
+    kept = np.flatnonzero(~scored.with_format("numpy")["prompt_truncated"][:])
+    if not len(kept):
         problem, fix = f"every prompt has {max_length} tokens or more", "raise max_length, or set max_prompt_length"
         raise InputError(Problem(name, "max_length", problem, fix))
     if filled := len(scored) - len(kept):
