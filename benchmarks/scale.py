@@ -50,8 +50,13 @@ def main() -> None:
     few = measure(options.layout, FEW, options.folder)
     for answers in options.answers:
         found = with_costs(answers, measure(options.layout, answers, options.folder), few)
-        of_layout = results.setdefault("rows" if options.layout == "groups" else f"rows_as_{options.layout}", {})
-        of_layout["few"], of_layout[str(answers)] = {"answers": FEW, **few}, found
+        kind = "rows" if options.layout == "groups" else f"rows_as_{options.layout}"
+        results.setdefault(kind, {})[str(answers)] = found
+        costs = [size["cpu_microseconds_per_answer"]["first"] for size in results[kind].values()]
+        results |= {
+            f"few_{kind}": {"answers": FEW, **few},
+            f"largest_cost_over_smallest_of_{kind}": max(costs) / min(costs),
+        }
         results |= {"command": "python -m benchmarks.scale", "dtype": DTYPE, "machine": machine()}
         results["capability"] = results["machine"]["capability"]
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -93,13 +98,10 @@ def stages(cache: Path) -> dict[str, float]:
 def with_costs(answers: int, found: dict[str, Any], few: dict[str, Any]) -> dict[str, Any]:
     """What was measured, and what an answer costs beyond a start with few of them."""
     more = answers - FEW
-    cpu = {
-        name: found[name]["first_step_ends_cpu_seconds"] - few[name]["first_step_ends_cpu_seconds"]
-        for name in few
-        if name in ("first", "second")
-    }
+    starts, ends = ("first", "second"), "first_step_ends_cpu_seconds"
+    cpu = {name: found[name][ends] - few[name][ends] for name in starts}
     return {
-        "peak_gb": max(found[name]["peak_gb"] for name in ("first", "second")),
+        "peak_gb": max(found[name]["peak_gb"] for name in starts),
         "first_start_seconds": found["first"]["first_step_ends_seconds"],
         "second_start_seconds": found["second"]["first_step_ends_seconds"],
         "answers_per_second": round(
