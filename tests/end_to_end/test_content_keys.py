@@ -106,7 +106,7 @@ MISSES: dict[str, tuple[Edit, set[str]]] = {
     "how the reference reads": (with_("training", packing=False), {"reference"}),
     "reward: source": (edit_the_scorer, {"reward", "calibration"}),
     "reward: kwargs": (reward("long", kwargs={"factor": 2.0}), {"reward", "calibration"}),
-    "reward: clip": (reward("long", clip=[0.0, 3.0]), {"reward", "calibration"}),
+    "reward: clip": (reward("long", clip=[0.0, 30.0]), {"reward", "calibration"}),
     "reward: part of a sum": (
         objective("long", reward=RewardSection(sum=[RewardSection("scorer:score", weight=0.5)])),
         {"reward", "calibration"},
@@ -146,7 +146,7 @@ def test_the_chat_template_is_missed(house: House) -> None:
             "chosen_grade": 1.0 + i,
             "rejected_grade": 0.0,
         }
-        for i in range(4)
+        for i in range(8)
     ]
     write_rows(house.data, chat)
     experiment = replace(

@@ -450,7 +450,7 @@ def test_what_cannot_be_is_refused(experiment_file: Path, option: str) -> None:
 def test_killed_before_the_policy_is_published(experiment_file: Path, undisturbed, fault) -> None:
     experiment = read_experiment(experiment_file)
     folder = point_folder(experiment, experiment.sweep.weights[0])
-    fault("folder.filled:6:raise")  # after how rows are read, and checkpoints 5, 10, 15 and 20
+    fault("folder.filled:7:raise")  # after what rows make, how they are read, and checkpoints 5, 10, 15 and 20
     run_sweep(experiment)
     assert checkpoints(work_folder(experiment)) == [15, 20]
     assert not folder.exists()

@@ -128,7 +128,7 @@ class Progress(Activity):
 
     def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
         super().__exit__(kind, *about)
-        if kind is None:
+        if kind is None and (self.done > self.before or not self.total):  # else everything was kept
             say(f"{self.label}: {self._counted()}, took {duration(self.elapsed)}")
 
 

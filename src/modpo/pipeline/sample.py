@@ -31,15 +31,9 @@ def sample_experiment(experiment: Experiment) -> None:
     answered, held_out = sample_prompts(experiment)
     answers_path, prompts_path = _outputs(experiment, section)
     engine = _engine(section, experiment.where("sample.engine"))
+    _check(experiment, answered)
     experiment = with_dtype(experiment)
     reference = ReferenceModel.of(experiment)
-    require_usable(
-        reference.tokenizer,
-        conversational=answered.conversational,
-        where=reference.where,
-        template_kwargs=answered.template_kwargs,
-    )
-    require_room(experiment, reference, answered)
     if prompts_path is not None:
         write_prompts(held_out, prompts_path)
     seed = experiment.seed if section.seed is None else section.seed
@@ -47,6 +41,18 @@ def sample_experiment(experiment: Experiment) -> None:
     settings = SampleSettings(answers, tokens, temperature, seed, engine)
     cache_dir, packing = experiment.cache_dir, experiment.training.packing
     sample_responses(reference, answered, answers_path, settings, cache_dir=cache_dir, packing=packing)
+
+
+def _check(experiment: Experiment, prompts: PromptGroups) -> None:
+    """What can be known before anything is measured or written."""
+    reference = ReferenceModel.of(experiment, writes=False)
+    require_usable(
+        reference.tokenizer,
+        conversational=prompts.conversational,
+        where=reference.where,
+        template_kwargs=prompts.template_kwargs,
+    )
+    require_room(experiment, reference, prompts)
 
 
 def sample_prompts(experiment: Experiment) -> tuple[PromptGroups, PromptGroups]:

@@ -97,7 +97,6 @@ def prepare(
         InputError, IntegrityError, NumericError: see the stages.
     """
     stages = stages_before(experiment, proxies=proxies)
-    experiment = with_dtype(experiment, writes=bool(stages))
     filled = experiment
     with nullcontext(run) if run else Stages([stage.name for stage in stages]) as run:
         for stage in stages:
@@ -105,7 +104,9 @@ def prepare(
                 filled = stage.run(filled)
             if stage.name == last:
                 break
-    ready = resolved(filled, asked=experiment)
+    named = with_dtype(experiment, writes=bool(stages))  # each stage does so by itself, once it has checked its input
+    model = replace(filled.model, dtype=named.model.dtype)
+    ready = resolved(replace(filled, model=model, lines=named.lines), asked=named)
     if ready.comparison is not None or not needs_proxies(ready):  # each method of a comparison on its own
         return ready
     return by_proxies(ready) if any(objective.proxy for objective in ready.objectives.values()) else ready
