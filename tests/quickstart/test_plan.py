@@ -69,7 +69,7 @@ def test_a_slow_one_does_less_and_says_so(tmp_path: Path, capsys: pytest.Capture
 
 def test_what_does_not_fit_at_all_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert planned(tmp_path, slower(30), minutes=1).size == FAST
-    assert "more than the 1 min 0 s asked for: it is the smallest size" in capsys.readouterr().err
+    assert "more than 1 min 0 s: it is the smallest size" in capsys.readouterr().err
 
 
 def test_fast_is_the_smallest_on_every_machine(tmp_path: Path) -> None:
@@ -87,8 +87,23 @@ def test_the_same_command_goes_on_with_what_it_began(tmp_path: Path, capsys: pyt
     for minutes in (None, 10):
         assert make_plan(tmp_path, measured, separate=False, fast=False, minutes=minutes) == first
     assert f"plan: {first.size}, as it was begun" in capsys.readouterr().err
-    with pytest.raises(InputError, match="was planned for 10 minutes, not for 20; fix: name another folder"):
-        make_plan(tmp_path, measured, separate=False, fast=False, minutes=20)
+    other = "begun for 10 minutes and one training, not "
+    for separate, fast, minutes, words in (
+        (False, False, 20, "for 20 minutes and one training"),
+        (False, True, None, "with the smallest size and one training"),
+        (True, False, None, "for 15 minutes and a training for each vector"),
+    ):
+        with pytest.raises(InputError, match=f"{other}{words}; fix: name another folder"):
+            make_plan(tmp_path, measured, separate=separate, fast=fast, minutes=minutes)
+
+
+def test_the_time_that_is_meant_by_default_can_be_named_later(tmp_path: Path) -> None:
+    first = planned(tmp_path, slower(10))
+    assert planned(tmp_path, QUICK, minutes=15) == first
+    fast = planned(tmp_path / "fast", QUICK, fast=True)
+    assert planned(tmp_path / "fast", slower(2), fast=True) == fast
+    with pytest.raises(InputError, match="begun with the smallest size and one training, not for 30 minutes"):
+        planned(tmp_path / "fast", QUICK, minutes=30)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"size": {"prompts": 3}, "expected": {}, "asked": {}}'])

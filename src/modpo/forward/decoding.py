@@ -5,8 +5,9 @@ A batch holds prompts and the answers to them that have not ended. When a quarte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, takewhile
 
 import torch
 from torch import Tensor
@@ -20,6 +21,14 @@ from modpo.forward.sampled import SampledAnswer, SamplingSettings
 from modpo.forward.sampling import sample_tokens, uniforms
 
 CROWDED = 0.75  # taken share of a batch below which its cache is made smaller, and new prompts join
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, and which of the answers to it are made together."""
+
+    prompt: int
+    numbers: range
 
 
 @dataclass
@@ -70,6 +79,8 @@ class Batch:
     def compact(self) -> Batch:
         """The same without prompts that have no answer left, with as few places as fit."""
         groups, group, answers = self.group.unique_consecutive(return_inverse=True, return_counts=True)
+        if len(groups) * int(answers.max()) > CROWDED * self.cache.any_layer.size:
+            return self  # the prompt with the most answers decides how many places each one has: little would be gained
         first = answers.cumsum(0) - answers
         number = torch.arange(len(group), device=group.device) - first[group]
         numbers = torch.zeros(len(groups), int(answers.max()), dtype=torch.long, device=group.device)
@@ -109,42 +120,46 @@ class Decoder:
         """All answers to the prompts, of which `order` says which one is read next.
 
         Args:
-            batch_size: answers at a time, one prompt's at least.
+            batch_size: answers at a time. A prompt with more of them is read more than once.
         """
-        n, waiting, batch = self.settings.answers_per_prompt, list(order), None
+        n, batch = self.settings.answers_per_prompt, None
+        waiting = [Asked(i, range(j, min(j + batch_size, n))) for i in order for j in range(0, n, batch_size)]
         while waiting or batch:
             taken = len(batch.rows) if batch else 0
-            if waiting and (not batch or (taken <= CROWDED * batch_size and taken + n <= batch_size)):
-                joining = max(1, (batch_size - taken) // n)
-                for part in self._passes(waiting[:joining]):
-                    read = self._read(part)
-                    batch = batch.joined(read) if batch and read else batch or read
-                waiting = waiting[joining:]
-            elif batch:
+            joining = _that_fit(waiting, batch_size - taken) if taken <= CROWDED * batch_size else []
+            for part in self._passes(joining):
+                read = self._read(part)
+                batch = batch.joined(read) if batch and read else batch or read
+            waiting = waiting[len(joining) :]
+            if batch:
                 batch = self._step(batch)
         return [[self.ended[i, j] for j in range(n)] for i in range(len(self.prompts_ids))]
 
-    def _passes(self, prompts: Sequence[int]) -> list[Sequence[int]]:
-        return [prompts[part] for part in runs([len(self.prompts_ids[i]) for i in prompts], TOKENS_PER_FORWARD)]
+    def _passes(self, asked: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
+        """What is read in one forward pass each."""
+        for part in runs([len(self.prompts_ids[one.prompt]) for one in asked], TOKENS_PER_FORWARD):
+            yield asked[part]
 
-    def _read(self, prompts: Sequence[int]) -> Batch | None:
+    def _read(self, asked: Sequence[Asked]) -> Batch | None:
         """Read prompts, each once, and draw the first tokens of its answers; None: no answer has more."""
-        settings, ids = self.settings, [self.prompts_ids[i] for i in prompts]
-        n, row, cache = settings.answers_per_prompt, pack(ids, [[] for _ in ids]), DecodingCache()
-        hidden = self._hidden(row.input_ids, row.position_ids, packed=row.layout, decoding=cache, answers=n)
-        last = torch.tensor([group.prompt_end - 1 for group in row.layout.groups], device=self.device)
-        rows = [Growing(i, j, []) for i in prompts for j in range(n)]
+        ids, sizes = [self.prompts_ids[one.prompt] for one in asked], [len(one.numbers) for one in asked]
+        row, cache = pack(ids, [[] for _ in ids]), DecodingCache()
+        hidden = self._hidden(row.input_ids, row.position_ids, packed=row.layout, decoding=cache, answers=max(sizes))
+        rows = [Growing(one.prompt, j, []) for one in asked for j in one.numbers]
+        group = torch.arange(len(ids)).repeat_interleave(torch.tensor(sizes))
+        last = torch.tensor([span.prompt_end - 1 for span in row.layout.groups])
+        none = torch.zeros(len(rows), dtype=torch.long, device=self.device)
         batch = Batch(
             cache,
             torch.tensor([len(one) for one in ids], device=self.device),
             rows,
-            group=torch.arange(len(ids), device=self.device).repeat_interleave(n),
-            number=torch.arange(n, device=self.device).repeat(len(ids)),
-            made=torch.zeros(len(rows), dtype=torch.long, device=self.device),
-            token=torch.zeros(len(rows), dtype=torch.long, device=self.device),
-            at=torch.stack([uniforms(settings, row.prompt, row.number) for row in rows]).to(self.device),
+            group=group.to(self.device),
+            number=torch.cat([torch.arange(size) for size in sizes]).to(self.device),
+            made=none,
+            token=none,
+            at=torch.stack([uniforms(self.settings, one.prompt, one.number) for one in rows]).to(self.device),
         )
-        return self._drawn(batch, hidden[last].repeat_interleave(n, 0))
+        return self._drawn(batch, hidden[last[group].to(self.device)])
 
     def _step(self, batch: Batch) -> Batch | None:
         """Read the last token of every answer and draw the next; None: every answer has ended."""
@@ -184,6 +199,12 @@ class Decoder:
         self.ended[row.prompt, row.number] = SampledAnswer(row.ids, row.logp)
         count(tokens_generated=len(row.ids))
         self.advance(1 - (len(row.ids) - 1) / self.settings.max_new_tokens)
+
+
+def _that_fit(waiting: Sequence[Asked], room: int) -> Sequence[Asked]:
+    """The first that ask for at most so many answers together."""
+    up_to = accumulate(len(one.numbers) for one in waiting)
+    return waiting[: sum(1 for _ in takewhile(lambda total: total <= room, up_to))]
 
 
 def _beyond(there: Tensor, length: int) -> Tensor:

@@ -18,6 +18,8 @@ from modpo.forward.padded_generation import generate_padded
 from modpo.forward.prepacked import prepacked
 from modpo.forward.sampled import SampledAnswer, SamplingSettings
 
+NO_FLOAT64 = "mps"  # a device on which tokens cannot be drawn as `sampling` draws them
+
 
 @torch.no_grad()
 def generate(
@@ -48,7 +50,7 @@ def generate(
     order = sorted(range(len(prompts_ids)), key=lambda i: len(prompts_ids[i]))
     total = len(order) * settings.answers_per_prompt
     with evaluating(model), Progress(label, total, "answers") as progress:
-        if packing:
+        if packing and model.device.type != NO_FLOAT64:
             inner = causal_lm(model)
             if not getattr(inner.forward, "takes_packed_rows", False):
                 require_packable(model)

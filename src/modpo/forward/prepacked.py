@@ -50,6 +50,8 @@ def is_prepackable(module: nn.Module) -> bool:
 
 def _forward(self: nn.Linear, x: Tensor) -> Tensor:
     """(..., in) -> (..., out)."""
+    if x.dtype != self.weight.dtype or torch.is_autocast_enabled("cpu"):
+        return type(self).forward(self, x)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.__dict__["packed_weight"], self.bias, "none", [], "")
     return found
 

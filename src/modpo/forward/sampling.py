@@ -44,7 +44,8 @@ def sample_tokens(logits: Tensor, at: Tensor, temperature: float = 1.0) -> tuple
     drawn = [_draw(*part, temperature) for part in zip(logits.split(rows), at.split(rows), strict=True)]
     tokens, logps = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     if not torch.isfinite(logps).all():
-        raise NumericError("the policy's logits are not finite: there is no next token; fix: train less far from it")
+        fix = "look at the model's weights and dtype; train a policy with a lower learning_rate"
+        raise NumericError(f"the policy's logits are not finite: there is no next token; fix: {fix}")
     return tokens, logps
 
 

@@ -105,8 +105,9 @@ def prepare(
             if stage.name == last:
                 break
     named = with_dtype(experiment, writes=bool(stages))  # each stage does so by itself, once it has checked its input
-    model = replace(filled.model, dtype=named.model.dtype)
-    ready = resolved(replace(filled, model=model, lines=named.lines), asked=named)
+    if stages:
+        filled = replace(filled, model=replace(filled.model, dtype=named.model.dtype), lines=named.lines)
+    ready = resolved(filled if stages else named, asked=named)
     if ready.comparison is not None or not needs_proxies(ready):  # each method of a comparison on its own
         return ready
     return by_proxies(ready) if any(objective.proxy for objective in ready.objectives.values()) else ready

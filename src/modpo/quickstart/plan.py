@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import write_json
@@ -42,7 +43,7 @@ def make_plan(output: Path, rates: Callable[[], Rates], *, separate: bool, fast:
         minutes: that it may take; None: 15, or what it was planned with.
 
     Raises:
-        InputError: the folder was planned for another time.
+        InputError: the folder was begun with something else.
     """
     asked = {"separate": separate, "fast": fast, "minutes": minutes}
     kept = _kept(output / FILE, asked)
@@ -69,18 +70,31 @@ def _tell(plan: Plan, full: Size, rates: Rates, within: float, *, fast: bool) ->
     if plan.size != full and not fast:
         say(f"the full size ({full}) would take about {duration(sum(full.seconds(rates).values()))}")
     late = plan.seconds > within and not fast
-    more = f", more than the {duration(within)} asked for: it is the smallest size" if late else ""
+    more = f", more than {duration(within)}: it is the smallest size" if late else ""
     say(f"plan: {plan.size}: about {duration(plan.seconds)}{more}")
 
 
-def _kept(path: Path, asked: Mapping[str, object]) -> Plan | None:
-    """The plan of an earlier start; None where there is none, or none that can be read."""
+def _kept(path: Path, asked: Mapping[str, Any]) -> Plan | None:
+    """The plan of an earlier start; None where there is none, or none that can be read.
+
+    Raises:
+        InputError: something else is asked for now.
+    """
     try:
         written = json.loads(path.read_text("utf-8"))
         plan, before = Plan(Size(**written["size"]), dict(written["expected"])), dict(written["asked"])
+        begun = {"separate": bool(before["separate"]), "fast": bool(before["fast"]), "minutes": before["minutes"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if asked["minutes"] is not None and asked["minutes"] != before.get("minutes"):
-        problem = f"was planned for {before.get('minutes') or MINUTES:g} minutes, not for {asked['minutes']:g}"
-        raise InputError(Problem(str(path), "minutes", problem, "name another folder, or leave the time out"))
+    other = [name for name in ("separate", "fast") if asked[name] != begun[name]]
+    if asked["minutes"] is not None and (begun["fast"] or asked["minutes"] != (begun["minutes"] or MINUTES)):
+        other.append("minutes")
+    if other:
+        problem = f"the folder was begun {_in_words(begun)}, not {_in_words(asked)}"
+        raise InputError(Problem(str(path), other[0], problem, "name another folder, or ask for the same"))
     return plan
+
+
+def _in_words(asked: Mapping[str, Any]) -> str:
+    size = "with the smallest size" if asked["fast"] else f"for {asked['minutes'] or MINUTES:g} minutes"
+    return f"{size} and {'a training for each vector' if asked['separate'] else 'one training'}"

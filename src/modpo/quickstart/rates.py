@@ -41,9 +41,18 @@ def measure_rates(experiment: Experiment, prompts: PromptGroups) -> Rates:
 def _seconds(work: Callable[[], object]) -> float:
     """Of the second time."""
     work()
-    started = time.perf_counter()
+    started = _now()
     work()
-    return time.perf_counter() - started
+    return _now() - started
+
+
+def _now() -> float:
+    """The time, once an accelerator has done what it was given."""
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
 
 
 def _sampling_rate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Ids) -> float:
@@ -53,9 +62,9 @@ def _sampling_rate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, i
 
     def sample(tokens: int) -> float:
         settings = SamplingSettings(ends=(), max_new_tokens=tokens, answers_per_prompt=RESPONSES)
-        started = time.perf_counter()
+        started = _now()
         generate(model, tokenizer, ids, settings, packing=True, label="measuring this machine")
-        return time.perf_counter() - started
+        return _now() - started
 
     first = min(sample(1), sample(1))
     return len(ids) * RESPONSES * (NEW_TOKENS - 1) / max(sample(NEW_TOKENS) - first, 1e-3)
