@@ -100,7 +100,8 @@ def run_side(side: str, case: str, dtype: str, runs: str, data: str | None = Non
 
     folder = fetch_model(default_cache_dir(), progress=print)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
+    # As it was loaded: with weights that need no gradient `generate` of transformers copies the head for every answer.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     prompts = prompts_of(case, tokenizer, Path(data) if data else None)
     sample = {"modpo": sample_ours, "transformers": sample_theirs}[side]
     longest = CASES[case][1]
