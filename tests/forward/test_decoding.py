@@ -17,7 +17,7 @@ from modpo.forward.decode_attention import BLOCK
 from modpo.forward.generate import generate
 from modpo.forward.logprobs import padded_logps
 from modpo.forward.sampled import SampledAnswer, SamplingSettings
-from modpo.forward.sampling import uniforms
+from modpo.forward.sampling import sample_tokens, uniforms
 
 VOCABULARY = 48
 SMALL = {
@@ -115,6 +115,20 @@ def test_log_probs_are_the_policy_s_own_at_any_temperature(temperature: float) -
 def test_what_shares_a_batch_changes_no_answer(batch_size: int) -> None:
     model = build("Llama")
     assert [[a.ids for a in g] for g in answers_of(model, batch_size=batch_size)] == made_alone(model)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 7])
+def test_a_batch_holds_no_more_answers_than_asked(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one prompt: memory is what the batch size is for."""
+    seen: list[int] = []
+
+    def watched(logits: torch.Tensor, *more: object) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(len(logits))
+        return sample_tokens(logits, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoding, "sample_tokens", watched)
+    answers_of(build("Llama"), batch_size=batch_size)
+    assert max(seen) == batch_size
 
 
 def test_prompts_are_read_in_passes_of_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
