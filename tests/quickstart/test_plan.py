@@ -97,6 +97,13 @@ def test_the_same_command_goes_on_with_what_it_began(tmp_path: Path, capsys: pyt
             make_plan(tmp_path, measured, separate=separate, fast=fast, minutes=minutes)
 
 
+def test_a_folder_of_another_experiment_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "experiment.yaml").write_text("training: {beta: 0.5}\n")
+    with pytest.raises(InputError, match="holds an experiment that was not planned here; fix: name another folder"):
+        planned(tmp_path, QUICK)
+    assert not (tmp_path / FILE).exists()
+
+
 def test_the_time_that_is_meant_by_default_can_be_named_later(tmp_path: Path) -> None:
     first = planned(tmp_path, slower(10))
     assert planned(tmp_path, QUICK, minutes=15) == first

@@ -16,7 +16,7 @@ from modpo.base.files import write_json
 from modpo.base.progress import duration, say
 from modpo.quickstart.size import FAST, SEPARATE_FAST, Rates, Size, largest_within, sizes
 
-FILE = "plan.json"
+FILE, EXPERIMENT = "plan.json", "experiment.yaml"  # in the output folder
 MINUTES = 15.0
 SHARE = 0.85  # of the time that is planned with: machines are not as fast in every minute
 
@@ -43,13 +43,16 @@ def make_plan(output: Path, rates: Callable[[], Rates], *, separate: bool, fast:
         minutes: that it may take; None: 15, or what it was planned with.
 
     Raises:
-        InputError: the folder was begun with something else.
+        InputError: the folder was begun with something else, or holds another experiment.
     """
     asked = {"separate": separate, "fast": fast, "minutes": minutes}
     kept = _kept(output / FILE, asked)
     if kept is not None:
         say(f"plan: {kept.size}, as it was begun")
         return kept
+    if (output / EXPERIMENT).exists() and not (output / FILE).exists():
+        problem = "the folder holds an experiment that was not planned here"
+        raise InputError(Problem(str(output), "", problem, "name another folder"))
     measured = rates()
     choices = sizes(separate=separate)
     within = (minutes or MINUTES) * 60
