@@ -14,9 +14,10 @@ from typing import Any
 from modpo.base.errors import InputError, Problem
 from modpo.base.files import write_json
 from modpo.base.progress import duration, say
+from modpo.experiment.file import EXPERIMENT_FILE
 from modpo.quickstart.size import FAST, SEPARATE_FAST, Rates, Size, largest_within, sizes
 
-FILE, EXPERIMENT = "plan.json", "experiment.yaml"  # in the output folder
+FILE = "plan.json"  # in the output folder
 MINUTES = 15.0
 SHARE = 0.85  # of the time that is planned with: machines are not as fast in every minute
 
@@ -50,7 +51,7 @@ def make_plan(output: Path, rates: Callable[[], Rates], *, separate: bool, fast:
     if kept is not None:
         say(f"plan: {kept.size}, as it was begun")
         return kept
-    if (output / EXPERIMENT).exists() and not (output / FILE).exists():
+    if (output / EXPERIMENT_FILE).exists() and not (output / FILE).exists():
         problem = "the folder holds an experiment that was not planned here"
         raise InputError(Problem(str(output), "", problem, "name another folder"))
     measured = rates()
