@@ -98,6 +98,19 @@ def test_a_forked_process_keeps_quiet_and_can_speak(tmp_path):
     assert not any(line.startswith("child") for line in lines)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_what_is_forked_under_a_live_bar_writes_past_it(tmp_path):
+    shown, _ = on_terminal(
+        'stderr = sys.stderr\nwith Progress("scoring", 4):\n    assert sys.stderr is not stderr\n'
+        "    child = os.fork()\n"
+        "    if not child:\n        assert sys.stderr is stderr\n"
+        '        print("the child speaks", file=sys.stderr, flush=True)\n        os._exit(0)\n'
+        "    assert os.waitpid(child, 0)[1] == 0",
+        tmp_path / "out",
+    )
+    assert "the child speaks" in shown
+
+
 def test_a_log_that_nobody_reads_any_more_stops_nothing():
     process = subprocess.Popen(
         [sys.executable, "-c", IMPORTS + 'with working("a"):\n    time.sleep(1)\nprint("done")'],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 import pytest
 
@@ -189,3 +190,28 @@ def test_what_fails_is_not_said_to_be_done(capsys, clock):
         bar.advance(10)
         raise RuntimeError("no")
     assert capsys.readouterr() == ("", "")
+
+
+def test_more_than_the_total_leaves_nothing(clock):
+    with Progress("scoring", total=3) as bar:
+        clock.pass_by(20)
+        bar.advance(5)
+        assert bar.left() == 0
+
+
+def test_a_beat_that_fails_is_not_the_last(capsys, monkeypatch):
+    """The thread goes on after whatever error."""
+    monkeypatch.setattr(heartbeat, "SECONDS_BETWEEN_LINES", 0.01)
+    monkeypatch.setattr(heartbeat, "SECONDS_BEFORE_ANOTHER_TRY", 0.01)
+    said_after = threading.Event()
+    failures = iter([RuntimeError("changed meanwhile"), ZeroDivisionError(), ValueError()])
+
+    class Fails(heartbeat.Activity):
+        def status(self) -> str:
+            for error in failures:
+                raise error
+            said_after.set()
+            return super().status()
+
+    with Fails("reading"):
+        assert said_after.wait(10)

@@ -106,3 +106,17 @@ def test_the_last_stages_need_no_expectation(pass_by):
         pass_by(50)
         policies.advance()
         assert run.left() == 50 + DRAWING_SECONDS
+
+
+def test_a_stage_that_ends_while_what_is_left_is_asked_for(monkeypatch):
+    """By the thread that tells of it: nothing fails, whenever the stage ends."""
+    with Stages(NAMES, EXPECTED) as run, run.stage("sample"):
+        stage = run._stage
+
+        def ends():
+            run._stage = None
+            return 7.0
+
+        monkeypatch.setattr(stage, "left", ends)
+        assert run.left() == 7 + 500 + DRAWING_SECONDS
+        assert run.left() is None

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from modpo.base import heartbeat
 from modpo.base.heartbeat import HEARTBEAT
+from modpo.training.arguments import run_training
 from modpo.training.config import MODPOConfig
 from modpo.training.trainer import MODPOTrainer
 from tests.training.runs import preference_rows
@@ -46,3 +47,12 @@ def test_a_long_step_is_not_silent_and_a_failed_one_is(tells, tiny_model: Path, 
     time.sleep(3 * SECONDS)
     assert said == []
     assert not any(type(callback).__name__ == "_BetweenSteps" for callback in trainer.callback_handler.callbacks)
+
+
+def test_a_stage_that_fails_in_training_leaves_nothing_running(tiny_model: Path, tmp_path, plain_descent):
+    folders = {"output_dir": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache")}
+    config = MODPOConfig(**(plain_descent | folders | {"max_steps": 3, "disable_tqdm": True}))
+    trainer = MODPOTrainer(str(tiny_model), args=config, train_dataset=preference_rows(), callbacks=[Slow()])
+    with pytest.raises(RuntimeError, match="no"):
+        run_training(trainer, "sft")
+    assert HEARTBEAT.running == []

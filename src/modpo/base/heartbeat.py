@@ -9,7 +9,6 @@ thread of their own, which ends with the activities; a forked process has none.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 12.0  # below the 15 that nothing may take in silence: a call can hold Python for a while
+SECONDS_BEFORE_ANOTHER_TRY = 1.0  # to say how far it is
 REDRAWN = 4  # times a second, on a terminal
 DUMB = ("", "dumb", "unknown")  # terminals that cannot draw over a line
 
@@ -140,9 +140,11 @@ class Heartbeat:
             self._stop = None
 
     def _watch(self, stop: threading.Event, stream: TextIO) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads any more, or it was closed
-            while not stop.wait(max(self._last_line + SECONDS_BETWEEN_LINES - time.monotonic(), 0.01)):
+        while not stop.wait(max(self._last_line + SECONDS_BETWEEN_LINES - time.monotonic(), 0.01)):
+            try:
                 self.beat(stream)
+            except Exception:  # whatever one beat meets: the next is tried, a little later
+                stop.wait(SECONDS_BEFORE_ANOTHER_TRY)
 
     def _drawing(self) -> Table:
         """A line for each activity."""
@@ -175,7 +177,10 @@ def _live(drawing: Any) -> Live:
 
 
 def _forget() -> None:
-    """A forked process has neither the thread nor a say in what its parent does."""
+    """A forked process has neither the thread nor a say in what its parent does, and writes past the live display."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        setattr(sys, name, getattr(stream, "rich_proxied_file", stream))
     HEARTBEAT.__init__(silent=True)  # type: ignore[misc]
 
 

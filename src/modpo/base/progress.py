@@ -82,10 +82,10 @@ class Progress(Activity):
             yield
         finally:
             self._part = None
-        self.advance(amount)
         if not part.worked:
             self.before += amount
             self._since += time.monotonic() - part.started
+        self.advance(amount)
 
     def note(self, text: str) -> None:
         """A few words on how it goes, shown beside the progress."""
@@ -94,15 +94,16 @@ class Progress(Activity):
     def left(self) -> float | None:
         """Seconds that it still takes, by what it has taken; None where that is not known."""
         part, now, begun = self._part, time.monotonic(), 0.0
-        done, taken = self.done, now - self._since
+        done, before, since, total = self.done, self.before, self._since, self.total  # another thread may ask
+        taken = now - since
         if part is not None and part.spanned:
             done += part.amount * self._share_within()
         elif part is not None:
-            begun, taken = now - part.started, part.started - self._since
-        if done <= self.before or not taken:
+            begun, taken = now - part.started, part.started - since
+        if done <= before or taken <= 0:
             return None
-        pace = taken / (done - self.before)
-        return (self.total - done) * pace - (min(begun, part.amount * pace) if part is not None else 0)
+        pace = taken / (done - before)
+        return max((total - done) * pace - (min(begun, part.amount * pace) if part is not None else 0), 0.0)
 
     def _share_within(self) -> float:
         inner = progress_within(self)

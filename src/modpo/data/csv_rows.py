@@ -36,6 +36,10 @@ class CsvRows(PlacedRows):
     def _find_spans(self, file: IO[bytes]) -> Iterator[np.ndarray]:
         return in_arrays(self._spans(file))
 
+    @property
+    def parsed_as(self) -> list[str]:
+        return [*super().parsed_as, self._delimiter]
+
     def _spans(self, file: IO[bytes]) -> Iterator[Span]:
         """The rows' places; notes the columns and what their cells are."""
         of_suffix = DELIMITERS[-1:] if self.name.removesuffix(".gz").endswith(".tsv") else DELIMITERS

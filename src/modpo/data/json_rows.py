@@ -27,11 +27,16 @@ class JsonRows(PlacedRows):
         file.seek(0)
         start = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
         file.seek(start)
-        if self.name.removesuffix(".gz").endswith(".json") and _first_byte(file) == b"[":
+        self._is_array = self.name.removesuffix(".gz").endswith(".json") and _first_byte(file) == b"["
+        if self._is_array:
             file.seek(start)
             return in_arrays(_array_spans(file.read(), start, self.name))
         file.seek(start)
         return _line_spans(file, start)
+
+    @property
+    def parsed_as(self) -> list[str]:
+        return [*super().parsed_as, "array" if self._is_array else "lines"]
 
     def _parse(self, raw: bytes, where: str) -> Row:
         return parse_row(raw, where)

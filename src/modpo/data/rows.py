@@ -41,6 +41,11 @@ class Rows(ABC):
     def __getitem__(self, index: int) -> Row:
         return self.read(range(len(self))[index])
 
+    @property
+    def parsed_as(self) -> list[str]:
+        """What decides, besides the content, which rows it makes."""
+        return [type(self).__name__]
+
     @abstractmethod
     def read(self, index: int) -> Row:
         """The row at an index from 0 to len - 1.
@@ -74,8 +79,30 @@ class _TableRows(Rows):
     def fingerprint(self) -> str:  # type: ignore[override]
         digest = hashlib.sha256()
         for row in self._table:
-            digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+            digest.update(_content(row).encode() + b"\n")
         return digest.hexdigest()
+
+
+def _content(row: Row) -> str:
+    """All that a row says, as text: JSON, or where that would say less the types as well."""
+    try:
+        text = json.dumps(row, sort_keys=True)
+        if json.loads(text) == row:
+            return text
+    except TypeError:  # JSON has no such values, or names
+        pass
+    return json.dumps(_typed(row))
+
+
+def _typed(value: Any) -> list[Any]:
+    kind = type(value).__qualname__
+    if isinstance(value, dict):
+        return [kind, [[_typed(name), _typed(held)] for name, held in value.items()]]
+    if isinstance(value, list | tuple):
+        return [kind, [_typed(held) for held in value]]
+    if hasattr(value, "tolist"):  # an array or a number of numpy's: its text leaves out what is in the middle
+        return [kind, str(getattr(value, "dtype", "")), _typed(value.tolist())]
+    return [kind, repr(value)]
 
 
 class _DatasetRows(_TableRows):

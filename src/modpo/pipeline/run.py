@@ -47,16 +47,17 @@ class Stages(Activity):
 
     def left(self) -> float | None:
         """Seconds that the run still takes; None where that is not known."""
-        here = self._stage.left() if self._stage is not None else None
-        if self._stage is None or here is None or not self._expected.keys() >= set(self._stage.later):
+        stage = self._stage  # which may end at any time: it is asked for by another thread
+        here = stage.left() if stage is not None else None
+        if stage is None or here is None or not self._expected.keys() >= set(stage.later):
             return None
-        return here + self.pace() * sum(self._expected[name] for name in self._stage.later)
+        return here + self.pace() * sum(self._expected[name] for name in stage.later)
 
     def pace(self) -> float:
         """Seconds that the stages before took, for each that was expected of them."""
-        known = [name for name in self._taken if self._expected.get(name)]
-        expected = sum(self._expected[name] for name in known)
-        return sum(self._taken[name] for name in known) / expected if expected else 1.0
+        taken = {name: seconds for name, seconds in self._taken.copy().items() if self._expected.get(name)}
+        expected = sum(self._expected[name] for name in taken)
+        return sum(taken.values()) / expected if expected else 1.0
 
     def status(self) -> str:
         left = self.left()

@@ -142,8 +142,8 @@ def run_training(trainer: Trainer, label: str) -> Cost:
     from modpo.training.callbacks import TrainingProgress
 
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(TrainingProgress(label))
-    with Meter() as meter:
+    with TrainingProgress(label) as progress, Meter() as meter:
+        trainer.add_callback(progress)
         require_finite(trainer.train().training_loss, f"{label}: the training loss")
     return replace(meter.cost, tokens=trainer._total_train_tokens)
 
