@@ -241,7 +241,9 @@ def test_a_folder_begun_in_what_a_cpu_cannot_train_in_is_refused(experiment, mac
     monkeypatch.setattr(choice, "device", lambda: "cuda")
     assert with_dtype(experiment()).model.dtype == "float16"
     monkeypatch.setattr(choice, "device", lambda: "cpu")
-    with pytest.raises(EnvironmentFault, match=r"dtype: float16 .*; fix: name another `output_dir`: .*out was begun in"):
+    with pytest.raises(
+        EnvironmentFault, match=r"dtype: float16 .*; fix: name another `output_dir`: .*out was begun in"
+    ):
         with_dtype(experiment())
 
 
