@@ -14,6 +14,7 @@ from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
+from modpo.forward import low_rank
 from modpo.forward.low_rank import attach_joint_adapters
 
 SCALES = {"default": 0.7, "second": -0.4, "third": 1.9}
@@ -121,6 +122,69 @@ def test_scales_are_read_at_each_call() -> None:
         layer.set_scale("second", 3.0)
     x = torch.randn(3, 6)
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+class Attending(nn.Module):
+    """What reads two tensors, by names of layers that are computed together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(6, 6, bias=False) for _ in range(3))
+
+    def forward(self, x: Tensor, o: Tensor) -> Tensor:
+        return self.q_proj(x) + self.k_proj(o) + self.v_proj(o)
+
+
+@pytest.fixture
+def attending() -> tuple[PeftModel, PeftModel]:
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False)
+    ours = get_peft_model(Attending(), config).double()
+    theirs = copy.deepcopy(ours)
+    attach_joint_adapters(ours)
+    return ours, theirs
+
+
+def slopes(model: PeftModel, x: Tensor, o: Tensor) -> list[Tensor]:
+    """The output, and the gradients of all adapters."""
+    model.zero_grad()
+    output = model(x, o)
+    output.square().sum().backward()
+    return [output.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("change", ["nothing", "lora_B", "scale", "input"])
+@pytest.mark.parametrize("grad", [True, False], ids=["after a backward pass", "after a pass without gradients"])
+def test_what_a_pass_did_not_ask_for_is_not_given_to_the_next(attending, change: str, grad: bool) -> None:
+    """The key of `o` makes its query be computed too, which nobody asks for before the next pass."""
+    x, o = torch.randn(2, 3, 6, dtype=torch.float64)
+    found = []
+    for model in attending:
+        one, other = x.clone(), o.clone()
+        with torch.set_grad_enabled(grad):
+            before = model(one, other)
+        if grad:
+            before.square().sum().backward()
+        with torch.no_grad():
+            for layer in layers(model):
+                if change == "lora_B":
+                    layer.lora_B["default"].weight.mul_(3)
+                elif change == "scale":
+                    layer.set_scale("default", 2.5)
+            if change == "input":
+                other.add_(1)
+        found.append(slopes(model, other, other))
+    torch.testing.assert_close(*found)
+    assert len(found[0]) == 7
+
+
+def test_siblings_of_one_input_are_one_product(attending, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    project = low_rank.project
+    monkeypatch.setattr(low_rank, "project", lambda *given: calls.append(1) or project(*given))
+    x = torch.randn(3, 6, dtype=torch.float64)
+    torch.testing.assert_close(slopes(attending[0], x, x), slopes(attending[1], x, x))
+    assert len(calls) == 1
 
 
 def test_what_is_more_than_low_rank_is_left_to_peft() -> None:

@@ -111,11 +111,22 @@ def test_a_device_without_a_format_is_not_faster_in_it(monkeypatch: pytest.Monke
             raise RuntimeError("not implemented for 'BFloat16'")
         return linear(tokens, weight)
 
-    monkeypatch.setattr(torch.nn.functional, "linear", lacking)
-    found = matmul._measured.__wrapped__("cpu")
-    assert (found.bfloat16, found.faster) == (0, "float32")
-    assert found.factor("bfloat16") == 0
-    assert found.factor("float32") == float("inf")
+    ones = torch.ones
+
+    def no_tensor(*shape: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+        if dtype == torch.bfloat16:
+            raise TypeError("BFloat16 is not supported on this device")
+        return ones(*shape, dtype=dtype, device=device)
+
+    for module, name, without in ((torch.nn.functional, "linear", lacking), (torch, "ones", no_tensor)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, without)
+            found = matmul._measured.__wrapped__("cpu")
+        assert (found.bfloat16, found.faster) == (0, "float32")
+        assert found.factor("bfloat16") == 0
+        assert found.factor("float32") == float("inf")
+        assert found.compared("bfloat16") == "not there"
+        assert found.compared("float32") == "the only format: bfloat16 is not there"
 
 
 # --- the choice ---------------------------------------------------------------------------------------------
@@ -220,6 +231,20 @@ def test_a_number_format_that_a_cpu_cannot_train_in_is_refused(experiment, monke
         with_dtype(half)
     monkeypatch.setattr(choice, "device", lambda: "cuda")
     assert with_dtype(half) is half
+
+
+def test_a_folder_begun_in_what_a_cpu_cannot_train_in_is_refused(experiment, machine, monkeypatch) -> None:
+    machine(FAST_BF16)
+    folder = experiment().output_dir
+    folder.mkdir()
+    (folder / EXPERIMENT_FILE).write_text(to_yaml(experiment(", dtype: float16")))
+    monkeypatch.setattr(choice, "device", lambda: "cuda")
+    assert with_dtype(experiment()).model.dtype == "float16"
+    monkeypatch.setattr(choice, "device", lambda: "cpu")
+    with pytest.raises(
+        EnvironmentFault, match=r"dtype: float16 .*; fix: name another `output_dir`: .*out was begun in"
+    ):
+        with_dtype(experiment())
 
 
 def test_what_is_kept_is_readable(experiment, machine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,27 @@ def test_a_reference_by_name_is_read_in_the_policy_s_format(make, in_bf16: Path,
     faster("bfloat16")
     trainer = make(str(in_bf16), bf16=None, peft_config=LoraConfig(**LORA), ref_model=str(tiny_model))
     assert trainer.ref_model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_reference_by_name_is_read_as_a_loaded_policy_is(make, in_bf16: Path, faster, dtype: torch.dtype) -> None:
+    """Read otherwise, its log-probs would be apart from the policy's by rounding alone, at step 0 too."""
+    faster("bfloat16")
+    policy = AutoModelForCausalLM.from_pretrained(in_bf16, dtype=dtype)
+    trainer = make(policy, bf16=None, peft_config=LoraConfig(**LORA), ref_model=str(in_bf16))
+    assert trainer.ref_model.dtype == trainer.model.dtype == dtype
+    trainer.train()
+    assert log_column(trainer, "loss")[0] == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_a_copy_of_the_settings_chooses_the_same(tmp_path: Path, faster) -> None:
+    """Also where it chose otherwise than another machine, and not where a format is named in the copy."""
+    faster("bfloat16")
+    args = MODPOConfig(output_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    copied = replace(args, learning_rate=1e-3)
+    copied = replace(copied, learning_rate=1e-2)
+    assert (copied.chooses_dtype, copied.bf16) == (args.chooses_dtype, args.bf16) == (True, True)
+    for named in ({"bf16": False}, {"bf16": False, "fp16": True}):
+        assert not replace(args, **named).chooses_dtype
+    assert (replace(args, fp16=True).bf16, replace(args, fp16=True).chooses_dtype) == (False, False)
+    assert not replace(MODPOConfig(output_dir=str(tmp_path), bf16=True), learning_rate=1e-3).chooses_dtype

@@ -157,7 +157,8 @@ def _in_order(parts: list[Tensor], plan: Plan, G: int) -> Tensor:
 def _to_keys(parts: list[Tensor], plan: Plan, kv_heads: int) -> Tensor:
     """Gradients of every batch's keys, (B H_kv, K, D) -> of all, (H_kv, T, D).
 
-    Many branches add to a prompt's keys: in float32, so that their sum is rounded once.
+    Many branches add to a prompt's keys: those of a batch by a product in their own number format, whose sum is rounded
+    to it, and the batches' sums in float32, rounded at the end.
     """
     dtype, D = parts[0].dtype, parts[0].shape[-1]
     own = [part[:, batch.P :].reshape(-1, D) for part, batch in zip(parts, plan.batches, strict=True)]

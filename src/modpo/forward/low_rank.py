@@ -10,9 +10,10 @@ a step is passes over such wide tensors, not arithmetic.
 from __future__ import annotations
 
 import types
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -93,20 +94,23 @@ class Together:
 
     def __init__(self, layers: list[Linear]) -> None:
         self._layers = layers
-        self._input: Tensor | None = None
-        self._outputs: dict[int, Tensor] = {}  # not asked yet, by the layer's place
+        self._outputs: dict[int, _Output] = {}  # not asked yet, by the layer's place
 
     def output(self, layer: Linear, x: Tensor) -> Tensor | None:
-        """(..., in) -> (..., out) of one of the layers; None: one of them is not a frozen layer with adapters."""
-        place = next(i for i, each in enumerate(self._layers) if each is layer)
-        if x is not self._input or place not in self._outputs:
-            self._input, self._outputs = x, self._computed(x)
-        output = self._outputs.pop(place, None)
-        if not self._outputs:
-            self._input = None
-        return output
+        """(..., in) -> (..., out) of one of the layers; None: one of them is not a frozen layer with adapters.
 
-    def _computed(self, x: Tensor) -> dict[int, Tensor]:
+        Nor of a tensor of inference mode, of which nobody can tell whether it was changed in place.
+        """
+        if x.is_inference():
+            return None
+        place = next(i for i, each in enumerate(self._layers) if each is layer)
+        kept = self._outputs.pop(place, None)
+        if kept is None or kept.state != _state(layer, x):
+            self._outputs = self._computed(x)
+            kept = self._outputs.pop(place, None)
+        return None if kept is None else kept.output
+
+    def _computed(self, x: Tensor) -> dict[int, _Output]:
         """Of all layers, if they can be computed together."""
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         named = [_active(layer) for layer in self._layers]
@@ -118,10 +122,55 @@ class Together:
             As += [_times(layer.lora_A[name].weight, layer.scaling[name]) for name in names]
             B = _joined([layer.lora_B[name].weight for name in names], dim=1).to(dtype)
             layers.append(Projection(layer.base_layer.weight, layer.base_layer.bias, B))
-        return dict(enumerate(project(x.to(dtype), _joined(As, dim=0).to(dtype), layers)))
+        outputs = project(x.to(dtype), _joined(As, dim=0).to(dtype), layers)
+        self._drop_after_backward(outputs[0])
+        kept = zip(self._layers, outputs, strict=True)
+        return {i: _Output(output, _tensors(layer, x), _state(layer, x)) for i, (layer, output) in enumerate(kept)}
+
+    def _drop_after_backward(self, output: Tensor) -> None:
+        """Give nothing out whose graph has been run backward, and with it freed."""
+        if len(self._layers) > 1 and output.grad_fn is not None:
+            project_node, us = output.grad_fn.next_functions[0][0], weakref.ref(self)
+            assert project_node is not None
+            project_node.register_hook(lambda *_: _drop(us()))
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_input": None, "_outputs": {}}  # what is between two calls is not copied
+        return vars(self) | {"_outputs": {}}  # what is between two calls is not copied
+
+
+def _drop(together: Together | None) -> None:
+    if together is not None:
+        together._outputs = {}
+
+
+class _Output(NamedTuple):
+    """A layer's output that was not asked for yet, of tensors, kept so that no other gets the identity of one."""
+
+    output: Tensor
+    tensors: list[Tensor]
+    state: tuple[Any, ...]
+
+
+def _state(layer: Linear, x: Tensor) -> tuple[Any, ...]:
+    """What a layer's output depends on, as it is now: changed in place, a tensor has another version."""
+    device = x.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    names = _adapters(layer)
+    return (
+        *(torch.is_grad_enabled(), autocast, *names, *(layer.scaling[name] for name in names)),
+        *(
+            (id(each), None if each.is_inference() else each._version, each.requires_grad)
+            for each in _tensors(layer, x)
+        ),
+    )
+
+
+def _tensors(layer: Linear, x: Tensor) -> list[Tensor]:
+    return [x, *_frozen(layer), *_factors(layer, _adapters(layer))]
+
+
+def _adapters(layer: Linear) -> list[str]:
+    return [name for name in layer.active_adapters if name in layer.lora_A]
 
 
 def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -149,16 +198,14 @@ _forward.__name__ = "forward"
 
 def _active(layer: Linear) -> list[str]:
     """Its active adapters; none where there are none, or where PEFT must add them up."""
-    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    names = _adapters(layer)
     plain = not layer.disable_adapters and not layer.merged and all(_is_plain(layer, name) for name in names)
     return names if plain else []
 
 
 def _is_frozen(layer: Linear, names: list[str], dtype: torch.dtype) -> bool:
     """Whether a layer is a frozen matrix of that number format with adapters, which autocast or nobody has to cast."""
-    base = layer.base_layer
-    frozen = [base.weight] if base.bias is None else [base.weight, base.bias]
-    factors = [half[name].weight for name in names for half in (layer.lora_A, layer.lora_B)]
+    base, frozen, factors = layer.base_layer, _frozen(layer), _factors(layer, names)
     return (
         bool(names)
         and type(base) is nn.Linear
@@ -166,6 +213,15 @@ def _is_frozen(layer: Linear, names: list[str], dtype: torch.dtype) -> bool:
         and all(weight.dtype == dtype and not weight.requires_grad for weight in frozen)
         and (torch.is_autocast_enabled(base.weight.device.type) or all(each.dtype == dtype for each in factors))
     )
+
+
+def _frozen(layer: Linear) -> list[Tensor]:
+    base = layer.base_layer
+    return [base.weight] if base.bias is None else [base.weight, base.bias]
+
+
+def _factors(layer: Linear, names: list[str]) -> list[Tensor]:
+    return [half[name].weight for name in names for half in (layer.lora_A, layer.lora_B)]
 
 
 def _times(weight: Tensor, scale: float) -> Tensor:

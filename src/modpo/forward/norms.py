@@ -23,18 +23,11 @@ ROWS = 512  # at a time: their float32 copies stay in cache
 def attach_frozen_norms(model: nn.Module) -> None:
     """Let each norm of a model that is written as Llama's be computed so while its weight is frozen.
 
-    Attaching twice does nothing; `detach_frozen_norms` undoes it.
+    Attaching twice does nothing. A model stays so: it can be saved, copied and pickled like any other.
     """
     for module in model.modules():
         if _is_rms_norm(module) and "forward" not in module.__dict__:
             module.__dict__["forward"] = types.MethodType(_forward, module)
-
-
-def detach_frozen_norms(model: nn.Module) -> None:
-    """Give each norm its class's forward back."""
-    for module in model.modules():
-        if getattr(module.__dict__.get("forward"), "__func__", None) is _forward:
-            del module.__dict__["forward"]
 
 
 def _is_rms_norm(module: nn.Module) -> bool:

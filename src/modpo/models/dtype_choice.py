@@ -42,10 +42,12 @@ def with_dtype(experiment: AnyExperiment, *, writes: bool = True) -> AnyExperime
         return experiment
     kept, here = _begun_in(experiment.output_dir), matmul_speed(experiment.cache_dir)
     dtype = kept or here.faster
+    named = _named(experiment, dtype)
+    require_device_dtype(named, f"name another `output_dir`: {experiment.output_dir} was begun in float16")
     if writes and kept is None:
         write_json(experiment.output_dir / FILE, {"dtype": dtype})
     say_once(_said(experiment.output_dir, dtype, here))
-    return _named(experiment, dtype)
+    return named
 
 
 def unmeasured(experiment: AnyExperiment) -> AnyExperiment:
@@ -67,7 +69,7 @@ def say_if_slow(experiment: Experiment, fix: str) -> None:
         say_once(f"warning: {experiment.where(FIELD)}:{FIELD}: {slow}; fix: {fix}")
 
 
-def require_device_dtype(experiment: Experiment) -> None:
+def require_device_dtype(experiment: Experiment, fix: str = "use bfloat16 or float32") -> None:
     """Refuse a number format that this machine's device cannot train in.
 
     Raises:
@@ -75,7 +77,7 @@ def require_device_dtype(experiment: Experiment) -> None:
     """
     if experiment.model.dtype == "float16" and device() == "cpu":
         where = experiment.where(FIELD)
-        raise EnvironmentFault(f"{where}:dtype: float16 does not train on a CPU; fix: use bfloat16 or float32")
+        raise EnvironmentFault(f"{where}:dtype: float16 does not train on a CPU; fix: {fix}")
 
 
 def _named(experiment: AnyExperiment, dtype: str) -> AnyExperiment:

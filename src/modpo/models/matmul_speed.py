@@ -11,7 +11,7 @@ import platform
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,10 @@ class MatmulSpeed:
 
     def compared(self, dtype: str) -> str:
         """How fast it is in `dtype`, in words: `2.1 times as fast as float32`."""
+        if not getattr(self, dtype):
+            return "not there"
+        if not getattr(self, _other(dtype)):
+            return f"the only format: {_other(dtype)} is not there"
         return f"{self.factor(dtype):.2g} times as fast as {_other(dtype)}"
 
 
@@ -127,22 +131,28 @@ class _Product:
     """A layer's matrix product in a number format. The first is the slowest: what it needs is set up then."""
 
     def __init__(self, dtype: str, where: str, shape: tuple[int, int, int]) -> None:
+        self._dtype, self._where, self._shape = dtype, where, shape
+
+    @cached_property
+    def _factors(self) -> tuple[Any, Any]:
+        """Tokens (rows, inner) and weight (outer, inner); some devices have no tensors in a format."""
         import torch
 
-        rows, inner, outer = shape
-        self._tokens = torch.ones(rows, inner, dtype=getattr(torch, dtype), device=where)
-        self._weight = torch.ones(outer, inner, dtype=getattr(torch, dtype), device=where)
+        rows, inner, outer = self._shape
+        kind = {"dtype": getattr(torch, self._dtype), "device": self._where}
+        return torch.ones(rows, inner, **kind), torch.ones(outer, inner, **kind)
 
     def seconds(self) -> float:
         """How long one takes; endless where the device has none in that format."""
         import torch
 
-        start = _finished()
         try:
-            torch.nn.functional.linear(self._tokens, self._weight)
+            tokens, weight = self._factors
+            start = _finished()
+            torch.nn.functional.linear(tokens, weight)
+            return _finished() - start
         except (RuntimeError, TypeError):
             return float("inf")
-        return _finished() - start
 
 
 def _finished() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from argparse import SUPPRESS
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,14 +114,18 @@ class MODPOConfig(DPOConfig):
             "`fp16` is set; a model that is given by its name and trained by LoRA is then read in bfloat16 too."
         },
     )
-    chooses_dtype: bool = field(init=False, default=False, repr=False)  # neither bf16 nor fp16 was given
+    # What `bf16` was made where it was left out: a copy by `dataclasses.replace` is given both, and chooses again.
+    chosen_bf16: bool | None = field(default=None, repr=False, metadata={"help": SUPPRESS})
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             self.use_cpu = True  # bf16 on a CPU has to be asked for
-        self.chooses_dtype = self.bf16 is None and not self.fp16
-        if self.chooses_dtype:
-            self.bf16 = self._bf16_is_faster()
+        if self.bf16 is self.chosen_bf16:
+            self.bf16 = None
+        chooses = self.bf16 is None and not self.fp16
+        self.chosen_bf16 = self._bf16_is_faster() if chooses else None
+        if chooses:
+            self.bf16 = self.chosen_bf16
         if self.weights is None:
             self.weights = {self.objective or ONLY_OBJECTIVE: 1.0}
         for name in ("weights", FIELD):
@@ -132,6 +137,11 @@ class MODPOConfig(DPOConfig):
         problems = list(self._refused())
         if problems:
             raise InputError(problems)
+
+    @property
+    def chooses_dtype(self) -> bool:
+        """Whether neither `bf16` nor `fp16` was given."""
+        return self.chosen_bf16 is not None
 
     def _bf16_is_faster(self) -> bool:
         """Whether the device of training multiplies faster in bfloat16 than in float32; said once."""

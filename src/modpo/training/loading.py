@@ -30,7 +30,7 @@ def policy_of(
         ArgumentValueError: it cannot be loaded, or is loaded and a setting of loading is given.
     """
     if isinstance(model, str):
-        given = {} if quantization_config else _format(args, peft_config)
+        given = _format(model, args, quantization_config, peft_config)
         load = partial(named_model, model, args, quantization_config, **given)
         policy: Model = load()
     elif quantization_config is not None:
@@ -50,21 +50,34 @@ def policy_of(
 
 
 def reference_of(
-    ref_model: str | Model, args: MODPOConfig, quantization_config: Any, peft_config: PeftConfig | None
+    ref_model: str | Model,
+    model: str | Model,
+    args: MODPOConfig,
+    quantization_config: Any,
+    peft_config: PeftConfig | None,
 ) -> Model:
-    """The reference policy, on the device of training, by name in the number format of `policy_of`.
+    """The reference policy, on the device of training; by name, it is in the policy's number format.
+
+    Args:
+        model: the policy, as it was given: loaded, or by its name, in the format of `policy_of`.
 
     Raises:
         ArgumentValueError: it cannot be loaded.
     """
     if isinstance(ref_model, str):
-        given = {} if quantization_config else _format(args, peft_config)
+        given = _format(model, args, quantization_config, peft_config)
         ref_model = named_model(ref_model, args, quantization_config, field="ref_model", **given)
     return _on_device(ref_model, args)
 
 
-def _format(args: MODPOConfig, peft_config: PeftConfig | None) -> dict[str, Any]:
-    """The `dtype` of a model by name, where it is not TRL's float32: weights that are trained stay in that."""
+def _format(
+    model: str | Model, args: MODPOConfig, quantization_config: Any, peft_config: PeftConfig | None
+) -> dict[str, Any]:
+    """The `dtype` of the policy `model`, where it is not TRL's float32: weights that are trained stay in that."""
+    if not isinstance(model, str):
+        return {"dtype": model.dtype}
+    if quantization_config is not None:
+        return {}
     frozen = isinstance(peft_config, LoraConfig) and plain(peft_config) and not _trains_more(peft_config)
     chooses = args.chooses_dtype and args.bf16 and "quantization_config" not in _init_kwargs(args)
     return {"dtype": torch.bfloat16} if frozen and chooses else {}

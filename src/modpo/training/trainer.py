@@ -126,7 +126,9 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, SignsOfLife, MeanLogs, DPOTraine
         require_trainable(policy, peft_config)
         require_checkpointable(policy, peft_config, args)
         without_router_loss(policy, args)
-        reference = None if ref_model is None else reference_of(ref_model, args, quantization_config, peft_config)
+        reference = (
+            None if ref_model is None else reference_of(ref_model, model, args, quantization_config, peft_config)
+        )
         tokenizer = processing_class or named_tokenizer(policy, args, by_name=isinstance(model, str))
         use_pad_token(tokenizer, args.pad_token)
         self._asked_packing, self._needs = args.packing, args.needs(peft_config)
