@@ -105,7 +105,7 @@ class Together:
             return None
         place = next(i for i, each in enumerate(self._layers) if each is layer)
         kept = self._outputs.pop(place, None)
-        if kept is None or kept.state != _state(layer, x):
+        if kept is None or kept.state != _state(layer, x, _tensors(layer, x)):
             self._outputs = self._computed(x)
             kept = self._outputs.pop(place, None)
         return None if kept is None else kept.output
@@ -124,8 +124,11 @@ class Together:
             layers.append(Projection(layer.base_layer.weight, layer.base_layer.bias, B))
         outputs = project(x.to(dtype), _joined(As, dim=0).to(dtype), layers)
         self._drop_after_backward(outputs[0])
-        kept = zip(self._layers, outputs, strict=True)
-        return {i: _Output(output, _tensors(layer, x), _state(layer, x)) for i, (layer, output) in enumerate(kept)}
+        if len(outputs) == 1:  # asked for now
+            return {0: _Output(outputs[0], [], ())}
+        tensors = [_tensors(layer, x) for layer in self._layers]
+        states = (_state(layer, x, each) for layer, each in zip(self._layers, tensors, strict=True))
+        return dict(enumerate(map(_Output, outputs, tensors, states)))
 
     def _drop_after_backward(self, output: Tensor) -> None:
         """Give nothing out whose graph has been run backward, and with it freed."""
@@ -151,17 +154,14 @@ class _Output(NamedTuple):
     state: tuple[Any, ...]
 
 
-def _state(layer: Linear, x: Tensor) -> tuple[Any, ...]:
+def _state(layer: Linear, x: Tensor, tensors: list[Tensor]) -> tuple[Any, ...]:
     """What a layer's output depends on, as it is now: changed in place, a tensor has another version."""
     device = x.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     names = _adapters(layer)
     return (
         *(torch.is_grad_enabled(), autocast, *names, *(layer.scaling[name] for name in names)),
-        *(
-            (id(each), None if each.is_inference() else each._version, each.requires_grad)
-            for each in _tensors(layer, x)
-        ),
+        *((id(each), None if each.is_inference() else each._version, each.requires_grad) for each in tensors),
     )
 
 
