@@ -351,6 +351,7 @@ def test_a_live_bar_steers_nothing_and_reads_no_markup(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress(f"[/red][link=x]{TERMINAL}", total=1, unit="[/b]") as progress:
         progress.note("[/i]")
+        progress.advance()
     shown = terminal.getvalue()
     assert "[/red]" in shown
     assert "owned" in shown

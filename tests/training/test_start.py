@@ -174,7 +174,7 @@ def test_adapters_that_packed_rows_do_not_pass_are_found_when_they_are_on(
     def breaks(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return self.base_layer(x) * (1 + 0.1 * x.shape[1])
 
-    monkeypatch.setattr("modpo.training.trainer.join_adapters", lambda trainer: None)
+    monkeypatch.setattr("modpo.training.trainer.join_products", lambda trainer: None)
     monkeypatch.setattr("peft.tuners.lora.layer.Linear.forward", breaks)
     with pytest.raises(InputError, match=r"cannot read packed rows: its log-probs come out .*% off"):
         trainer_of(tiny_model, config(packing=True), scored, LoraConfig(**LORA), model)

@@ -223,7 +223,11 @@ def test_a_regression_without_rewards_is_said_to_have_no_effect(
     tiny_model: Path, config, scored: Dataset, capsys: pytest.CaptureFixture[str]
 ):
     said = []
-    for below, rows in ((0.5, scored), (0.7, scored), (0.7, scored.add_column("reward/better", [[0.0] * 9] * 8))):
+    for below, rows in (
+        (0.5, scored),
+        (0.7, scored),
+        (0.7, scored.add_column("reward/better", [[0.0] * len(ids) for ids in scored["responses_ids"]])),
+    ):
         say_once.cache_clear()
         make_trainer(tiny_model, config(regression_below=below), rows)
         said.append(capsys.readouterr().err.count("regression_below=0.7 has no effect: there is no reward of better"))
