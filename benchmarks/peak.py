@@ -37,14 +37,3 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     started = time.perf_counter()
     result = function()
     return time.perf_counter() - started, result
-
-
-def faster_dtype() -> str:
-    """The number format that this processor multiplies faster at the model's shapes."""
-    rates = {}
-    for name in ("bfloat16", "float32"):
-        peak = Peak(Shapes(((576, 1536, 0),), (1536, 576), 0, 0, 2), getattr(torch, name))
-        for _ in range(3):
-            peak.measure()
-        rates[name] = peak.best
-    return max(rates, key=lambda name: rates[name])

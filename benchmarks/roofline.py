@@ -27,7 +27,7 @@ from peft import get_peft_model
 from transformers import TrainerCallback
 
 from benchmarks.flops import Shapes, Work, packed
-from benchmarks.peak import Peak, faster_dtype, timed
+from benchmarks.peak import Peak, timed
 from benchmarks.preference_rows import qa_rows
 from benchmarks.train_side import lora, settings
 from benchmarks.trl import machine
@@ -42,6 +42,7 @@ from modpo.forward.frozen import TOKENS_PER_FORWARD, logps_by_group
 from modpo.forward.packing import pack, packed_tokens, runs
 from modpo.forward.policy import Policy
 from modpo.models.folders import default_cache_dir
+from modpo.models.matmul_speed import matmul_speed
 from modpo.models.reference import ReferenceModel
 from modpo.quickstart import HERE
 
@@ -279,7 +280,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], metavar="STAGE", help="these stages; nothing is written")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    best = faster_dtype()
+    best = matmul_speed(default_cache_dir()).faster
     found: dict[str, Any] = {}
     for dtype in [options.dtype] if options.dtype else sorted(("bfloat16", "float32"), key=lambda name: name != best):
         sizes = (options.prompts, options.long, options.rounds)

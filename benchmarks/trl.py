@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.own_process import result_of
-from benchmarks.peak import faster_dtype
 from benchmarks.preference_rows import qa_rows, single_pair_rows
 from modpo.models.embedded import fetch_model
 from modpo.models.folders import default_cache_dir
+from modpo.models.matmul_speed import matmul_speed
 
 RESULTS = Path(__file__).parent / "results" / "trl.json"
 QA_PROMPTS, HH_PAIRS = 3, 32
@@ -40,11 +40,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     model = fetch_model(default_cache_dir(), progress=print)
+    dtype = options.dtype or matmul_speed(default_cache_dir()).faster
     cases = {"qa": qa_rows(options.data, QA_PROMPTS), "pairs": single_pair_rows(options.data, HH_PAIRS)}
     results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.is_file() else {}
     for case, rows in cases.items():
         if options.only in (None, case):
-            results[case] = compare(case, rows, model, options.steps, options.dtype or faster_dtype())
+            results[case] = compare(case, rows, model, options.steps, dtype)
             results["rows"] = "real" if options.data else "made"
             results["command"] = " ".join(["python -m benchmarks.trl", *(["--data FOLDER"] if options.data else [])])
             results["machine"] = machine()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from modpo.base import heartbeat, progress
 from modpo.cli import main
 from modpo.experiment.file import read_experiment
 from modpo.experiment.sections import Experiment
@@ -40,6 +41,25 @@ def plain_descent() -> dict[str, Any]:
         "save_strategy": "no",
         "disable_tqdm": True,
     }
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch):
+    """A clock that stands still until it is told to move on by so many seconds."""
+
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        def pass_by(self, seconds: float) -> None:
+            self.now += seconds
+
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(heartbeat, "time", clock)
+    return clock
 
 
 @pytest.fixture(scope="session")

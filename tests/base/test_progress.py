@@ -7,28 +7,9 @@ import threading
 
 import pytest
 
-from modpo.base import heartbeat, progress
+from modpo.base import heartbeat
 from modpo.base.heartbeat import HEARTBEAT
 from modpo.base.progress import SECONDS_BETWEEN_LINES, Progress, duration, say, working
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch):
-    """A clock that stands still until it is told to move on by so many seconds."""
-
-    class Clock:
-        now = 1000.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-        def pass_by(self, seconds: float) -> None:
-            self.now += seconds
-
-    clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
-    monkeypatch.setattr(heartbeat, "time", clock)
-    return clock
 
 
 def beat() -> None:

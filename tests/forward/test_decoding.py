@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-import transformers
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from modpo.base.errors import InputError, NumericError
 from modpo.forward import decoding
@@ -18,49 +17,15 @@ from modpo.forward.generate import generate
 from modpo.forward.logprobs import padded_logps
 from modpo.forward.sampled import SampledAnswer, SamplingSettings
 from modpo.forward.sampling import sample_tokens, uniforms
+from tests.forward.architectures import PACKABLE, VOCABULARY, build
 
-VOCABULARY = 48
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-    "bos_token_id": None,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "initializer_range": 0.15,
-}
-MLA = {
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 12,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 4,
-    "moe_intermediate_size": 16,
-    "first_k_dense_replace": 1,
-}
-KINDS: dict[str, dict] = {
-    "Llama": {"num_key_value_heads": 2},
-    "Qwen3": {"num_key_value_heads": 1, "head_dim": 8},
-    "GPTNeoX": {},
-    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
-    "Phi": {},  # its head has a bias
-    "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32},
-    "DeepseekV2": MLA,  # values of another size than keys
-}
-NOT_IN_FLOAT64 = {"DeepseekV2"}  # torch has no grouped products of experts in it
+NOT_IN_FLOAT64 = {"DeepseekV2", "DeepseekV3"}  # torch has no grouped products of experts in it
 PROMPTS = [[3, 4, 5, 6, 7, 8], [9], list(range(3, 43)), [10, 11], [12, 13, 14], [15] * 7]
 SETTINGS = SamplingSettings(ends=[2, 3], max_new_tokens=BLOCK + 9, answers_per_prompt=3, seed=5)
 
 
-def build(kind: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**SMALL | KINDS[kind])
-    return AutoModelForCausalLM.from_config(config).to(dtype).eval()
+def policy(kind: str = "Llama", dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    return build(kind, **PACKABLE[kind]).to(dtype)
 
 
 def answers_of(
@@ -85,9 +50,9 @@ def made_alone(model: nn.Module, settings: SamplingSettings = SETTINGS) -> list[
     return [[answer(p, iter(uniforms(settings, i, j).tolist())) for j in range(n)] for i, p in enumerate(PROMPTS)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PACKABLE)
 def test_answers_and_log_probs_are_those_of_plain_passes(kind: str) -> None:
-    model = build(kind, torch.float32 if kind in NOT_IN_FLOAT64 else torch.float64)
+    model = policy(kind, torch.float32 if kind in NOT_IN_FLOAT64 else torch.float64)
     found = answers_of(model)
     ids = [[answer.ids for answer in group] for group in found]
     assert ids == made_alone(model)
@@ -102,7 +67,7 @@ def test_answers_and_log_probs_are_those_of_plain_passes(kind: str) -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_log_probs_are_the_policy_s_own_at_any_temperature(temperature: float) -> None:
-    model, settings = build("Llama"), SamplingSettings([2], 12, 2, temperature)
+    model, settings = policy(), SamplingSettings([2], 12, 2, temperature)
     found = answers_of(model, settings)
     ids = [[answer.ids for answer in group] for group in found]
     assert ids == made_alone(model, settings)
@@ -113,7 +78,7 @@ def test_log_probs_are_the_policy_s_own_at_any_temperature(temperature: float) -
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 1000])
 def test_what_shares_a_batch_changes_no_answer(batch_size: int) -> None:
-    model = build("Llama")
+    model = policy()
     assert [[a.ids for a in g] for g in answers_of(model, batch_size=batch_size)] == made_alone(model)
 
 
@@ -127,20 +92,20 @@ def test_a_batch_holds_no_more_answers_than_asked(batch_size: int, monkeypatch: 
         return sample_tokens(logits, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decoding, "sample_tokens", watched)
-    answers_of(build("Llama"), batch_size=batch_size)
+    answers_of(policy(), batch_size=batch_size)
     assert max(seen) == batch_size
 
 
 def test_prompts_are_read_in_passes_of_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "TOKENS_PER_FORWARD", 10)
-    model = build("Llama")
+    model = policy()
     assert [[a.ids for a in g] for g in answers_of(model, batch_size=100)] == made_alone(model)
 
 
 def test_a_policy_with_an_adapter_beside_its_base() -> None:
     torch.manual_seed(1)
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
-    model = get_peft_model(build("Llama"), config).double().eval()
+    model = get_peft_model(policy(), config).double().eval()
     found = [[a.ids for a in g] for g in answers_of(model)]
     assert found == made_alone(model)
     with model.disable_adapter():
@@ -149,7 +114,7 @@ def test_a_policy_with_an_adapter_beside_its_base() -> None:
 
 def test_the_first_token_s_frequencies_are_transformers_own() -> None:
     """Against `generate` of transformers, two samples of one distribution."""
-    model, n = build("Llama", torch.float32), 4000
+    model, n = policy(dtype=torch.float32), 4000
     (found,) = generate(model, None, [PROMPTS[0]], SamplingSettings([2], 1, n), packing=True, batch_size=n)
     torch.manual_seed(0)
     plain = model.generate(
@@ -162,7 +127,7 @@ def test_the_first_token_s_frequencies_are_transformers_own() -> None:
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    model = build("Llama")
+    model = policy()
     before = model.config._attn_implementation
     answers_of(model)
     assert model.config._attn_implementation == before
@@ -173,7 +138,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_a_model_that_calls_a_layer_twice_is_refused() -> None:
-    model = build("Llama")
+    model = policy()
     model.model.layers[1] = model.model.layers[0]
     with pytest.raises(InputError, match="calls one attention layer twice in a pass; fix: set `packing: false`"):
         answers_of(model)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from modpo.base.errors import InputError
 from modpo.forward import attention
@@ -24,8 +24,8 @@ from modpo.forward.logprobs import (
 )
 from modpo.forward.packability import require_packable
 from modpo.forward.packing import pack
+from tests.forward.architectures import PACKABLE, VOCABULARY, build
 
-VOCABULARY = 48
 TOLERANCE = 5e-4  # nats, summed over a response, in float32
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [5], [20, 21, 22]]
 RESPONSES = [
@@ -34,28 +34,6 @@ RESPONSES = [
     [[7, 7, 7, 2], [8, 9, 10, 11, 12, 2]],
 ]
 
-MLA = {  # heads of 16 numbers for queries and keys, of 12 for values
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 12,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 4,  # all: which experts are chosen does not turn on rounding
-    "moe_intermediate_size": 16,
-    "first_k_dense_replace": 1,
-}
-PACKABLE: dict[str, dict] = {
-    "Llama": {"num_key_value_heads": 2},
-    "Qwen2": {"num_key_value_heads": 2},
-    "Qwen3": {"num_key_value_heads": 2, "head_dim": 8},
-    "GPTNeoX": {},
-    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
-    "Phi": {},  # its head has a bias
-    "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32},
-    "DeepseekV2": MLA,
-    "DeepseekV3": MLA | {"n_group": 1, "topk_group": 1},
-}
 REFUSED: dict[str, tuple[dict, str]] = {
     "Mistral": ({"num_key_value_heads": 2}, "its attention slides over a window of 4096 tokens"),
     "Gemma2": ({"num_key_value_heads": 2, "head_dim": 8}, "it has layers of type sliding_attention"),
@@ -67,28 +45,6 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "Bloom": ({"n_layer": 2, "n_head": 4}, "its attention does not go through transformers' AttentionInterface"),
     "Doge": ({}, "packed attention does not know attention_mask"),  # masks by content
 }
-
-
-def build(name: str, **settings) -> PreTrainedModel:
-    """A random model of 2 layers, with weights so large that attention matters to the log-probs."""
-    small = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 640,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    config = getattr(transformers, f"{name}Config")(**(small | settings))
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).float()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
 
 
 def with_lora(model: PreTrainedModel) -> nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from modpo.base import heartbeat, progress
 from modpo.base.progress import Progress
 from modpo.pipeline.run import DRAWING_SECONDS, EVALUATE, REPORT, SWEEP, Stages
 
@@ -13,21 +12,8 @@ EXPECTED = {"sample": 100.0, SWEEP: 200.0, EVALUATE: 300.0, "of another run": 7.
 
 
 @pytest.fixture
-def pass_by(monkeypatch):
-    """Lets so many seconds pass, of a clock that stands still else."""
-
-    class Clock:
-        now = 1000.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-        def pass_by(self, seconds: float) -> None:
-            self.now += seconds
-
-    clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
-    monkeypatch.setattr(heartbeat, "time", clock)
+def pass_by(clock):
+    """Lets so many seconds pass."""
     return clock.pass_by
 
 

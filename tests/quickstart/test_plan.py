@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,13 @@ def test_sizes_go_from_full_to_fast_and_each_takes_less(separate: bool) -> None:
     assert choices[-1] == (SEPARATE_FAST if separate else FAST)
     taken = [sum(size.seconds(slower(20)).values()) for size in choices]
     assert all(a > b for a, b in itertools.pairwise(taken))
+
+
+def test_the_sizes_in_the_documents_are_these() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "commands.md").read_text("utf-8")
+    table = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \|$", text, flags=re.M)
+    expected = [(s.train_prompts, s.held_out_prompts, s.vectors) for s in sizes(separate=False)]
+    assert [tuple(map(int, row)) for row in table] == expected
 
 
 @pytest.mark.parametrize("times", [1, 3, 5, 8, 12, 20, 30])

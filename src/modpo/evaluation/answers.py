@@ -13,7 +13,7 @@ from modpo.data.tokens import answer_text, tokenize_prompt
 from modpo.data.tokens import identity as tokenizer_identity
 from modpo.experiment.sections import EvaluationSection
 from modpo.forward.policy import Policy
-from modpo.forward.sampled import RULES, SamplingSettings
+from modpo.forward.sampled import RULES, SamplingSettings, logps_of
 from modpo.models.positions import require_answerable
 from modpo.models.reference import ReferenceModel, answer_ends, answer_turn
 from modpo.policies.best_of_n import BestOfN
@@ -153,11 +153,15 @@ class Questions:
             batch_size=settings.batch_size,
             label=f"answers of {name}",
         )
-        ratios = policy.log_ratios_of_answers(model, self.prompts_ids, given, packing=self.packing)
-        turn, answers_ids = answer_turn(self.reference, self.prompts), [one.ids for group in given for one in group]
-        texts = [answer_text(ids, self.ends, tokenizer, turn) for ids in answers_ids]
+        answers_ids = [[one.ids for one in group] for group in given]
+        label = "log-probs of the answers under the reference"
+        ratios = policy.log_ratios(
+            model, self.prompts_ids, answers_ids, packing=self.packing, ours=logps_of(given), label=label
+        )
+        turn, flat = answer_turn(self.reference, self.prompts), [ids for group in answers_ids for ids in group]
+        texts = [answer_text(ids, self.ends, tokenizer, turn) for ids in flat]
         indices = [i for i, group in enumerate(given) for _ in group]
-        return Answers(indices, texts, ratios, [len(ids) for ids in answers_ids])
+        return Answers(indices, texts, ratios, [len(ids) for ids in flat])
 
     @property
     def _sampling(self) -> SamplingSettings:

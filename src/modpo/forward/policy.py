@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modpo.base.progress import Progress
-from modpo.forward.sampled import SampledAnswer
 from modpo.models.adapters import adapter_fingerprint, attach_adapter, merge_adapter, require_adapter
 from modpo.models.folders import is_adapter
 from modpo.models.quantized import is_quantized
@@ -104,47 +103,24 @@ class Policy:
         responses_ids: Sequence[Sequence[Sequence[int]]],
         *,
         packing: bool,
+        ours: Sequence[float] | None = None,
+        label: str | None = None,
     ) -> list[float]:
         """log pi(y|x) - log pi_ref(y|x) of all responses, one flat list, nats. 0 for the reference itself.
 
         Args:
             model: what `loaded` gave.
             prompts_ids: token ids of N prompts. responses_ids: of each prompt's responses.
+            ours: log pi of them, where it was taken as pi gave them; None: it is read.
+            label: what the console is told of reading pi_ref.
         """
         if self.folder is None:
             return [0.0 for group in responses_ids for _ in group]
-        ours = flat_logps(model, prompts_ids, responses_ids, packing=packing)
-        return self._less_reference(ours, model, prompts_ids, responses_ids, packing=packing)
-
-    def log_ratios_of_answers(
-        self,
-        model: PreTrainedModel | PeftModel,
-        prompts_ids: Sequence[Sequence[int]],
-        answers: Sequence[Sequence[SampledAnswer]],
-        *,
-        packing: bool,
-    ) -> list[float]:
-        """`log_ratios` of answers of pi: where log pi was taken as they were made, only pi_ref reads them."""
-        ids = [[answer.ids for answer in group] for group in answers]
-        ours = [answer.logp for group in answers for answer in group if answer.logp is not None]
-        if self.folder is None or len(ours) < sum(map(len, ids)):
-            return self.log_ratios(model, prompts_ids, ids, packing=packing)
-        label = "log-probs of the answers under the reference"
-        return self._less_reference(ours, model, prompts_ids, ids, packing=packing, label=label)
-
-    def _less_reference(
-        self,
-        logps: Sequence[float],
-        model: PreTrainedModel | PeftModel,
-        prompts_ids: Sequence[Sequence[int]],
-        responses_ids: Sequence[Sequence[Sequence[int]]],
-        *,
-        packing: bool,
-        label: str | None = None,
-    ) -> list[float]:
+        if ours is None:
+            ours = flat_logps(model, prompts_ids, responses_ids, packing=packing)
         with self.reference(model) as base:
             theirs = flat_logps(base, prompts_ids, responses_ids, packing=packing, label=label)
-        return [a - b for a, b in zip(logps, theirs, strict=True)]
+        return [a - b for a, b in zip(ours, theirs, strict=True)]
 
     def release(self) -> None:
         """Forget all weights; whoever needs them next reads them again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 RULES = 2  # counts up when the same settings give other answers
@@ -31,3 +31,9 @@ class SamplingSettings:
     temperature: float = 1.0
     seed: int = 0
     first_prompt: int = 0
+
+
+def logps_of(answers: Sequence[Sequence[SampledAnswer]]) -> list[float] | None:
+    """log pi of all answers to some prompts, one flat list; None where it was not taken as they were made."""
+    found = [answer.logp for group in answers for answer in group if answer.logp is not None]
+    return found if len(found) == sum(map(len, answers)) else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from modpo.data.groups import PromptGroups
 from modpo.data.tokens import tokenize_prompt
 from modpo.experiment.sections import Experiment
+from modpo.models.matmul_speed import finished
 from modpo.models.reference import ReferenceModel
 from modpo.quickstart.size import RESPONSES, Rates
 
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROMPTS, NEW_TOKENS = 48, 6  # as many answers at a time as the quickstart makes, but few tokens of each
-GROUPS, RESPONSE_TOKENS = 8, 40  # about what a pass of the training reads
+GROUPS, RESPONSE_TOKENS = 6, 40  # prompts with answers that are read together, and trained on one by one
 Ids = Sequence[Sequence[int]]
+Group = tuple[Sequence[int], Ids]  # a prompt and its responses
 
 
 def measure_rates(experiment: Experiment, prompts: PromptGroups) -> Rates:
-    """Tokens a second of sampling, reading and training: one pass each, after one that warms up.
+    """Tokens a second of sampling, reading and training, each as the quickstart does it, after a pass that warms up.
 
     Args:
         prompts: 48 or more, of which the first are used.
@@ -29,30 +31,21 @@ def measure_rates(experiment: Experiment, prompts: PromptGroups) -> Rates:
     reference = ReferenceModel.of(experiment, writes=False)
     ids = [tokenize_prompt(group.prompt, reference.tokenizer) for group in prompts[:PROMPTS]]
     texts = [(prompt * RESPONSE_TOKENS)[:RESPONSE_TOKENS] for prompt in ids]  # what is read matters little
-    groups = [texts[i * RESPONSES : (i + 1) * RESPONSES] for i in range(GROUPS)]
-    tokens = sum(map(len, ids[:GROUPS])) + GROUPS * RESPONSES * RESPONSE_TOKENS
+    groups = [(ids[i], texts[i * RESPONSES : (i + 1) * RESPONSES]) for i in range(GROUPS)]
     model = reference.model
     sampling = _sampling_rate(model, reference.tokenizer, ids)
-    reading = tokens / _seconds(lambda: _read(model, ids[:GROUPS], groups))
-    step = _training_step(model, experiment, ids[:GROUPS], groups)
-    return Rates(sampling, reading, tokens / _seconds(step))
+    reading = _rate(partial(_read, model), groups, together=GROUPS)
+    return Rates(sampling, reading, _rate(_training_step(model, experiment), groups, together=1))
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """Of the second time."""
-    work()
-    started = _now()
-    work()
-    return _now() - started
-
-
-def _now() -> float:
-    """The time, once an accelerator has done what it was given."""
-    import torch
-
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter()
+def _rate(work: Callable[[Sequence[Group]], object], groups: Sequence[Group], *, together: int) -> float:
+    """Tokens a second of work on so many groups at a time."""
+    work(groups[:1])
+    started = finished()
+    for i in range(0, len(groups), together):
+        work(groups[i : i + together])
+    tokens = sum(len(prompt) + sum(map(len, responses)) for prompt, responses in groups)
+    return tokens / (finished() - started)
 
 
 def _sampling_rate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Ids) -> float:
@@ -62,23 +55,23 @@ def _sampling_rate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, i
 
     def sample(tokens: int) -> float:
         settings = SamplingSettings(ends=(), max_new_tokens=tokens, answers_per_prompt=RESPONSES)
-        started = _now()
+        started = finished()
         generate(model, tokenizer, ids, settings, packing=True, label="measuring this machine")
-        return _now() - started
+        return finished() - started
 
     first = min(sample(1), sample(1))
     return len(ids) * RESPONSES * (NEW_TOKENS - 1) / max(sample(NEW_TOKENS) - first, 1e-3)
 
 
-def _read(model: PreTrainedModel, ids: Ids, groups: Sequence[Ids]) -> list[list[float]]:
+def _read(model: PreTrainedModel, groups: Sequence[Group]) -> None:
     from modpo.forward.frozen import logps_by_group
 
-    return list(logps_by_group(model, ids, groups, packing=True))
+    ids, responses = zip(*groups, strict=True)
+    for _ in logps_by_group(model, ids, responses, packing=True):
+        pass
 
 
-def _training_step(
-    model: PreTrainedModel, experiment: Experiment, ids: Ids, groups: Sequence[Ids]
-) -> Callable[[], None]:
+def _training_step(model: PreTrainedModel, experiment: Experiment) -> Callable[[Sequence[Group]], None]:
     """A pass forward and back through the adapters that the experiment trains. They stay on the model."""
     import torch
     from peft import get_peft_model
@@ -93,10 +86,10 @@ def _training_step(
     adapted = get_peft_model(model, lora_config(experiment.lora))
     attach_joint_adapters(adapted)
     device = next(model.parameters()).device
-    row = pack(ids, groups).to(device)
     mixed = torch.autocast(device.type, dtype=model.dtype, enabled=model.dtype != torch.float32)
 
-    def step() -> None:
+    def step(groups: Sequence[Group]) -> None:
+        row = pack(*zip(*groups, strict=True)).to(device)
         with packed_attention(causal_lm(adapted)), mixed:
             packed_logps(adapted, row).sum().backward()
 

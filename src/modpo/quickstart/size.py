@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modpo.pipeline.stages import EVALUATE, REPORT, SWEEP
 from modpo.scored.answers import SAMPLE
@@ -66,7 +66,7 @@ class Size:
 
 FULL = Size(train_prompts=128, held_out_prompts=112, vectors=9)
 # Where time does not suffice. First vectors go: those that stay are measured as well as before. Then prompts to train
-# on, then prompts to measure on, whose number the width of the intervals hangs on. docs/decisions has what was tried.
+# on, then prompts to measure on, whose number the width of the intervals hangs on.
 SMALLER = (
     Size(train_prompts=128, held_out_prompts=112, vectors=5),
     Size(train_prompts=96, held_out_prompts=112, vectors=5),
@@ -76,11 +76,13 @@ SMALLER = (
     Size(train_prompts=48, held_out_prompts=64, vectors=3),
 )
 FAST = Size(train_prompts=32, held_out_prompts=48, vectors=3, max_new_tokens=40)
-SEPARATE = tuple(
-    Size(train_prompts=size.train_prompts, held_out_prompts=size.held_out_prompts, vectors=vectors, separate=True)
-    for size, vectors in ((FULL, 5), (FULL, 3), (SMALLER[3], 3), (SMALLER[5], 2))
+SEPARATE = (
+    replace(FULL, vectors=5, separate=True),
+    replace(FULL, vectors=3, separate=True),
+    Size(train_prompts=64, held_out_prompts=96, vectors=3, separate=True),
+    Size(train_prompts=48, held_out_prompts=64, vectors=2, separate=True),
 )
-SEPARATE_FAST = Size(train_prompts=32, held_out_prompts=48, vectors=2, max_new_tokens=40, separate=True)
+SEPARATE_FAST = replace(FAST, vectors=2, separate=True)
 
 
 def sizes(*, separate: bool) -> Sequence[Size]:

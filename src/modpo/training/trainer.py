@@ -154,14 +154,18 @@ class MODPOTrainer(RowInputs, ReferenceAtStart, SignsOfLife, MeanLogs, DPOTraine
                 peft_config=peft_config,
             )
         self.ref_model = reference
-        if isinstance(policy, PeftModel) and "ref" in self.model.peft_config:
+        self._starts_at_reference = reference is None and adds_nothing(peft_config)
+        self._take_over()
+        say_where_nothing_is_regressed(args, train.column_names)
+
+    def _take_over(self) -> None:
+        """What TRL has made is made ready for packed rows, and what has no effect is said."""
+        if isinstance(self.model, PeftModel) and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")  # TRL's copy of the reference would be saved beside the policy
         self._kept_reference.remember(self.model)
         self._prepare_model()
         say_if_too_many_threads(torch.get_num_threads())
-        say_what_has_no_effect(args, packing=bool(self.args.packing))
-        say_where_nothing_is_regressed(args, train.column_names)
-        self._starts_at_reference = reference is None and adds_nothing(peft_config)
+        say_what_has_no_effect(self.args, packing=bool(self.args.packing))
 
     def _packing_of(self, policy: Model, reference: Model | None) -> bool:
         """Whether policy and reference are read packed: one way to read both."""
